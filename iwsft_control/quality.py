@@ -1,0 +1,46 @@
+"""Quality: one score for every unit of data. A unit is a whole episode or a single transition.
+
+Scorers are pure functions from a data set (and what was learned from it) to an array of scores, higher is better;
+only the order matters to :mod:`iwsft_control.curation`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from iwsft_control import critic
+from iwsft_control.dataset import Dataset
+
+
+def episode_returns(data: Dataset) -> np.ndarray:
+    """R(tau) = sum_t r_t of every episode, (E,): the quality of the paper's released code (its section on control)."""
+    return data.returns
+
+
+def transition_advantages(data: Dataset, critics: critic.CriticState, config: critic.CriticConfig) -> np.ndarray:
+    """The learned advantage min_i Q_i(s, a) - V(s) of every transition, (N,): this suite's default quality.
+
+    Q and V are IQL's (Kostrikov et al. 2022, eq. 5-6), learned on the whole data set.
+    """
+    return critic.advantages(config, critics, data.observations, data.actions)
+
+
+Units = tuple[np.ndarray, np.ndarray]
+
+
+def episode_units(data: Dataset) -> Units:
+    """First row and length of every episode: ((E,), (E,))."""
+    return data.starts[:-1], data.lengths
+
+
+def transition_units(data: Dataset) -> Units:
+    """First row and length (one) of every transition: ((N,), (N,))."""
+    n = len(data.rewards)
+    return np.arange(n), np.ones(n, np.int64)
+
+
+def summary(scores: np.ndarray) -> dict[str, Any]:
+    """Quantiles of scores for a result file's diagnostics."""
+    return {f"p{q}": float(np.percentile(scores, q)) for q in (0, 5, 50, 70, 85, 90, 95, 98, 100)}
