@@ -1,7 +1,7 @@
 """Evaluation: many episodes of a deterministic policy at once, on all cores, exactly as Gymnasium would play them.
 
-Episodes are dealt to fixed lanes, each a batch with its own policy calls, played by a pool of threads: MuJoCo and
-BLAS release the GIL. The lanes do not depend on the number of cores, so neither does any return.
+Episodes are dealt to fixed lanes, each with its own policy calls, played by a pool of threads: MuJoCo and BLAS
+release the GIL. The lanes do not depend on the number of cores, so neither does any return.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import threadpoolctl
 from gymnasium.envs.registration import EnvSpec
 
-from iwsft_control.simulation import make_batch
+from iwsft_control.simulation import Batch, make_batch
 
 EPISODES = 100
 FIRST_RESET_SEED = 1_000_000  # evaluation episode i is reset with FIRST_RESET_SEED + i, for every method and seed
@@ -50,34 +50,37 @@ def evaluate(
     Raises:
         PolicyError: an action is NaN, infinite or outside [-1, 1]; names policy, episode and step.
     """
-    lanes = [range(i, min(i + LANE, episodes)) for i in range(0, episodes, LANE)]
+    batch = make_batch(environment, episodes)
+    observations = batch.reset([first_seed + i for i in range(episodes)])
+    returns = np.zeros(episodes)
 
-    def play(lane: range) -> np.ndarray:
-        returns = _play(policy, environment, [first_seed + i for i in lane], name)
+    def play(lane: np.ndarray) -> None:
+        _play(policy, batch, lane, observations[lane], returns, f"{name}, reset seed {first_seed} + ")
         on_lane(len(lane))
-        return returns
 
+    lanes = [np.arange(i, min(i + LANE, episodes)) for i in range(0, episodes, LANE)]
     # One BLAS thread a lane: the lanes are the parallelism.
     with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        return np.concatenate(list(pool.map(play, lanes)))
+        list(pool.map(play, lanes))
+    return returns
 
 
-def _play(policy: Policy, environment: str | EnvSpec, seeds: list[int], name: str) -> np.ndarray:
-    batch = make_batch(environment, len(seeds))
-    observations = batch.reset(seeds)
-    active, returns = np.arange(len(seeds)), np.zeros(len(seeds))
+def _play(
+    policy: Policy, batch: Batch, active: np.ndarray, observations: np.ndarray, returns: np.ndarray, name: str
+) -> None:
+    """Play the episodes ``active`` of a batch to their ends, adding their rewards to ``returns`` in place."""
     for step in range(batch.max_steps):
         actions = policy(observations.astype(np.float32))
-        if not (np.abs(actions) <= 1).all():  # NaN compares false
-            episode = int(np.argmax(~(np.abs(actions) <= 1).all(axis=1)))
+        valid = (np.abs(actions) <= 1).all(axis=1)  # NaN compares false
+        if not valid.all():
+            worst = int(np.argmin(valid))
             raise PolicyError(
-                f"{name} gave the action {actions[episode].tolist()} at step {step} of the episode with reset seed "
-                f"{seeds[active[episode]]}; actions must be finite and within [-1, 1]."
+                f"{name}{active[worst]}: the action at step {step} is {actions[worst].tolist()}; actions must be finite "
+                "and within [-1, 1]."
             )
         observations, rewards, terminated = batch.step(active, actions)
         returns[active] += rewards
         if terminated.any():
             active, observations = active[~terminated], observations[~terminated]
             if not len(active):
-                break
-    return returns
+                return

@@ -34,7 +34,7 @@ class Batch(Protocol):
 class D4RLBatch:
     """N copies of ``d4rl/Hopper-v2``, ``d4rl/HalfCheetah-v2`` or ``d4rl/Walker2d-v2``.
 
-    Not thread-safe, but several batches may be stepped from several threads: MuJoCo releases the GIL.
+    Different environments of a batch may be stepped from different threads: MuJoCo releases the GIL.
     """
 
     def __init__(self, env_id: str, n: int):
