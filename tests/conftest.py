@@ -1,0 +1,82 @@
+"""Shared pieces: real D4RL rows (where they are at hand), small data sets, an isolated home for caches and Minari."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iwsft_control.dataset import Dataset, Episodes
+
+SHARED = Path(os.environ.get("IWSFT_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_configure():
+    # Compiled programs are kept between runs of the tests, apart from the user's.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Every test has its own Minari root and cache."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture(params=["hopper", "halfcheetah", "walker2d"])
+def piece(request):
+    """(name, arrays) of a real piece of D4RL."""
+    return request.param, real_piece(request.param)
+
+
+def real_piece(name: str) -> dict[str, np.ndarray]:
+    path = SHARED / "d4rl" / f"{name}_medium-v2_subset.npz"
+    if not path.is_file():
+        pytest.skip(f"no real D4RL rows: {path} is not there (they are not part of the repository)")
+    with np.load(path, allow_pickle=False) as file:
+        return {k: file[k] for k in file.files}
+
+
+def make_episodes(lengths=(30, 5, 17, 40), seed=0, observation_dim=11, action_dim=3, states=True) -> Episodes:
+    """Random episodes of Hopper's shape that obey its rule: observations are positions and clipped velocities."""
+    rng = np.random.default_rng(seed)
+    n, e, nq = sum(lengths), len(lengths), 6
+    qpos = rng.standard_normal((n + e, nq)).astype(np.float32)
+    qvel = (6 * rng.standard_normal((n + e, nq))).astype(np.float32)
+    ends = np.zeros(n, bool)
+    ends[np.cumsum(lengths) - 1] = True
+    terminations = ends & (rng.random(n) < 0.5)
+    return Episodes(
+        observations=np.concatenate([qpos[:, 1:], np.clip(qvel, -10, 10)], axis=1)[:, :observation_dim],
+        actions=np.tanh(rng.standard_normal((n, action_dim))).astype(np.float32),
+        rewards=rng.random(n).astype(np.float32),
+        terminations=terminations,
+        truncations=ends & ~terminations,
+        starts=np.concatenate([[0], np.cumsum(lengths)]),
+        qpos=qpos if states else None,
+        qvel=qvel if states else None,
+    )
+
+
+def make_data(lengths=(30, 5, 17, 40), seed=0) -> Dataset:
+    """Random flat data of Hopper's shape."""
+    episodes = make_episodes(lengths, seed)
+    rows = np.concatenate([np.arange(a, b) + e for e, (a, b) in enumerate(zip(episodes.starts, episodes.starts[1:]))])
+    return Dataset(
+        id="test/hopper/random-v0",
+        sha256="0" * 64,
+        origin="Minari",
+        environment="d4rl/Hopper-v2",
+        ref_min_score=-20.272305,
+        ref_max_score=3234.3,
+        observations=episodes.observations[rows],
+        actions=episodes.actions,
+        rewards=episodes.rewards,
+        next_observations=episodes.observations[rows + 1],
+        terminations=episodes.terminations,
+        starts=episodes.starts,
+    )
