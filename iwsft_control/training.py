@@ -134,6 +134,22 @@ def log_probs(hidden: tuple[int, ...], params: Any, observations: jax.Array, act
     return values.reshape(-1)[: actions.shape[0]]
 
 
+def draw(batch_size: int, curated: Curated, cumulative: jax.Array | None, key: jax.Array) -> jax.Array:
+    """Rows of a batch (batch_size,): an entry, in proportion to its weight, then one of its unit's rows uniformly.
+
+    ``cumulative`` (M,) holds the running sum of the entries' weights; without it all entries weigh the same.
+    """
+    entry_key, row_key = jax.random.split(key)
+    if cumulative is None:
+        entry = jax.random.randint(entry_key, (batch_size,), 0, curated.entries.shape[0])
+    else:
+        u = jax.random.uniform(entry_key, (batch_size,)) * cumulative[-1]
+        entry = jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), cumulative.shape[0] - 1)
+    unit = jnp.asarray(curated.entries)[entry]
+    starts, lengths = jnp.asarray(curated.starts)[unit], jnp.asarray(curated.lengths)[unit]
+    return starts + jax.random.randint(row_key, unit.shape, 0, lengths)
+
+
 def _steps(
     config: PolicyConfig,
     learning_rate: optax.Schedule,
@@ -149,7 +165,7 @@ def _steps(
     observations, actions = data
     policy = GaussianPolicy(config.hidden, actions.shape[1])
     optimiser = optax.adam(learning_rate)
-    info = {}
+    info, cumulative = {}, None
     if importance is not None:
         log_q = log_probs(config.hidden, state.lagged, observations[curated.rows], actions[curated.rows])
         log_ratio = objectives.unit_means(log_q - reference, curated.unit_of_row, curated.lengths)
@@ -161,19 +177,8 @@ def _steps(
             "max_weight": weights.max(),
         }
 
-    def draw(key: jax.Array) -> jax.Array:
-        """Rows of a batch: an entry (by its weight), then one of its unit's rows uniformly."""
-        entry_key, row_key = jax.random.split(key)
-        if importance is None:
-            entry = jax.random.randint(entry_key, (config.batch_size,), 0, curated.entries.shape[0])
-        else:
-            u = jax.random.uniform(entry_key, (config.batch_size,)) * cumulative[-1]
-            entry = jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), cumulative.shape[0] - 1)
-        unit = curated.entries[entry]
-        return curated.starts[unit] + jax.random.randint(row_key, unit.shape, 0, curated.lengths[unit])
-
     def step(state: PolicyState, key: jax.Array):
-        rows = draw(key)
+        rows = draw(config.batch_size, curated, cumulative, key)
         value, grad = jax.value_and_grad(
             lambda params: objectives.loss(*policy.apply(params, observations[rows]), actions[rows])
         )(state.params)
