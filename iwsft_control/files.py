@@ -65,7 +65,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 def save_pytree(path: Path, tree: Any, metadata: dict[str, Any] | None = None) -> None:
     """Write a pytree of arrays atomically as safetensors; ``metadata`` is kept beside it as JSON."""
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
+    arrays = {name: np.array(leaf, order="C") for name, leaf in flatten(tree).items()}  # scalars stay scalars
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, metadata={"json": json.dumps(metadata or {})})
 

@@ -1,0 +1,166 @@
+"""The reconstruction: SAC's losses, whole episodes, resuming, acceptance, and the data sets it writes."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import minari
+import numpy as np
+import pytest
+
+from iwsft_control import collect, dataset, sac, tasks
+from iwsft_control.files import UserError
+from iwsft_control.networks import TanhGaussianPolicy
+
+TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), random_steps=1000)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Collections that take seconds: 3,000 SAC steps and 2,000 of each fixed policy."""
+    monkeypatch.setattr(collect, "ROLLOUT_STEPS", 2000)
+    monkeypatch.setattr(collect, "SAC_CONFIGS", {k: TINY for k in collect.SAC_CONFIGS})
+    short = {k: dataclasses.replace(v, transitions=3000) for k, v in tasks.D4RL_MEDIUM_REPLAY.items()}
+    monkeypatch.setattr(tasks, "D4RL_MEDIUM_REPLAY", short)
+
+
+def same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path):
+    whole = collect.Run("d4rl/Hopper-v2", TINY, 3, 4000)
+    for _ in range(4):
+        whole.iterate()
+    first = collect.Run("d4rl/Hopper-v2", TINY, 3, 2000)
+    for _ in range(2):
+        first.iterate()
+    first.save(tmp_path / "x.safetensors")
+    second = collect.Run("d4rl/Hopper-v2", TINY, 3, 4000)
+    second.load(tmp_path / "x.safetensors")
+    for _ in range(2):
+        second.iterate()
+    same(whole.record, second.record)
+    same(whole.learner, second.learner)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run = collect.Run("d4rl/Hopper-v2", TINY, 3, 1000)
+    run.iterate()
+    run.save(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="another configuration"):
+        collect.Run("d4rl/Hopper-v2", TINY, 4, 1000).load(tmp_path / "x.safetensors")
+
+
+def test_seeds_differ_and_episodes_are_whole():
+    runs = [collect.Run("d4rl/Hopper-v2", TINY, seed, 2000) for seed in (0, 1)]
+    for run in runs:
+        run.iterate()
+        run.iterate()
+    assert not np.array_equal(runs[0].record["observations"], runs[1].record["observations"])
+    episodes = runs[0].episodes()
+    dataset.check(episodes, "run")
+    rows = dataset.state_rows(episodes.starts)
+    np.testing.assert_array_equal(episodes.observations[rows], runs[0].record["observations"])
+    np.testing.assert_array_equal(episodes.observations[rows + 1], runs[0].record["next_observations"])
+    np.testing.assert_allclose(episodes.observations[:, :5], episodes.qpos[:, 1:], rtol=1e-6)
+    np.testing.assert_array_equal(episodes.observations[:, 5:], np.clip(episodes.qvel, -10, 10))
+    assert 1000 in episodes.starts  # rlkit cuts paths at the end of an iteration
+    assert np.diff(episodes.starts).max() <= 1000
+
+
+def test_fingerprint_and_acceptance():
+    hopper = tasks.ENVIRONMENTS["hopper"]
+    wanted = tasks.D4RL_MEDIUM_REPLAY["hopper"]
+    assert collect.acceptance(wanted, wanted, hopper) == []
+    for change in ({"transitions": 401_999}, {"mean": 560.0}, {"mean": 380.0}, {"max": 2500.0}, {"max": 3700.0}):
+        assert len(collect.acceptance(dataclasses.replace(wanted, **change), wanted, hopper)) == 1
+    run = collect.Run("d4rl/Hopper-v2", TINY, 0, 1000)
+    run.iterate()
+    found = collect.fingerprint(run.episodes())
+    returns = run.returns()
+    assert (found.transitions, found.episodes) == (1000, len(returns))
+    assert found.mean == pytest.approx(returns.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("level", ["random", "medium", "expert", "medium-expert"])
+def test_fixed_policies(level, tiny, tmp_path):
+    name = f"hopper-{level}"
+    collect.main(collect.CollectConfig(name, expert_steps=4000, work=tmp_path / "work"))
+    data = minari.load_dataset(f"iwsft/hopper/{level}-v0")
+    assert data.total_steps == (4000 if level == "medium-expert" else 2000)
+    assert dataset.load(tasks.parse_task(name)).origin == "reconstruction"
+    if level == "random":
+        actions = dataset.load(tasks.parse_task(name)).actions
+        assert actions.min() < -0.99
+        assert abs(actions.mean()) < 0.05
+    with pytest.raises(UserError, match="exists already"):
+        collect.main(collect.CollectConfig(name, work=tmp_path / "work"))
+
+
+def test_what_is_not_accepted_is_not_written(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        collect.main(collect.CollectConfig("hopper-medium-replay", work=tmp_path / "work"))
+    assert error.value.code == 1
+    assert "not accepted: mean normalised return" in capsys.readouterr().err
+    assert not dataset.minari_path("iwsft/hopper/medium-replay-v0").exists()
+    assert list((tmp_path / "work").iterdir())  # the run itself is kept
+
+
+def test_accepted_data_are_written_and_packed(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collect, "acceptance", lambda *a: [])
+    collect.main(collect.CollectConfig("hopper-medium-replay", work=tmp_path / "work", embed=tmp_path / "packed"))
+    manifest = json.loads((tmp_path / "packed/manifest.json").read_text())
+    entry = manifest["iwsft/hopper/medium-replay-v0"]
+    monkeypatch.setattr(dataset, "EMBEDDED", tmp_path / "packed")
+    packed, metadata = dataset.read_embedded("iwsft/hopper/medium-replay-v0")
+    assert metadata["generation_config"]["updates_per_step"] == 0.02
+    in_minari = dataset.load(tasks.parse_task("hopper-medium-replay"))
+    assert dataset.content_sha256(packed) == in_minari.sha256
+    assert (tmp_path / "packed" / entry["file"]).stat().st_size == entry["bytes"]
+
+
+@pytest.mark.parametrize("env", ["ant-medium-replay", "hopper-full-replay"])
+def test_what_is_not_reconstructed(env):
+    with pytest.raises(UserError, match="not reconstructed"):
+        collect.main(collect.CollectConfig(env))
+
+
+# --- SAC ---------------------------------------------------------------------------------------------------------
+
+
+def test_log_prob_of_a_squashed_gaussian_by_change_of_variables():
+    mean, log_std = jnp.array([[0.3, -0.5]]), jnp.array([[-0.4, 0.2]])
+    action, log_prob = sac.sample(mean, log_std, jax.random.key(0))
+    u = np.arctanh(np.asarray(action, np.float64))
+    std = np.exp(np.asarray(log_std))
+    density = np.exp(-0.5 * ((u - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi)) / (1 - np.tanh(u) ** 2)
+    assert float(log_prob[0]) == pytest.approx(float(np.log(density).sum()), rel=1e-4)
+
+
+def test_numpy_action_is_the_networks():
+    net = TanhGaussianPolicy((16, 16), 3)
+    o = np.random.default_rng(0).standard_normal((7, 11)).astype(np.float32)
+    params = net.init(jax.random.key(0), o)
+    noise = np.random.default_rng(1).standard_normal((7, 3)).astype(np.float32)
+    mean, log_std = net.apply(params, o)
+    ours = sac.act(jax.tree.map(np.asarray, params), o, noise)
+    np.testing.assert_allclose(ours, np.tanh(mean + np.exp(log_std) * noise), rtol=1e-4, atol=1e-5)
+
+
+def test_sac_solves_a_bandit():
+    """One-step episodes whose reward is -(a - 0.6)^2: the policy's mean goes there."""
+    config = sac.SACConfig(hidden=(32, 32), learning_rate=3e-3, batch_size=128)
+    rng = np.random.default_rng(0)
+    n = 2000
+    actions = rng.uniform(-1, 1, (n, 1)).astype(np.float32)
+    replay = sac.Transitions(
+        np.ones((n, 2), np.float32), actions, -10 * (actions[:, 0] - 0.6) ** 2, np.ones((n, 2), np.float32), np.ones(n)
+    )
+    replay = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), replay)
+    state = sac.create(config, 2, 1, jax.random.key(0))
+    state = sac.train(config, 1500, state, replay, np.int32(n), jax.random.key(1))
+    mean, _ = TanhGaussianPolicy(config.hidden, 1).apply(state.policy, jnp.ones((1, 2)))
+    assert float(jnp.tanh(mean[0, 0])) == pytest.approx(0.6, abs=0.15)

@@ -1,0 +1,217 @@
+"""The run command, end to end on small data, and its answers to what cannot be meant."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iwsft_control import cli, dataset, load_policy, results, run, training
+from iwsft_control.critic import CriticConfig
+from iwsft_control.files import UserError
+from iwsft_control.objectives import METHODS
+from tests.conftest import make_episodes
+
+SCORES = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
+ID = "test/hopper/small-v0"
+POLICY = training.PolicyConfig(hidden=(16,), bc_steps=20, fine_tune_steps=10, batch_size=16)
+CRITIC = CriticConfig(steps=20, hidden=(16,), batch_size=16)
+
+
+def small():
+    lengths = np.random.default_rng(0).integers(5, 40, 30)
+    dataset.write_minari(ID, make_episodes(tuple(lengths)), "d4rl/Hopper-v2", SCORES)
+
+
+def config(tmp_path, **changes):
+    settings = {"dataset": ID, "quick": True, "results": tmp_path / "results", "policy": POLICY, "critic": CRITIC}
+    return run.RunConfig(**settings | changes)
+
+
+@pytest.mark.parametrize("quality", ["q", "return"])
+def test_all_methods(tmp_path, capsys, quality):
+    small()
+    run.main(config(tmp_path, method=tuple(METHODS), quality=quality))
+    found = {p: results.read(p) for p in (tmp_path / "results").rglob("*.json")}
+    assert sorted(r.method for r in found.values()) == sorted(METHODS)
+    for path, result in found.items():
+        assert len(result.episode_returns) == 5
+        assert result.quick
+        assert result.quality == (quality if result.method.endswith("-q") else None)
+        assert result.dataset["id"] == ID
+        assert result.physics["corrections"]
+        assert result.config["policy"]["bc_steps"] == 20
+        assert ("bc_start" in result.diagnostics) == METHODS[result.method].fine_tunes
+        assert ("critic" in result.seconds) == (quality == "q" and result.method.endswith("-q"))
+        policy = load_policy(path.with_suffix(".safetensors"))
+        again = run.evaluation.evaluate(policy, "d4rl/Hopper-v2", 5)
+        np.testing.assert_array_equal(again, result.episode_returns)
+        assert policy(np.zeros(11)).shape == (3,)
+    printed = capsys.readouterr().out
+    assert "test/hopper/small-v0 (a Minari data set)" in printed
+    assert "trial, not a score" in printed
+
+
+def test_the_same_seed_gives_the_same_file_bit_for_bit(tmp_path):
+    small()
+    one, two = (config(tmp_path, results=tmp_path / name, method=("iw-sft-q",)) for name in ("a", "b"))
+    run.main(one)
+    run.main(two)
+    weights = [next((tmp_path / n).rglob("*.safetensors")).read_bytes() for n in ("a", "b")]
+    assert weights[0] == weights[1]
+
+
+def test_several_seeds_in_processes_are_the_seeds_alone(tmp_path):
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core: seeds run one after the other")
+    small()
+    run.main(config(tmp_path, seeds=(0, 1), method=("bc",)))
+    run.main(config(tmp_path, seeds=(1,), method=("bc",), results=tmp_path / "alone"))
+    both = {r.seed: r for r in map(results.read, (tmp_path / "results").rglob("*.json"))}
+    alone = results.read(next((tmp_path / "alone").rglob("*.json")))
+    assert set(both) == {0, 1}
+    np.testing.assert_allclose(both[1].episode_returns, alone.episode_returns, rtol=1e-3)
+    assert both[0].episode_returns != both[1].episode_returns
+
+
+def test_another_configuration_does_not_overwrite(tmp_path):
+    small()
+    run.main(config(tmp_path, method=("bc",)))
+    run.main(config(tmp_path, method=("bc",), policy=training.PolicyConfig(hidden=(8,), bc_steps=5)))
+    assert len(list((tmp_path / "results").rglob("*.json"))) == 2
+
+
+def test_whole_trajectory_mode(tmp_path):
+    small()
+    run.main(config(tmp_path, method=("iw-sft",), whole_trajectory=True))
+    result = results.read(next((tmp_path / "results").rglob("*.json")))
+    assert result.config["whole_trajectory"] is True
+    assert len(result.diagnostics["training"]["effective_sample_size"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"env": "hopper-medium-reply", "dataset": None}, "did you mean hopper-medium-replay"),
+        ({"env": None, "dataset": None}, "say what to run"),
+        ({"method": ("iw-stf",)}, "did you mean iw-sft"),
+        ({"method": ("bc", "bc")}, "different methods"),
+        ({"method": ()}, "one or more"),
+        ({"seeds": ()}, "one or more"),
+        ({"seeds": (-1,)}, "--seeds must lie"),
+        ({"dataset": "test/hopper/smal-v0"}, "did you mean test/hopper/small-v0"),
+        ({"policy": training.PolicyConfig(bc_steps=-5)}, "--policy.bc-steps must be positive, not -5"),
+        ({"critic": CriticConfig(steps=0)}, "--critic.steps must be positive"),
+        ({"critic": CriticConfig(expectile=1.5)}, "--critic.expectile must lie between 0 and 1"),
+        ({"ref_min_score": 3.0}, "both --ref-min-score"),
+        ({"ref_min_score": 3.0, "ref_max_score": 2.0}, "must be below"),
+        ({"curation": run.CurationConfig(return_strata=(90, 100))}, "percentiles"),
+        ({"whole_trajectory": True}, "--whole-trajectory is for"),
+        ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v0"}, "leave one out"),
+    ],
+)
+def test_user_errors(tmp_path, changes, sentence):
+    small()
+    with pytest.raises(UserError, match=sentence) as error:
+        run.main(config(tmp_path, **changes))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_unwritable_results(tmp_path):
+    small()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write into"):
+        run.main(config(tmp_path, results=tmp_path / "file" / "below"))
+
+
+def test_an_environment_that_cannot_be_made(tmp_path):
+    small()
+    path = dataset.minari_path(ID) / "data/metadata.json"
+    metadata = json.loads(path.read_text())
+    spec = json.loads(metadata["env_spec"])
+    spec |= {"id": "Nowhere-v0", "entry_point": "nowhere:Env"}
+    path.write_text(json.dumps(metadata | {"env_spec": json.dumps(spec)}))
+    with pytest.raises(UserError, match="Nowhere-v0"):
+        run.main(config(tmp_path))
+
+
+def test_another_minari_data_set_in_its_own_environment(tmp_path):
+    """A data set such as mujoco/hopper/medium-v0: stock physics, no reference scores of its own."""
+    import gymnasium as gym
+
+    dataset.write_minari("mujoco/hopper/medium-v0", make_episodes(), "Hopper-v5", {})
+    assert gym.spec("Hopper-v5")
+    with pytest.raises(UserError, match="--ref-min-score"):
+        run.main(config(tmp_path, dataset="mujoco/hopper/medium-v0"))
+    scores = {"ref_min_score": 0.0, "ref_max_score": 3000.0}
+    run.main(config(tmp_path, dataset="mujoco/hopper/medium-v0", method=("bc",), **scores))
+    result = results.read(next((tmp_path / "results").rglob("*.json")))
+    assert result.physics["environment"] == "Hopper-v5"
+    assert result.physics["corrections"] == []
+    assert result.task == "mujoco/hopper/medium-v0"
+
+
+def command(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "iwsft_control.run", *arguments], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+
+
+def test_exit_codes_of_the_command():
+    wrong = command("--env", "hoper-medium-replay")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: unknown task")
+    assert "Traceback" not in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+    helped = command("--help")
+    assert helped.returncode == 0
+    for option in ("--env", "--method", "--seeds", "--quality", "--results", "--quick", "--critic.expectile"):
+        assert option in helped.stdout
+
+
+def test_a_keyboard_interrupt_is_not_a_stack_trace(capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    sys.argv, before = ["run"], sys.argv
+    try:
+        with pytest.raises(SystemExit) as error:
+            cli.command(run.RunConfig, interrupted, "run", "")
+    finally:
+        sys.argv = before
+    assert error.value.code == 130
+    assert "kept" in capsys.readouterr().err
+
+
+def test_policies_that_are_not(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_policy(tmp_path / "none.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="damaged"):
+        load_policy(tmp_path / "x.safetensors")
+    from iwsft_control import files
+
+    files.save_pytree(tmp_path / "y.safetensors", {"a": np.zeros(3)})
+    with pytest.raises(UserError, match="does not hold a policy"):
+        load_policy(tmp_path / "y.safetensors")
+
+
+def test_the_modules_flow_one_way():
+    """No module of the package imports one that stands after it."""
+    import ast
+
+    order = (
+        "files tasks physics simulation networks dataset sac critic quality curation objectives training evaluation "
+        "results cli run collect d4rl"
+    ).split()
+    folder = Path(run.__file__).parent
+    assert {p.stem for p in folder.glob("*.py")} == {*order, "__init__"}
+    for i, name in enumerate(order):
+        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iwsft_control"):
+                parts = node.module.split(".")[1:] or [a.name for a in node.names]
+                assert all(p not in order[i:] for p in parts), (name, parts)

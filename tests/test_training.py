@@ -1,0 +1,202 @@
+"""Claims about training that hold for every method."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iwsft_control import critic, objectives, quality, run, training
+from iwsft_control.networks import GaussianPolicy, greedy
+from iwsft_control.objectives import METHODS, ImportanceConfig
+from tests.conftest import make_data
+
+POLICY = training.PolicyConfig(hidden=(16, 16), batch_size=32, bc_steps=30, fine_tune_steps=20)
+IMPORTANCE = ImportanceConfig(refresh_every=5)
+DATA = make_data((30, 5, 17, 40, 20, 8, 33, 12, 25, 50))
+DEVICE = (jnp.asarray(DATA.observations), jnp.asarray(DATA.actions))
+
+
+def nothing(_):
+    pass
+
+
+def bc(seeds=(0,), config=POLICY):
+    entries, _ = run.curate(run.CurationConfig(), "bc", "q", DATA, None)
+    return training.train_policies(config, IMPORTANCE, "bc", DEVICE, [entries], seeds, None, nothing)
+
+
+def train(method, seeds=(0,), source="q", config=POLICY, importance=IMPORTANCE, start=None):
+    advantages = np.random.default_rng(0).standard_normal(len(DATA.rewards))
+    curated, _ = run.curate(run.CurationConfig(), method, source, DATA, advantages)
+    if start is None and METHODS[method].fine_tunes:
+        start, _ = bc(seeds, config)
+    return training.train_policies(config, importance, method, DEVICE, [curated], seeds, start, nothing)
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("source", ["q", "return"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_changes_every_parameter_and_repeats_bit_for_bit(method, source):
+    start = bc()[0]
+    first, log = train(method, source=source, start=start)
+    again, _ = train(method, source=source, start=start)
+    for a, b, s in zip(leaves(first), leaves(again), leaves(start), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.isfinite(a).all()
+        assert not np.array_equal(a, s) or method == "bc"
+    assert np.isfinite(log[0]["loss"]).all()
+    assert ("effective_sample_size" in log[0]) == METHODS[method].importance_weighted
+
+
+def test_two_seeds_differ_from_the_first_step_of_bc():
+    config = dataclasses.replace(POLICY, bc_steps=1)
+    one, two = bc((0,), config)[0], bc((1,), config)[0]
+    kernels = [x["params"]["net"]["net"]["Dense_0"]["kernel"] if "net" in x["params"]["net"] else x for x in (one, two)]
+    assert not np.array_equal(leaves(kernels[0])[0], leaves(kernels[1])[0])
+    # And the batches differ, not only the initialisation: the same start, two seeds.
+    start, _ = bc((0,))
+    assert not np.array_equal(
+        leaves(train("sft", (0,), start=start)[0])[0], leaves(train("sft", (1,), start=start)[0])[0]
+    )
+
+
+def test_a_vmap_over_seeds_is_the_seeds_one_by_one():
+    together, logs = train("iw-sft-q", (3, 4))
+    assert len(logs) == 2
+    for i, seed in enumerate((3, 4)):
+        alone, _ = train("iw-sft-q", (seed,))
+        for a, b in zip(leaves(together), leaves(alone), strict=True):
+            np.testing.assert_allclose(a[i], b[0], rtol=2e-3, atol=2e-4)
+
+
+def test_first_weights_are_uniform_because_q_starts_as_the_reference():
+    _, log = train("iw-sft-q")
+    assert log[0]["effective_sample_size"][0] == pytest.approx(1.0)
+    assert log[0]["max_weight"][0] == pytest.approx(1.0)
+    assert log[0]["mean_log_ratio"][0] == pytest.approx(0.0, abs=1e-6)
+    assert log[0]["max_weight"][-1] > 1.0
+
+
+def test_weights_are_refreshed_as_often_as_configured():
+    _, log = train("iw-sft-q")
+    assert log[0]["step"] == [5, 10, 15, 20]
+
+
+def test_without_a_temperature_iw_sft_draws_uniformly():
+    """Temperature 0 makes every weight one: what remains is sft, up to how the draw is made."""
+    importance = dataclasses.replace(IMPORTANCE, temperature=0.0)
+    _, log = train("iw-sft", importance=importance)
+    assert log[0]["effective_sample_size"] == pytest.approx([1.0] * 4)
+
+
+def test_bc_learns_a_linear_expert():
+    rng = np.random.default_rng(0)
+    o = rng.standard_normal((4000, 3)).astype(np.float32)
+    a = np.tanh(o @ rng.standard_normal((3, 2)) * 0.5).astype(np.float32)
+    config = training.PolicyConfig(hidden=(64, 64), bc_steps=3000)
+    everything = training.curate(np.arange(4000), (np.arange(4000), np.ones(4000, int)))
+    data = (jnp.asarray(o), jnp.asarray(a))
+    params, _ = training.train_policies(config, IMPORTANCE, "bc", data, [everything], (0,), None, nothing)
+    policy = greedy(jax.tree.map(lambda x: x[0], params))
+    assert np.abs(policy(o) - a).mean() < 0.03
+
+
+def test_fine_tuning_follows_the_curated_data():
+    """Two kinds of transitions, the curated ones say +0.5: BC is in between, sft-q goes there."""
+    rng = np.random.default_rng(0)
+    o = rng.standard_normal((2000, 3)).astype(np.float32)
+    a = np.where(np.arange(2000)[:, None] % 2, 0.5, -0.5).astype(np.float32) * np.ones((1, 2), np.float32)
+    data = (jnp.asarray(o), jnp.asarray(a))
+    config = training.PolicyConfig(hidden=(32,), bc_steps=1500, fine_tune_steps=3000, fine_tune_learning_rate=3e-3)
+    units = (np.arange(2000), np.ones(2000, int))
+    start, _ = training.train_policies(
+        config, IMPORTANCE, "bc", data, [training.curate(np.arange(2000), units)], (0,), None, nothing
+    )
+    mean = lambda p: greedy(jax.tree.map(lambda x: x[0], p))(o).mean()  # noqa: E731
+    assert abs(mean(start)) < 0.1
+    good = training.curate(np.arange(1, 2000, 2), units)
+    for method in ("sft-q", "iw-sft-q"):
+        tuned, _ = training.train_policies(config, IMPORTANCE, method, data, [good], (0,), start, nothing)
+        assert mean(tuned) > 0.4
+
+
+def test_average_is_the_exponential_average():
+    """With decay 0 the average is the last parameters; with decay 1 it never leaves the start."""
+    start, _ = bc()
+    still, _ = train("sft", config=dataclasses.replace(POLICY, average_decay=1.0), start=start)
+    for a, b in zip(leaves(still), leaves(start), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_critics_repeat_and_seeds_differ():
+    config = critic.CriticConfig(steps=20, hidden=(16,), batch_size=32)
+    device = critic.to_device(DATA)
+    one, again = (training.train_critics(config, device, (0,), nothing)[0] for _ in range(2))
+    other, log = training.train_critics(config, device, (1,), nothing)
+    for a, b in zip(leaves(one), leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
+    assert log[0]["step"] == [20]
+    assert np.isfinite(log[0]["critic_loss"]).all()
+
+
+def test_log_probs_in_chunks():
+    policy = GaussianPolicy((16,), 3)
+    rng = np.random.default_rng(0)
+    o, a = rng.standard_normal((5000, 11)).astype(np.float32), rng.uniform(-1, 1, (5000, 3)).astype(np.float32)
+    params = policy.init(jax.random.key(0), o)
+    whole = objectives.gaussian_log_prob(*policy.apply(params, o), a)
+    np.testing.assert_allclose(training.log_probs((16,), params, o, a), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_numpy_policy_is_the_flax_policy():
+    policy = GaussianPolicy((16, 16), 3)
+    o = np.random.default_rng(0).standard_normal((50, 11)).astype(np.float32)
+    params = policy.init(jax.random.key(0), o)
+    np.testing.assert_allclose(greedy(params)(o), policy.apply(params, o)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(greedy(params)(o[0]), policy.apply(params, o[0])[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["iw-sft", "iw-sft-q"])
+def test_whole_trajectories(method):
+    """The released loop: a step equals one on all sampled trajectories at once, weights start uniform."""
+    start, _ = bc()
+    curated, _ = run.curate(run.CurationConfig(), method, "return", DATA, None)
+    config = dataclasses.replace(POLICY, fine_tune_steps=3)
+    params, log = training.train_whole_trajectories(
+        config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing
+    )
+    again, _ = training.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
+    for a, b in zip(leaves(params), leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert log[0]["effective_sample_size"][0] == pytest.approx(1.0)
+    # The first step's loss, by hand on the same draw of episodes.
+    key = jax.random.fold_in(training.stage_keys((0,), method)[0], 0)
+    entry = np.asarray(jax.random.randint(key, (training.TRAJECTORIES,), 0, len(curated.entries)))
+    first, length = (np.asarray(x)[curated.entries[entry]] for x in (curated.starts, curated.lengths))
+    reference = jax.tree.map(lambda x: x[0], start)
+    log_prob = np.asarray(training.log_probs(POLICY.hidden, reference, *DEVICE))
+    means = [log_prob[f : f + n].mean() for f, n in zip(first, length, strict=True)]
+    expected = -np.mean(means) / training.TRAJECTORIES  # weights are 1/B each
+    assert log[0]["loss"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_units_of_each_method():
+    advantages = np.arange(len(DATA.rewards), dtype=float)
+    sizes = {}
+    for method in METHODS:
+        curated, _ = run.curate(run.CurationConfig(), method, "q", DATA, advantages)
+        sizes[method] = (len(curated.entries), int(np.asarray(curated.lengths).max()))
+    n, best = len(DATA.rewards), int(DATA.lengths[np.argmax(DATA.returns)])
+    assert sizes["bc"] == (n, 1)
+    assert sizes["filtered-bc"] == (best, 1)  # the best of ten episodes, by transition
+    assert sizes["sft"] == sizes["iw-sft"] == (1, best)
+    assert sizes["sft-q"] == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
+    curated, scores = run.curate(run.CurationConfig(), "sft-q", "return", DATA, None)
+    assert np.bincount(curated.entries).tolist() == [3]
+    np.testing.assert_array_equal(scores, quality.episode_returns(DATA))
