@@ -240,7 +240,7 @@ def rollout(
         observations = next_observations.copy()
         ended = np.flatnonzero(terminated | truncated)
         for i in ended:
-            observations[i] = batch.reset_one(i, int(rng.integers(2**31)))
+            observations[i] = batch.reset_one(int(i), int(rng.integers(2**31)))
         length[ended] = 0
         if t % 100 == 99 or t == steps - 1:
             progress(lanes * (t % 100 + 1))

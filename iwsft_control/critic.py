@@ -134,18 +134,21 @@ def train(
 
 
 @partial(jax.jit, static_argnums=0)
-def _advantage(config: CriticConfig, state: CriticState, observations: jax.Array, actions: jax.Array) -> jax.Array:
+def _values(config: CriticConfig, state: CriticState, observations: jax.Array, actions: jax.Array):
     q = TwinCritic(config.hidden).apply(state.target, observations, actions).min(axis=0)
-    return q - ValueFunction(config.hidden).apply(state.value, observations)
+    return q, ValueFunction(config.hidden).apply(state.value, observations)
 
 
-def advantages(config: CriticConfig, state: CriticState, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """min_i Q_i(s, a) - V(s) of every row, (N,), with the target critics; in chunks of one shape."""
+def values(
+    config: CriticConfig, state: CriticState, observations: np.ndarray, actions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """min_i Q_i(s, a) (target critics) and V(s) of every row, (N,) each; in chunks of one shape."""
     n = len(actions)
     padding = ((0, -n % EVALUATION_CHUNK), (0, 0))
     o, a = np.pad(observations, padding), np.pad(actions, padding)
     chunks = [
-        np.asarray(_advantage(config, state, o[i : i + EVALUATION_CHUNK], a[i : i + EVALUATION_CHUNK]))
+        _values(config, state, o[i : i + EVALUATION_CHUNK], a[i : i + EVALUATION_CHUNK])
         for i in range(0, n, EVALUATION_CHUNK)
     ]
-    return np.concatenate(chunks)[:n]
+    q, v = (np.concatenate([np.asarray(x) for x in part])[:n] for part in zip(*chunks, strict=True))
+    return q, v

@@ -60,7 +60,9 @@ def verify(path: Path, expected: OfficialFile) -> None:
             f"{path} has {size:,} bytes, D4RL's has {expected.size:,}: it is truncated or another file; fetch it again."
         )
     if files.sha256(path) != expected.sha256:
-        raise UserError(f"{path} does not have the sha256 of D4RL's file; it is damaged or another file: fetch it again.")
+        raise UserError(
+            f"{path} does not have the sha256 of D4RL's file; it is damaged or another file: fetch it again."
+        )
 
 
 def download(url: str, path: Path, expected: OfficialFile, progress: Callable[[int], None] = lambda n: None) -> None:

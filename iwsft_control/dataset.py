@@ -304,7 +304,8 @@ def unpack(path: Path) -> tuple[Episodes, dict[str, Any]]:
             columns = {name: file[name][()] for name in file}  # type: ignore[index]
             metadata = json.loads(str(file.attrs["metadata"]))
         fields = ("observations", "actions", "rewards", "terminations", "truncations", "starts")
-        return Episodes(*(columns[f] for f in fields), *_states(columns)), metadata
+        qpos, qvel = _states(columns)
+        return Episodes(**{f: columns[f] for f in fields}, qpos=qpos, qvel=qvel), metadata
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); install iwsft_control again.") from error
 
@@ -353,7 +354,7 @@ def resolve(task: Task | None, dataset_id: str | None = None) -> str:
         if candidate in local or candidate in embedded:
             return candidate
     raise UserError(
-        f"there is no data for {task.name} yet: run 'python -m iwsft_control.d4rl download {task.name}' (D4RL's own) or "
+        f"no data for {task.name} yet: run 'python -m iwsft_control.d4rl download {task.name}' (D4RL's own) or "
         f"'python -m iwsft_control.collect --env {task.name}' (a reconstruction)."
     )
 

@@ -75,8 +75,8 @@ def _play(
         if not valid.all():
             worst = int(np.argmin(valid))
             raise PolicyError(
-                f"{name}{active[worst]}: the action at step {step} is {actions[worst].tolist()}; actions must be finite "
-                "and within [-1, 1]."
+                f"{name}{active[worst]}: the action at step {step} is {actions[worst].tolist()}; "
+                "actions must be finite and within [-1, 1]."
             )
         observations, rewards, terminated = batch.step(active, actions)
         returns[active] += rewards

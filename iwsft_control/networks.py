@@ -53,6 +53,12 @@ def gaussian_log_prob(mean: jax.Array, log_std: jax.Array, actions: jax.Array) -
     return jnp.sum(-0.5 * z**2 - log_std - 0.5 * jnp.log(2 * jnp.pi), axis=-1)
 
 
+def policy_log_prob(policy: GaussianPolicy, params: Any, observations: jax.Array, actions: jax.Array) -> jax.Array:
+    """log pi(a|s): observations (..., O), actions (..., A) -> (...)."""
+    mean, log_std = policy.apply(params, observations)
+    return gaussian_log_prob(mean, log_std, actions)
+
+
 class TanhGaussianPolicy(nn.Module):
     """SAC's policy: a = tanh(u), u ~ N(mu(s), diag(sigma(s)^2)) (Haarnoja et al. 2018)."""
 

@@ -29,8 +29,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from iwsft_control.networks import gaussian_log_prob
-
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -67,9 +65,9 @@ class ImportanceConfig:
     """Steps between two passes over the curated set that recompute all weights."""
 
 
-def loss(mean: jax.Array, log_std: jax.Array, actions: jax.Array) -> jax.Array:
-    """-mean log pi(a|s) over a batch: what every method descends; the batch's distribution is what differs."""
-    return -gaussian_log_prob(mean, log_std, actions).mean()
+def loss(log_prob: jax.Array) -> jax.Array:
+    """-mean log pi(a|s) over a batch (B,): what every method descends; the batch's distribution is what differs."""
+    return -log_prob.mean()
 
 
 def importance_weights(config: ImportanceConfig, log_ratio: jax.Array) -> jax.Array:

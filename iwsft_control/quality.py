@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from iwsft_control import critic
 from iwsft_control.dataset import Dataset
 
 
@@ -19,12 +18,14 @@ def episode_returns(data: Dataset) -> np.ndarray:
     return data.returns
 
 
-def transition_advantages(data: Dataset, critics: critic.CriticState, config: critic.CriticConfig) -> np.ndarray:
-    """The learned advantage min_i Q_i(s, a) - V(s) of every transition, (N,): this suite's default quality.
+def episode_values(data: Dataset, q: np.ndarray) -> np.ndarray:
+    """(1/T) sum_t Q(s_t, a_t) of every episode, (E,), from the learned Q of every transition (N,)."""
+    return np.add.reduceat(q.astype(np.float64), data.starts[:-1]) / data.lengths
 
-    Q and V are IQL's (Kostrikov et al. 2022, eq. 5-6), learned on the whole data set.
-    """
-    return critic.advantages(config, critics, data.observations, data.actions)
+
+def transition_advantages(q: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """The learned advantage Q(s, a) - V(s) of every transition, (N,) (IQL's, Kostrikov et al. 2022)."""
+    return q - v
 
 
 Units = tuple[np.ndarray, np.ndarray]

@@ -48,10 +48,12 @@ class CurationConfig:
 
     filter_percentile: float = 90
     """filtered-bc, sft, iw-sft: episodes above this percentile of return."""
-    return_strata: tuple[float, ...] = (90, 95, 98)
-    """--quality return: episodes, once for each of these percentiles of return that they exceed (the paper)."""
-    advantage_strata: tuple[float, ...] = (70, 85, 95)
-    """--quality q: transitions, once for each of these percentiles of learned advantage that they exceed."""
+    q_unit: Literal["episode", "transition"] = "episode"
+    """--quality q: whole episodes by their mean learned Q, or single transitions by their learned advantage."""
+    episode_strata: tuple[float, ...] = (90, 95, 98)
+    """Episodes are taken once for each of these percentiles of quality that they exceed (the paper's)."""
+    transition_strata: tuple[float, ...] = (70, 85, 95)
+    """Likewise for transitions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +80,10 @@ class RunConfig:
     """A trial of a few steps and 5 episodes, marked as such in its result; within a minute."""
     whole_trajectory: bool = False
     """iw-sft and iw-sft-q (--quality return) exactly as in the paper's released code; slow, for comparison."""
-    policy: PolicyConfig = PolicyConfig()
-    critic: CriticConfig = CriticConfig()
-    importance: ImportanceConfig = ImportanceConfig()
-    curation: CurationConfig = CurationConfig()
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
+    importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
+    curation: CurationConfig = dataclasses.field(default_factory=CurationConfig)
 
 
 QUICK_EPISODES = 5
@@ -138,10 +140,15 @@ def validate(config: RunConfig) -> RunConfig:
     }.items():
         cli.require(0 <= value <= 1, f"--{name} must lie between 0 and 1, not {value}.")
     cli.require(0 <= i.low <= i.high, "--importance.low must lie between 0 and --importance.high.")
-    percentiles = (config.curation.filter_percentile, *config.curation.return_strata, *config.curation.advantage_strata)
+    percentiles = (
+        config.curation.filter_percentile,
+        *config.curation.episode_strata,
+        *config.curation.transition_strata,
+    )
     cli.require(all(0 <= x < 100 for x in percentiles), "--curation percentiles must lie in [0, 100).")
     cli.require(
-        bool(config.curation.return_strata and config.curation.advantage_strata), "--curation strata must not be empty."
+        bool(config.curation.episode_strata and config.curation.transition_strata),
+        "--curation strata must not be empty.",
     )
     cli.require(all(w > 0 for w in (*p.hidden, *c.hidden)), "hidden widths must be positive.")
     scores = (config.ref_min_score, config.ref_max_score)
@@ -165,24 +172,32 @@ def validate(config: RunConfig) -> RunConfig:
     )
 
 
-def curate(config: CurationConfig, method: str, source: str, data: Dataset, advantages: np.ndarray | None):
+Values = tuple[np.ndarray, np.ndarray]  # the learned Q and V of every transition
+
+
+def curate(
+    config: CurationConfig, method: str, source: str, data: Dataset, values: Values | None
+) -> tuple[training.Curated, np.ndarray | None]:
     """The multiset of units that ``method`` samples from, and the scores behind it (None where all data count)."""
     kind = METHODS[method].curation
+    transitions, episodes = quality.transition_units(data), quality.episode_units(data)
     if kind == "everything":
-        return training.curate(curation.everything(len(data.rewards)), quality.transition_units(data)), None
-    if kind == "quality" and source == "q":
-        assert advantages is not None
-        entries = curation.nested_strata(advantages, config.advantage_strata)
-        return training.curate(entries, quality.transition_units(data)), advantages
+        return training.curate(curation.everything(len(data.rewards)), transitions), None
     scores = quality.episode_returns(data)
     if kind == "quality":
-        entries = curation.nested_strata(scores, config.return_strata)
-        return training.curate(entries, quality.episode_units(data)), scores
+        if source == "return":
+            return training.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
+        assert values is not None
+        if config.q_unit == "transition":
+            scores = quality.transition_advantages(*values)
+            return training.curate(curation.nested_strata(scores, config.transition_strata), transitions), scores
+        scores = quality.episode_values(data, values[0])
+        return training.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
     best = curation.above(scores, config.filter_percentile)
     if kind == "filtered":  # transitions of the best episodes, uniformly: long episodes count by their length
         rows = np.flatnonzero(np.isin(data.episode_of, best))
-        return training.curate(rows, quality.transition_units(data)), scores
-    return training.curate(best, quality.episode_units(data)), scores
+        return training.curate(rows, transitions), scores
+    return training.curate(best, episodes), scores
 
 
 def run_seeds(config: RunConfig, data: Dataset, seeds: Sequence[int], start: Start) -> Iterator[Outcome]:
@@ -196,7 +211,7 @@ def run_seeds(config: RunConfig, data: Dataset, seeds: Sequence[int], start: Sta
         seconds[stage] = time.perf_counter() - began
 
     device_data = (jnp.asarray(data.observations), jnp.asarray(data.actions))
-    bc_params, bc_scores, bc_log, advantages, critic_log = None, None, None, None, None
+    bc_params, bc_scores, bc_log, values, critic_log = None, None, None, None, None
     needs_bc = any(METHODS[m].fine_tunes or m == "bc" for m in config.method)
     needs_q = config.quality == "q" and any(METHODS[m].curation == "quality" for m in config.method)
     if needs_bc:
@@ -212,19 +227,22 @@ def run_seeds(config: RunConfig, data: Dataset, seeds: Sequence[int], start: Sta
         with timed("critic"):
             advance = start("critic", config.critic.steps)
             critics, critic_log = training.train_critics(config.critic, critic.to_device(data), seeds, advance)
-            advantages = [
-                quality.transition_advantages(data, jax.tree.map(lambda x, s=s: x[s], critics), config.critic)
+            values = [
+                critic.values(
+                    config.critic, jax.tree.map(lambda x, s=s: x[s], critics), data.observations, data.actions
+                )
                 for s in range(len(seeds))
             ]
     for method in config.method:
         kind = METHODS[method]
         if method == "bc":
             assert bc_scores is not None and bc_log is not None
-            params, returns, logs, diagnostics = bc_params, bc_scores, bc_log, [{} for _ in seeds]
+            params, returns, logs = bc_params, bc_scores, bc_log
+            diagnostics: list[dict[str, Any]] = [{} for _ in seeds]
             own = {"bc", "bc evaluation"}
         else:
             with timed(method):
-                per_seed = advantages if kind.curation == "quality" and advantages is not None else [None]
+                per_seed = values if kind.curation == "quality" and values is not None else [None]
                 curated, scores = zip(
                     *(curate(config.curation, method, config.quality, data, a) for a in per_seed), strict=True
                 )

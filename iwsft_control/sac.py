@@ -69,8 +69,11 @@ def create(config: SACConfig, observation_dim: int, action_dim: int, key: jax.Ar
     return SACState(policy, critic, critic, log_alpha, tuple(optimiser.init(p) for p in (policy, critic, log_alpha)))
 
 
-def sample(mean: jax.Array, log_std: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An action a = tanh(u) and log pi(a|s), with the Jacobian of tanh in its stable form."""
+def sample(
+    policy: TanhGaussianPolicy, params: Any, observations: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Actions a = tanh(u) (N, A) and log pi(a|s) (N,), with the Jacobian of tanh in its stable form."""
+    mean, log_std = policy.apply(params, observations)
     u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
     log_jacobian = 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
     return jnp.tanh(u), gaussian_log_prob(mean, log_std, u) - log_jacobian.sum(-1)
@@ -85,11 +88,11 @@ def update(config: SACConfig, state: SACState, batch: Transitions, key: jax.Arra
     alpha = jnp.exp(state.log_alpha)
 
     def policy_loss(params):
-        actions, log_prob = sample(*policy_net.apply(params, batch.observations), policy_key)
+        actions, log_prob = sample(policy_net, params, batch.observations, policy_key)
         q = critic_net.apply(state.critic, batch.observations, actions).min(axis=0)
         return (alpha * log_prob - q).mean(), log_prob
 
-    next_actions, next_log_prob = sample(*policy_net.apply(state.policy, batch.next_observations), target_key)
+    next_actions, next_log_prob = sample(policy_net, state.policy, batch.next_observations, target_key)
     next_q = critic_net.apply(state.target, batch.next_observations, next_actions).min(axis=0)
     backup = batch.rewards + config.discount * (1 - batch.terminations) * (next_q - alpha * next_log_prob)
 

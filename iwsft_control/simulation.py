@@ -6,7 +6,7 @@ not: it drops the solver's warm start.)
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium as gym
 import mujoco
@@ -41,9 +41,9 @@ class D4RLBatch:
         env = gym.make(env_id)
         assert env.spec is not None and env.spec.max_episode_steps is not None
         self.max_steps = env.spec.max_episode_steps
-        self._env = env.unwrapped  # resets and constants come from it, so they cannot differ
-        assert isinstance(self._env, physics.HopperEnv | physics.HalfCheetahEnv | physics.Walker2dEnv)
-        model = self._env.model
+        unwrapped: Any = env.unwrapped
+        self._env = unwrapped  # resets and constants come from it, so they cannot differ
+        model = unwrapped.model
         self.model, self.data = model, [mujoco.MjData(model) for _ in range(n)]
         self.observation_dim, self.action_dim = model.nq - 1 + model.nv, model.nu
         # Views are made once: an attribute of MjData builds a new array each time.

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from iwsft_control import critic, objectives
-from iwsft_control.networks import GaussianPolicy, gaussian_log_prob
+from iwsft_control.networks import GaussianPolicy, policy_log_prob
 from iwsft_control.objectives import ImportanceConfig
 from iwsft_control.quality import Units
 
@@ -130,7 +130,7 @@ def log_probs(hidden: tuple[int, ...], params: Any, observations: jax.Array, act
     policy = GaussianPolicy(hidden, actions.shape[1])
     pad = -actions.shape[0] % PASS_CHUNK
     chunked = [jnp.pad(x, ((0, pad), (0, 0))).reshape(-1, PASS_CHUNK, x.shape[1]) for x in (observations, actions)]
-    values = jax.lax.map(lambda oa: gaussian_log_prob(*policy.apply(params, oa[0]), oa[1]), tuple(chunked))
+    values = jax.lax.map(lambda oa: policy_log_prob(policy, params, *oa), tuple(chunked))
     return values.reshape(-1)[: actions.shape[0]]
 
 
@@ -180,7 +180,7 @@ def _steps(
     def step(state: PolicyState, key: jax.Array):
         rows = draw(config.batch_size, curated, cumulative, key)
         value, grad = jax.value_and_grad(
-            lambda params: objectives.loss(*policy.apply(params, observations[rows]), actions[rows])
+            lambda params: objectives.loss(policy_log_prob(policy, params, observations[rows], actions[rows]))
         )(state.params)
         change, optimiser_state = optimiser.update(grad, state.optimiser)
         params = optax.apply_updates(state.params, change)
@@ -306,7 +306,7 @@ def _whole_trajectory_step(config, learning_rate, total, state, reference, curat
 
     def ratio_of(c, ratios):
         rows, position, _ = chunk_rows(c)
-        log_q = gaussian_log_prob(*policy.apply(lagged, observations[rows]), actions[rows])
+        log_q = policy_log_prob(policy, lagged, observations[rows], actions[rows])
         return ratios.at[c].set(log_q - reference[position])
 
     ratios = jax.lax.fori_loop(0, chunks, ratio_of, jnp.zeros((capacity, PASS_CHUNK)))
@@ -318,7 +318,7 @@ def _whole_trajectory_step(config, learning_rate, total, state, reference, curat
         rows, _, _ = chunk_rows(c)
         value, grad = jax.value_and_grad(
             lambda params: objectives.trajectory_loss(
-                gaussian_log_prob(*policy.apply(params, observations[rows]), actions[rows]), row_weights[c]
+                policy_log_prob(policy, params, observations[rows], actions[rows]), row_weights[c]
             )
         )(state.params)
         return carry[0] + value, jax.tree.map(jnp.add, carry[1], grad)

@@ -65,7 +65,8 @@ def make_episodes(lengths=(30, 5, 17, 40), seed=0, observation_dim=11, action_di
 def make_data(lengths=(30, 5, 17, 40), seed=0) -> Dataset:
     """Random flat data of Hopper's shape."""
     episodes = make_episodes(lengths, seed)
-    rows = np.concatenate([np.arange(a, b) + e for e, (a, b) in enumerate(zip(episodes.starts, episodes.starts[1:]))])
+    pairs = zip(episodes.starts[:-1], episodes.starts[1:], strict=True)
+    rows = np.concatenate([np.arange(a, b) + e for e, (a, b) in enumerate(pairs)])
     return Dataset(
         id="test/hopper/random-v0",
         sha256="0" * 64,

@@ -20,7 +20,7 @@ TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), rand
 def tiny(monkeypatch):
     """Collections that take seconds: 3,000 SAC steps and 2,000 of each fixed policy."""
     monkeypatch.setattr(collect, "ROLLOUT_STEPS", 2000)
-    monkeypatch.setattr(collect, "SAC_CONFIGS", {k: TINY for k in collect.SAC_CONFIGS})
+    monkeypatch.setattr(collect, "SAC_CONFIGS", dict.fromkeys(collect.SAC_CONFIGS, TINY))
     short = {k: dataclasses.replace(v, transitions=3000) for k, v in tasks.D4RL_MEDIUM_REPLAY.items()}
     monkeypatch.setattr(tasks, "D4RL_MEDIUM_REPLAY", short)
 
@@ -132,8 +132,11 @@ def test_what_is_not_reconstructed(env):
 
 
 def test_log_prob_of_a_squashed_gaussian_by_change_of_variables():
-    mean, log_std = jnp.array([[0.3, -0.5]]), jnp.array([[-0.4, 0.2]])
-    action, log_prob = sac.sample(mean, log_std, jax.random.key(0))
+    net = TanhGaussianPolicy((8,), 2)
+    observation = jnp.array([[0.3, -0.5]])
+    params = net.init(jax.random.key(1), observation)
+    mean, log_std = net.apply(params, observation)
+    action, log_prob = sac.sample(net, params, observation, jax.random.key(0))
     u = np.arctanh(np.asarray(action, np.float64))
     std = np.exp(np.asarray(log_std))
     density = np.exp(-0.5 * ((u - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi)) / (1 - np.tanh(u) ** 2)

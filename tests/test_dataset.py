@@ -188,7 +188,9 @@ def test_embedded_states_replay(name):
         mujoco.mj_resetData(env.model, env.data)
         env.set_state(episodes.qpos[rows[t]].astype(float), episodes.qvel[rows[t]].astype(float))
         observation, reward, *_ = env.step(episodes.actions[t])
-        errors.append(max(np.abs(observation - episodes.observations[rows[t] + 1]).max(), abs(reward - episodes.rewards[t])))
+        errors.append(
+            max(np.abs(observation - episodes.observations[rows[t] + 1]).max(), abs(reward - episodes.rewards[t]))
+        )
     # States are stored in float32, and the solver's warm start is not: a few stiff contacts show it.
     assert np.median(errors) < 1e-4
     assert np.percentile(errors, 95) < 1e-2

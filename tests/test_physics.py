@@ -52,7 +52,9 @@ def test_composite_inertia_by_brute_force():
     centre = weight @ cloud / weight.sum()
     np.testing.assert_allclose(model.body_ipos[1], centre, atol=2e-3)
     offset = cloud - centre
-    tensor = np.einsum("n,nij->ij", weight, (offset**2).sum(1)[:, None, None] * np.eye(3)) - (offset.T * weight) @ offset
+    tensor = (
+        np.einsum("n,nij->ij", weight, (offset**2).sum(1)[:, None, None] * np.eye(3)) - (offset.T * weight) @ offset
+    )
     frame = physics._rotation(model.body_iquat[1])
     np.testing.assert_allclose(frame @ np.diag(model.body_inertia[1]) @ frame.T, tensor, atol=5e-3)
 

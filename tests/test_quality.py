@@ -73,8 +73,10 @@ def test_critic_losses_against_numpy():
     backup = r + 0.99 * (1 - d) * v2
     expected = np.mean((backup - q[0]) ** 2) + np.mean((backup - q[1]) ** 2)
     assert float(critic.critic_loss(config, state.critic, state.value, batch)) == pytest.approx(expected, rel=1e-4)
-    advantages = critic.advantages(config, state._replace(target=target), data.observations, data.actions)
-    np.testing.assert_allclose(advantages, u, rtol=1e-3, atol=1e-5)
+    values = critic.values(config, state._replace(target=target), data.observations, data.actions)
+    np.testing.assert_allclose(quality.transition_advantages(*values), u, rtol=1e-3, atol=1e-5)
+    means = [np.minimum(*qt)[a:b].mean() for a, b in zip(data.starts[:-1], data.starts[1:], strict=True)]
+    np.testing.assert_allclose(quality.episode_values(data, values[0]), means, rtol=1e-3, atol=1e-5)
 
 
 def test_expectile_of_a_known_distribution():
@@ -108,7 +110,7 @@ def test_target_is_polyak_averaged():
 
 def test_reward_scale():
     data = make_data()
-    returns = [data.rewards[a:b].sum() for a, b in zip(data.starts, data.starts[1:])]
+    returns = [data.rewards[a:b].sum() for a, b in zip(data.starts[:-1], data.starts[1:], strict=True)]
     assert critic.reward_scale(data) == pytest.approx(1000 / (max(returns) - min(returns)), rel=1e-5)
     assert critic.reward_scale(make_data((5,))) == 1.0
 
@@ -121,6 +123,7 @@ def test_learned_advantage_finds_the_better_action():
     # The same state everywhere, so that only the action matters.
     data = dataclasses.replace(data, observations=np.ones_like(data.observations))
     critics, _ = training.train_critics(config, critic.to_device(data), [0], lambda n: None)
-    scores = quality.transition_advantages(data, jax.tree.map(lambda x: x[0], critics), config)
+    values = critic.values(config, jax.tree.map(lambda x: x[0], critics), data.observations, data.actions)
+    scores = quality.transition_advantages(*values)
     order = lambda x: np.argsort(np.argsort(x))  # noqa: E731
     assert np.corrcoef(order(scores), order(data.actions[:, 0]))[0, 1] > 0.95

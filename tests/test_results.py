@@ -78,7 +78,7 @@ def test_broken_files(result, tmp_path):
     with pytest.raises(UserError, match="not a result file"):
         results.read(tmp_path / "x.json")
     (tmp_path / "x.json").write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != "seed"}))
-    with pytest.raises(UserError, match="missing or unknown fields .seed"):
+    with pytest.raises(UserError, match=r"missing or unknown fields .seed"):
         results.read(tmp_path / "x.json")
     with pytest.raises(UserError, match="cannot read"):
         results.read(tmp_path / "none.json")

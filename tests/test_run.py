@@ -108,7 +108,7 @@ def test_whole_trajectory_mode(tmp_path):
         ({"critic": CriticConfig(expectile=1.5)}, "--critic.expectile must lie between 0 and 1"),
         ({"ref_min_score": 3.0}, "both --ref-min-score"),
         ({"ref_min_score": 3.0, "ref_max_score": 2.0}, "must be below"),
-        ({"curation": run.CurationConfig(return_strata=(90, 100))}, "percentiles"),
+        ({"curation": run.CurationConfig(episode_strata=(90, 100))}, "percentiles"),
         ({"whole_trajectory": True}, "--whole-trajectory is for"),
         ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v0"}, "leave one out"),
     ],

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwsft_control import critic, objectives, quality, run, training
-from iwsft_control.networks import GaussianPolicy, greedy
+from iwsft_control import critic, quality, run, training
+from iwsft_control.networks import GaussianPolicy, greedy, policy_log_prob
 from iwsft_control.objectives import METHODS, ImportanceConfig
 from tests.conftest import make_data
 
@@ -28,8 +28,9 @@ def bc(seeds=(0,), config=POLICY):
 
 
 def train(method, seeds=(0,), source="q", config=POLICY, importance=IMPORTANCE, start=None):
-    advantages = np.random.default_rng(0).standard_normal(len(DATA.rewards))
-    curated, _ = run.curate(run.CurationConfig(), method, source, DATA, advantages)
+    values = (np.random.default_rng(0).standard_normal(len(DATA.rewards)), np.zeros(len(DATA.rewards)))
+    unit = "transition" if source == "q" else "episode"
+    curated, _ = run.curate(run.CurationConfig(q_unit=unit), method, source, DATA, values)
     if start is None and METHODS[method].fine_tunes:
         start, _ = bc(seeds, config)
     return training.train_policies(config, importance, method, DEVICE, [curated], seeds, start, nothing)
@@ -150,7 +151,7 @@ def test_log_probs_in_chunks():
     rng = np.random.default_rng(0)
     o, a = rng.standard_normal((5000, 11)).astype(np.float32), rng.uniform(-1, 1, (5000, 3)).astype(np.float32)
     params = policy.init(jax.random.key(0), o)
-    whole = objectives.gaussian_log_prob(*policy.apply(params, o), a)
+    whole = policy_log_prob(policy, params, o, a)
     np.testing.assert_allclose(training.log_probs((16,), params, o, a), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -168,9 +169,7 @@ def test_whole_trajectories(method):
     start, _ = bc()
     curated, _ = run.curate(run.CurationConfig(), method, "return", DATA, None)
     config = dataclasses.replace(POLICY, fine_tune_steps=3)
-    params, log = training.train_whole_trajectories(
-        config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing
-    )
+    params, log = training.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
     again, _ = training.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
     for a, b in zip(leaves(params), leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -187,16 +186,19 @@ def test_whole_trajectories(method):
 
 
 def test_units_of_each_method():
-    advantages = np.arange(len(DATA.rewards), dtype=float)
-    sizes = {}
-    for method in METHODS:
-        curated, _ = run.curate(run.CurationConfig(), method, "q", DATA, advantages)
-        sizes[method] = (len(curated.entries), int(np.asarray(curated.lengths).max()))
     n, best = len(DATA.rewards), int(DATA.lengths[np.argmax(DATA.returns)])
-    assert sizes["bc"] == (n, 1)
-    assert sizes["filtered-bc"] == (best, 1)  # the best of ten episodes, by transition
-    assert sizes["sft"] == sizes["iw-sft"] == (1, best)
-    assert sizes["sft-q"] == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
-    curated, scores = run.curate(run.CurationConfig(), "sft-q", "return", DATA, None)
-    assert np.bincount(curated.entries).tolist() == [3]
+    q = np.where(DATA.episode_of == 3, 1.0, 0.0) + np.arange(n) / n  # episode 3 has the highest mean
+    values = (q, np.zeros(n))
+
+    def sizes(method, source="q", **changes):
+        curated, _ = run.curate(run.CurationConfig(**changes), method, source, DATA, values)
+        return len(curated.entries), int(np.asarray(curated.lengths).max())
+
+    assert sizes("bc") == (n, 1)
+    assert sizes("filtered-bc") == (best, 1)  # the best of ten episodes, by transition
+    assert sizes("sft") == sizes("iw-sft") == (1, best)
+    assert sizes("sft-q", "return") == sizes("iw-sft-q", "return") == (3, best)  # once per stratum
+    assert sizes("sft-q") == sizes("iw-sft-q") == (3, 40)
+    assert sizes("sft-q", q_unit="transition") == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
+    _, scores = run.curate(run.CurationConfig(), "sft-q", "return", DATA, None)
     np.testing.assert_array_equal(scores, quality.episode_returns(DATA))

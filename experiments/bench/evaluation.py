@@ -66,8 +66,8 @@ def record(env_id: str, policy, config: BenchConfig):
     """Start states (E, S) and controls (E, T * frame_skip, A) of the episodes that the closed loop plays."""
     batch = EndlessBatch(env_id, config.episodes)
     everyone = np.arange(config.episodes)
-    observations = batch.reset([evaluation.FIRST_RESET_SEED + i for i in everyone])
-    states = np.array([_state(batch, i) for i in everyone])
+    observations = batch.reset([evaluation.FIRST_RESET_SEED + i for i in range(config.episodes)])
+    states = np.array([_state(batch, int(i)) for i in everyone])
     controls = []
     for _ in range(config.steps):
         actions = policy(observations.astype(np.float32))
