@@ -10,16 +10,18 @@ The dynamics cancel in q/pi_ref and are constant in log p, so policies are all t
 
     bc            L = -E_{(s,a) ~ D}[log pi(a|s)]
     filtered-bc   L = -E_{(s,a) ~ D+}[log pi(a|s)]              D+ = top 10% of episodes by return, from scratch
-    sft           L = -E_{tau ~ D+}[(1/T) sum_t log pi(a_t|s_t)]                        D+ as above, from bc
-    sft-q         L = -E_{u ~ D_Q}[(1/T_u) sum_t log pi(a_t|s_t)]                       D_Q = nested strata of quality
-    iw-sft        L = -E_{tau ~ D+}[w(tau) (1/T) sum_t log pi(a_t|s_t)] / E_{D+}[w]
-    iw-sft-q      L = -E_{u ~ D_Q}[w(u) (1/T_u) sum_t log pi(a_t|s_t)] / E_{D_Q}[w]
+    sft           L = -E_{tau ~ D+}[sum_t log pi(a_t|s_t)] / E_{D+}[T]                  D+ as above, from bc
+    sft-q         L = -E_{u ~ D_Q}[sum_t log pi(a_t|s_t)] / E_{D_Q}[T_u]                D_Q = nested strata of quality
+    iw-sft        L = -E_{tau ~ D+}[w(tau) sum_t log pi(a_t|s_t)] / E_{D+}[w T]
+    iw-sft-q      L = -E_{u ~ D_Q}[w(u) sum_t log pi(a_t|s_t)] / E_{D_Q}[w T_u]
 
     w(u) = clip(exp(temperature * mean_{t in u}[log q(a_t|s_t) - log pi_ref(a_t|s_t)]), low, high)
 
 A unit u is a whole episode (T_u = T) or a single transition (T_u = 1); pi_ref is the run's own BC policy and q lags
-behind pi. Training draws units with probability proportional to w(u) over the *whole* curated set and then one of the
-unit's transitions uniformly, so :func:`loss` on such a batch has, in expectation, exactly the gradient above.
+behind pi. Training draws units with probability proportional to w(u) T_u over the *whole* curated set and then one of
+the unit's transitions uniformly, so :func:`loss` on such a batch has, in expectation, exactly the gradient above. The
+paper's released code takes (1/T) sum_t instead, which lets short episodes count for more: ``length_weighted=False``
+draws in proportion to w(u) alone and has that gradient.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ class PolicyConfig:
     fine_tune_steps: int = 5_000
     """Gradient steps of sft, iw-sft, sft-q and iw-sft-q, from the run's own BC policy."""
     fine_tune_learning_rate: float = 3e-4
+    length_weighted: bool = True
+    """A unit counts by its length, as in log p(tau) = sum_t log pi; otherwise by the mean over t (released code)."""
     average_decay: float = 0.999
     """The policy that is evaluated is the exponential average of the parameters, for every method alike."""
 
@@ -57,6 +59,7 @@ class PolicyState(NamedTuple):
 class Curated(NamedTuple):
     """A curated multiset of units on the device: M entries over U distinct units with R rows in all."""
 
+    size: Any  # (), M without padding
     entries: Any  # (M,) index of a distinct unit; a unit is drawn in proportion to how often it stands here
     starts: Any  # (U,) first row of the unit in the data set
     lengths: Any  # (U,) its rows
@@ -71,7 +74,35 @@ def curate(entries: np.ndarray, units: Units) -> Curated:
     unit_of_row = np.repeat(np.arange(len(distinct)), lengths)
     offsets = np.cumsum(lengths) - lengths
     rows = np.arange(len(unit_of_row)) - offsets[unit_of_row] + starts[unit_of_row]
-    return Curated(*(x.astype(np.int32) for x in (entries, starts, lengths, rows, unit_of_row)))
+    size = np.array(len(entries))
+    return Curated(*(x.astype(np.int32) for x in (size, entries, starts, lengths, rows, unit_of_row)))
+
+
+def by_transition(curated: Curated) -> Curated:
+    """The same multiset of rows with every row a unit of its own: a uniform draw weighs units by their length."""
+    lengths = np.asarray(curated.lengths)
+    first = (np.cumsum(lengths) - lengths)[curated.entries]
+    repeats = lengths[curated.entries]
+    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    rows = np.asarray(curated.rows)
+    one = np.ones(len(rows), np.int32)
+    entries = (np.repeat(first, repeats) + within).astype(np.int32)
+    return Curated(np.int32(len(entries)), entries, rows, one, rows, np.arange(len(rows), dtype=np.int32))
+
+
+def stack(curated: Sequence[Curated]) -> Curated:
+    """Several sets as one with a leading seed axis: the shorter ones padded with what no draw and no sum touches."""
+
+    def pad(field: str, fill: int) -> np.ndarray:
+        arrays = [np.asarray(getattr(c, field)) for c in curated]
+        longest = max(len(a) for a in arrays)
+        return np.stack([np.pad(a, (0, longest - len(a)), constant_values=fill) for a in arrays])
+
+    outside = max(len(c.starts) for c in curated)  # no unit: segment sums drop it
+    sizes = np.stack([c.size for c in curated])
+    return Curated(
+        sizes, pad("entries", 0), pad("starts", 0), pad("lengths", 1), pad("rows", 0), pad("unit_of_row", outside)
+    )
 
 
 def stage_keys(seeds: Sequence[int], stage: str) -> jax.Array:
@@ -141,10 +172,10 @@ def draw(batch_size: int, curated: Curated, cumulative: jax.Array | None, key: j
     """
     entry_key, row_key = jax.random.split(key)
     if cumulative is None:
-        entry = jax.random.randint(entry_key, (batch_size,), 0, curated.entries.shape[0])
+        entry = jax.random.randint(entry_key, (batch_size,), 0, curated.size)
     else:
         u = jax.random.uniform(entry_key, (batch_size,)) * cumulative[-1]
-        entry = jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), cumulative.shape[0] - 1)
+        entry = jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), curated.size - 1)
     unit = jnp.asarray(curated.entries)[entry]
     starts, lengths = jnp.asarray(curated.starts)[unit], jnp.asarray(curated.lengths)[unit]
     return starts + jax.random.randint(row_key, unit.shape, 0, lengths)
@@ -170,7 +201,9 @@ def _steps(
         log_q = log_probs(config.hidden, state.lagged, observations[curated.rows], actions[curated.rows])
         log_ratio = objectives.unit_means(log_q - reference, curated.unit_of_row, curated.lengths)
         weights = objectives.importance_weights(importance, log_ratio)
-        cumulative = jnp.cumsum(weights[curated.entries])
+        sizes = jnp.asarray(curated.lengths) if config.length_weighted else jnp.ones_like(curated.lengths)
+        per_entry = (weights * sizes)[curated.entries]
+        cumulative = jnp.cumsum(jnp.where(jnp.arange(per_entry.shape[0]) < curated.size, per_entry, 0.0))
         info = {
             "effective_sample_size": objectives.effective_sample_size(weights),
             "mean_log_ratio": log_ratio.mean(),
@@ -221,7 +254,7 @@ def train_policies(
 
     Args:
         data: observations (N, O) and actions (N, A) on the device.
-        curated: one set per seed (all of one size), or a single one that all seeds share.
+        curated: one set per seed, or a single one that all seeds share.
         start: BC parameters (S, ...) for methods that fine-tune; they are also pi_ref.
         progress: told the steps as they are done.
 
@@ -234,7 +267,9 @@ def train_policies(
     init_keys, loop_keys = _split(stage_keys(seeds, method))
     params = start if kind.fine_tunes else create_policies(config, data[0].shape[1], data[1].shape[1], init_keys)
     assert params is not None
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(curated if len(curated) > 1 else [*curated] * len(seeds)))
+    if config.length_weighted and not kind.importance_weighted:
+        curated = [by_transition(c) for c in curated]
+    stacked = jax.tree.map(jnp.asarray, stack(curated if len(curated) > 1 else [*curated] * len(seeds)))
     weighting = importance if kind.importance_weighted else None
     references = jnp.zeros((len(seeds), 1))
     if weighting is not None:

@@ -75,6 +75,24 @@ def test_a_vmap_over_seeds_is_the_seeds_one_by_one():
             np.testing.assert_allclose(a[i], b[0], rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("method", ["sft-q", "iw-sft-q"])
+def test_a_vmap_over_seeds_with_sets_of_several_sizes(method):
+    """Each seed has its own critic, so its own episodes, of other lengths: padding changes nothing."""
+    values = [(np.random.default_rng(s).standard_normal(len(DATA.rewards)), None) for s in (0, 3)]
+    settings = run.CurationConfig(episode_strata=(70, 85))
+    curated = [run.curate(settings, method, "q", DATA, v)[0] for v in values]
+    assert len(curated[0].rows) != len(curated[1].rows)
+    start = bc((3, 4))[0]
+    arguments = (POLICY, IMPORTANCE, method, DEVICE)
+    together, logs = training.train_policies(*arguments, curated, (3, 4), start, nothing)
+    for i, seed in enumerate((3, 4)):
+        own = jax.tree.map(lambda x, i=i: x[i : i + 1], start)
+        alone, log = training.train_policies(*arguments, [curated[i]], (seed,), own, nothing)
+        for a, b in zip(leaves(together), leaves(alone), strict=True):
+            np.testing.assert_allclose(a[i], b[0], rtol=2e-3, atol=2e-4)
+        assert logs[i]["loss"] == pytest.approx(log[0]["loss"], rel=1e-3)
+
+
 def test_first_weights_are_uniform_because_q_starts_as_the_reference():
     _, log = train("iw-sft-q")
     assert log[0]["effective_sample_size"][0] == pytest.approx(1.0)
@@ -183,6 +201,17 @@ def test_whole_trajectories(method):
     means = [log_prob[f : f + n].mean() for f, n in zip(first, length, strict=True)]
     expected = -np.mean(means) / training.TRAJECTORIES  # weights are 1/B each
     assert log[0]["loss"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_length_weighting_draws_every_row_of_the_set_alike():
+    """By transition, entries repeat with their unit; weighted by length, the draw of units gives the same law."""
+    curated = training.curate(np.array([0, 2, 2, 1]), (np.array([0, 3, 9]), np.array([3, 1, 5])))
+    flat = training.by_transition(curated)
+    rows = np.asarray(flat.starts)[flat.entries]
+    np.testing.assert_array_equal(np.bincount(rows, minlength=14), [1, 1, 1, 1, *5 * [0], *5 * [2]])
+    cumulative = jnp.cumsum(jnp.asarray(curated.lengths)[curated.entries].astype(jnp.float32))
+    drawn = np.bincount(np.asarray(training.draw(140_000, curated, cumulative, jax.random.key(0))), minlength=14)
+    np.testing.assert_allclose(drawn / 10_000, np.bincount(rows, minlength=14), atol=0.06)
 
 
 def test_units_of_each_method():
