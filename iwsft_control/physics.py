@@ -103,6 +103,13 @@ def _restore_body_inertia(model: mujoco.MjModel, body: int) -> None:
     moments, axes = np.linalg.eigh(tensor)
     if np.linalg.det(axes) < 0:
         axes[:, 0] *= -1
+    # Collision boxes were compiled in the old inertial frame, and on MuJoCo 3.2 to 3.5 a contact of the torso would be
+    # missed: make them large enough for any frame. They only choose which pairs of geoms are looked at.
+    nodes = slice(model.body_bvhadr[body], model.body_bvhadr[body] + model.body_bvhnum[body])
+    boxes = model.bvh_aabb[nodes]  # centre and half-sizes
+    reach = np.linalg.norm(boxes[:, :3], axis=1) + np.linalg.norm(boxes[:, 3:], axis=1)
+    boxes[:, :3] = 0
+    boxes[:, 3:] = (reach + np.linalg.norm(centre - model.body_ipos[body]))[:, None]
     model.body_ipos[body] = centre
     model.body_inertia[body] = moments
     mujoco.mju_mat2Quat(model.body_iquat[body], axes.ravel())
