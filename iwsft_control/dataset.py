@@ -7,6 +7,7 @@ Nothing here touches the network.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -29,6 +30,7 @@ from iwsft_control.files import UserError
 from iwsft_control.tasks import Task, near
 
 EMBEDDED = Path(__file__).parent / "data"
+CACHE_FORMAT = 1  # of the cached arrays; another number leaves older caches aside
 VELOCITY_LIMIT = 10.0  # Hopper's and Walker2d's observations clip velocities to +-10
 
 
@@ -383,7 +385,7 @@ def load(
         digest = _minari_sha256(minari_path(name) / "data")
     else:
         digest = embedded_manifest()[name]["sha256"]
-    cached = folder / f"{digest}.safetensors"
+    cached = folder / f"{digest}-{CACHE_FORMAT}.safetensors"
     if cached.is_file():
         arrays, metadata = files.load_arrays(cached)
         episodes = Episodes(**arrays)  # type: ignore[arg-type]
@@ -391,7 +393,8 @@ def load(
         episodes, metadata = _read_minari(name) if in_minari else read_embedded(name)
         check(episodes, name)
         metadata["content_sha256"] = content_sha256(episodes)
-        files.save_pytree(cached, {k: getattr(episodes, k) for k in CONTENT}, metadata)
+        with contextlib.suppress(UserError):  # no room for a cache is no reason not to run
+            files.save_pytree(cached, {k: getattr(episodes, k) for k in CONTENT}, metadata)
     return _flatten(name, episodes, metadata, reference_scores)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import threadpoolctl
 from gymnasium.envs.registration import EnvSpec
 
+from iwsft_control.files import UserError
 from iwsft_control.simulation import Batch, make_batch
 
 EPISODES = 100
@@ -23,7 +24,7 @@ LANE = 25  # episodes that share a policy call: large enough for BLAS, small eno
 Policy = Callable[[np.ndarray], np.ndarray]
 
 
-class PolicyError(Exception):
+class PolicyError(UserError):
     """A policy answered with something that is not an action."""
 
 

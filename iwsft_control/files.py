@@ -41,6 +41,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -311,10 +311,12 @@ def _per_seed(log: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
 # --- the released code's whole-trajectory loop, for comparison --------------------------------------------------------
 
 TRAJECTORIES = 256  # per step
+RELEASED_LEARNING_RATE = 4e-5
+RELEASED_WARM_UP = 300  # steps
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _whole_trajectory_step(config, learning_rate, total, state, reference, curated, data, key):
+def _whole_trajectory_step(config, total, longest, state, reference, curated, data, key):
     """One step on ``TRAJECTORIES`` whole trajectories, packed end to end and visited in cache-sized chunks.
 
     A first pass gives log q of every row, hence the weights; a second adds up the gradients of -sum_r c_r log pi.
@@ -327,7 +329,7 @@ def _whole_trajectory_step(config, learning_rate, total, state, reference, curat
     ends = jnp.cumsum(lengths)
     offsets = jnp.cumsum(curated.lengths) - curated.lengths  # of each unit in curated.rows
     chunks = -(-ends[-1] // PASS_CHUNK)
-    capacity = -(-TRAJECTORIES * MAX_TRAJECTORY // PASS_CHUNK)
+    capacity = -(-TRAJECTORIES * longest // PASS_CHUNK)  # chunks if all were of the longest
 
     def chunk_rows(c):
         """Rows in the data, in curated.rows, and the trajectory (TRAJECTORIES past the end) of chunk c's places."""
@@ -360,7 +362,7 @@ def _whole_trajectory_step(config, learning_rate, total, state, reference, curat
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
     value, grad = jax.lax.fori_loop(0, chunks, add_gradient, zero)
-    optimiser = optax.adam(_released_schedule(learning_rate, total))
+    optimiser = optax.adam(_released_schedule(total))
     change, optimiser_state = optimiser.update(grad, state.optimiser)
     params = optax.apply_updates(state.params, change)
     average = optax.incremental_update(params, state.average, 1 - config.average_decay)
@@ -373,14 +375,9 @@ def _whole_trajectory_step(config, learning_rate, total, state, reference, curat
     return PolicyState(params, average, lagged, optimiser_state), info
 
 
-MAX_TRAJECTORY = 1000  # steps
-RELEASED_LEARNING_RATE = 4e-5
-RELEASED_WARM_UP = 300
-
-
-def _released_schedule(learning_rate: float, total: int) -> optax.Schedule:
+def _released_schedule(total: int) -> optax.Schedule:
     warm_up = min(RELEASED_WARM_UP, total // 2)
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm_up, total)
+    return optax.warmup_cosine_decay_schedule(0.0, RELEASED_LEARNING_RATE, warm_up, total)
 
 
 def train_whole_trajectories(
@@ -401,17 +398,17 @@ def train_whole_trajectories(
     """
     assert start is not None and len(curated) == 1
     total = config.fine_tune_steps
-    one = jax.tree.map(jnp.asarray, curated[0])
+    one, longest = jax.tree.map(jnp.asarray, curated[0]), int(np.max(curated[0].lengths))
     averages, logs = [], []
     for s, key in enumerate(stage_keys(seeds, method)):
         params = jax.tree.map(lambda x, s=s: x[s], start)
         reference = log_probs(config.hidden, params, data[0][one.rows], data[1][one.rows])
-        optimiser = optax.adam(_released_schedule(RELEASED_LEARNING_RATE, total))
+        optimiser = optax.adam(_released_schedule(total))
         state = PolicyState(params, params, params, optimiser.init(params))
         log = []
         for step in range(total):
             state, info = _whole_trajectory_step(
-                config, RELEASED_LEARNING_RATE, total, state, reference, one, data, jax.random.fold_in(key, step)
+                config, total, longest, state, reference, one, data, jax.random.fold_in(key, step)
             )
             log.append({"step": step + 1, **info})
             jax.block_until_ready(info)
