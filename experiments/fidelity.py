@@ -19,6 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from iwsft_control import cli, evaluation, sac, tasks
+from iwsft_control.files import require
 
 STOCK = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
 MAX_ERROR = 1e-4  # of observation and reward
@@ -83,7 +84,7 @@ def behaviour_policy(piece: Mapping[str, np.ndarray], seed: int) -> Callable[[np
 
 def main(config: FidelityConfig) -> None:
     """Print both tables."""
-    cli.require(
+    require(
         (config.d4rl / "hopper_medium-v2_subset.npz").is_file(),
         f"{config.d4rl} holds no <env>_medium-v2_subset.npz; give the folder that does.",
     )

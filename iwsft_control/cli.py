@@ -32,12 +32,6 @@ def command(config: type[Config], main: Callable[[Config], None], name: str, des
         sys.exit(130)
 
 
-def require(condition: bool, sentence: str) -> None:
-    """Raise a :class:`UserError` with ``sentence`` unless ``condition`` holds."""
-    if not condition:
-        raise UserError(sentence)
-
-
 def writable(folder: Path) -> None:
     """Make sure that results can be written before hours are spent on them.
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from iwsft_control import cli, dataset, files, physics, sac, tasks
 from iwsft_control.dataset import Episodes
-from iwsft_control.files import UserError
+from iwsft_control.files import UserError, require
 from iwsft_control.simulation import D4RLBatch
 from iwsft_control.tasks import Fingerprint, Task
 
@@ -281,7 +281,7 @@ def main(config: CollectConfig) -> None:
     """Collect (or continue to collect) one data set, hold it against D4RL's and write it as a Minari data set."""
     task = tasks.parse_task(config.env)
     name = task.environment.name
-    cli.require(
+    require(
         name in SAC_CONFIGS and task.level != "full-replay",
         f"{task.name} is not reconstructed here; use one of {', '.join(SAC_CONFIGS)} with random, medium, expert, "
         "medium-replay or medium-expert.",
@@ -289,10 +289,10 @@ def main(config: CollectConfig) -> None:
     if config.unpack:
         _unpack(task)
         return
-    cli.require(config.updates_per_step is None or config.updates_per_step > 0, "--updates-per-step must be positive.")
-    cli.require(config.expert_steps >= ITERATION_STEPS, f"--expert-steps must be at least {ITERATION_STEPS}.")
+    require(config.updates_per_step is None or config.updates_per_step > 0, "--updates-per-step must be positive.")
+    require(config.expert_steps >= ITERATION_STEPS, f"--expert-steps must be at least {ITERATION_STEPS}.")
     folder = dataset.minari_path(task.reconstruction_id)
-    cli.require(not folder.exists(), f"{folder} exists already; delete it to collect {task.name} again.")
+    require(not folder.exists(), f"{folder} exists already; delete it to collect {task.name} again.")
     cli.cache_compiled_programs()
     seed = EMBEDDED_SEEDS[name] if config.seed is None else config.seed
     sac_config = SAC_CONFIGS[name]

@@ -20,7 +20,7 @@ import tyro
 
 from iwsft_control import cli, dataset, files, tasks
 from iwsft_control.dataset import Episodes
-from iwsft_control.files import UserError
+from iwsft_control.files import UserError, require
 from iwsft_control.tasks import Fingerprint, Task
 
 BASE_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
@@ -222,7 +222,7 @@ def main(config: Download | Import) -> None:
     if task.level == "medium-replay":
         expected = tasks.D4RL_MEDIUM_REPLAY.get(task.environment.name)
     target = dataset.minari_path(task.d4rl_id)
-    cli.require(not target.exists(), f"{task.d4rl_id} is already in {target}; delete that folder to import it again.")
+    require(not target.exists(), f"{task.d4rl_id} is already in {target}; delete that folder to import it again.")
     if isinstance(config, Import):
         path = config.file
     else:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ from safetensors.numpy import save_file
 
 class UserError(Exception):
     """A user's mistake; commands print its one sentence and exit with code 2."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise a :class:`UserError` with ``sentence`` unless ``condition`` holds."""
+    if not condition:
+        raise UserError(sentence)
 
 
 @contextlib.contextmanager
@@ -65,6 +71,18 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     """A pytree as ``{"path/to/leaf": array}``."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """``{"path/to/leaf": array}`` as nested dictionaries: what :func:`flatten` makes of these."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree
 
 
 def save_pytree(path: Path, tree: Any, metadata: dict[str, Any] | None = None) -> None:

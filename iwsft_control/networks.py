@@ -121,13 +121,7 @@ def load_policy(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
         UserError: no such file, it is damaged, or it is not a policy of this project.
     """
     arrays, _ = files.load_arrays(Path(path))
-    params: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, leaf = name.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
+    params = files.nest(arrays)
     if not isinstance(params.get("params", {}).get("net"), dict):
         raise files.UserError(f"{path} does not hold a policy; give the .safetensors file beside a result.")
     return greedy(params)

@@ -87,6 +87,15 @@ def effective_sample_size(weights: jax.Array) -> jax.Array:
     return weights.sum() ** 2 / (weights.size * (weights**2).sum())
 
 
+HISTOGRAM_BINS = 20
+
+
+def weight_histogram(config: ImportanceConfig, weights: jax.Array) -> jax.Array:
+    """Share of the weights in each of ``HISTOGRAM_BINS`` equal bins from ``low`` to ``high``, for the logs."""
+    edges = jnp.linspace(config.low, config.high, HISTOGRAM_BINS + 1)
+    return jnp.histogram(weights, edges)[0] / weights.size
+
+
 # --- The whole-trajectory loss of the released code, packed (no padding) -----------------------------------------
 
 RELEASED = ImportanceConfig(temperature=10.0, low=0.0, high=1000.0, lag=0.9, refresh_every=1)

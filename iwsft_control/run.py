@@ -1,63 +1,31 @@
 """``python -m iwsft_control.run``: from data to a normalised score.
 
 For every seed: behaviour cloning, the critic (where a method needs its scores), the methods asked for, and 100
-evaluation episodes of each. One result file and one policy file per method and seed.
+evaluation episodes of each. One result file and one policy file per method and seed. Finished stages are kept: a run
+that was stopped goes on where it was, and one that differs in fine-tuning alone starts from the same BC and critic.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import json
-import multiprocessing
 import os
-import queue
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from iwsft_control import (
-    cli,
-    critic,
-    curation,
-    evaluation,
-    files,
-    physics,
-    quality,
-    results,
-    tasks,
-    training,
-)
-from iwsft_control.critic import CriticConfig
-from iwsft_control.dataset import Dataset, load
-from iwsft_control.networks import greedy
-from iwsft_control.objectives import METHODS, ImportanceConfig
-from iwsft_control.training import PolicyConfig
+from iwsft_control import cli, results, stages, tasks, workers
+from iwsft_control.dataset import Dataset, cache_home
+from iwsft_control.files import UserError, require
+from iwsft_control.objectives import METHODS
+from iwsft_control.stages import Settings
+from iwsft_control.store import Store
+from iwsft_control.workers import Failure, Job, Source
 
 
 @dataclasses.dataclass(frozen=True)
-class CurationConfig:
-    """Which units fine-tuning sees, and how often."""
-
-    filter_percentile: float = 90
-    """filtered-bc, sft, iw-sft: episodes above this percentile of return."""
-    q_unit: Literal["episode", "transition"] = "episode"
-    """--quality q: whole episodes by their mean learned Q, or single transitions by their learned advantage."""
-    episode_strata: tuple[float, ...] = (90, 95, 98)
-    """Episodes are taken once for each of these percentiles of quality that they exceed (the paper's)."""
-    transition_strata: tuple[float, ...] = (70, 85, 95)
-    """Likewise for transitions."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """What to run."""
 
     env: str | None = None
@@ -74,316 +42,119 @@ class RunConfig:
     """Return that scores 0, for a data set that declares none."""
     ref_max_score: float | None = None
     """Return that scores 100, for a data set that declares none."""
-    results: Path = Path("results/runs")
-    """Folder of result files and policies."""
-    quick: bool = False
-    """A trial of a few steps and 5 episodes, marked as such in its result; within a minute."""
-    whole_trajectory: bool = False
-    """iw-sft and iw-sft-q (--quality return) exactly as in the paper's released code; slow, for comparison."""
-    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
-    critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
-    importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
-    curation: CurationConfig = dataclasses.field(default_factory=CurationConfig)
+    results: Path | None = None
+    """Folder of result files and policies; by default results/runs, or results/quick with --quick."""
+    stages: Path | None = None
+    """Folder of finished stages, which are not done again; by default ~/.cache/iwsft_control/stages."""
 
 
-QUICK_EPISODES = 5
-
-Start = Callable[[str, int], Callable[[int], None]]  # (stage, steps) -> advance(steps)
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What one method gave for one seed."""
-
-    method: str
-    seed: int
-    params: Any
-    returns: np.ndarray
-    diagnostics: dict[str, Any]
-    seconds: dict[str, float]
-
-
-def validate(config: RunConfig) -> RunConfig:
-    """The configuration with --quick applied.
+def validate(config: RunConfig) -> Settings:
+    """The settings of a run.
 
     Raises:
         UserError: a value that cannot be meant; the sentence names it and what would do.
     """
-    cli.require(config.env is not None or config.dataset is not None, "say what to run: --env hopper-medium-replay.")
-    for method in config.method:
-        if method not in METHODS:
-            raise files.UserError(f"unknown method {method!r}: {tasks.near(method, list(METHODS))}")
-    cli.require(len(set(config.method)) == len(config.method) > 0, "--method must name one or more different methods.")
-    cli.require(len(set(config.seeds)) == len(config.seeds) > 0, "--seeds must name one or more different seeds.")
-    cli.require(all(0 <= s < 2**31 for s in config.seeds), "--seeds must lie between 0 and 2147483647.")
-    p, c, i = config.policy, config.critic, config.importance
-    positive: dict[str, float] = {
-        "policy.bc-steps": p.bc_steps,
-        "policy.fine-tune-steps": p.fine_tune_steps,
-        "policy.batch-size": p.batch_size,
-        "policy.bc-learning-rate": p.bc_learning_rate,
-        "policy.fine-tune-learning-rate": p.fine_tune_learning_rate,
-        "critic.steps": c.steps,
-        "critic.batch-size": c.batch_size,
-        "critic.learning-rate": c.learning_rate,
-        "importance.refresh-every": i.refresh_every,
-        "importance.high": i.high,
-    }
-    for name, value in positive.items():
-        cli.require(value > 0, f"--{name} must be positive, not {value}.")
-    for name, value in {
-        "policy.average-decay": p.average_decay,
-        "critic.expectile": c.expectile,
-        "critic.discount": c.discount,
-        "critic.target-rate": c.target_rate,
-        "importance.lag": i.lag,
-    }.items():
-        cli.require(0 <= value <= 1, f"--{name} must lie between 0 and 1, not {value}.")
-    cli.require(0 <= i.low <= i.high, "--importance.low must lie between 0 and --importance.high.")
-    percentiles = (
-        config.curation.filter_percentile,
-        *config.curation.episode_strata,
-        *config.curation.transition_strata,
-    )
-    cli.require(all(0 <= x < 100 for x in percentiles), "--curation percentiles must lie in [0, 100).")
-    cli.require(
-        bool(config.curation.episode_strata and config.curation.transition_strata),
-        "--curation strata must not be empty.",
-    )
-    cli.require(all(w > 0 for w in (*p.hidden, *c.hidden)), "hidden widths must be positive.")
+    require(config.env is not None or config.dataset is not None, "say what to run: --env hopper-medium-replay.")
+    check_methods(config.method)
+    check_seeds(config.seeds)
     scores = (config.ref_min_score, config.ref_max_score)
-    cli.require(
-        (scores[0] is None) == (scores[1] is None), "give both --ref-min-score and --ref-max-score, or neither."
-    )
+    require((scores[0] is None) == (scores[1] is None), "give both --ref-min-score and --ref-max-score, or neither.")
     if scores[0] is not None and scores[1] is not None:
-        cli.require(scores[0] < scores[1], "--ref-min-score must be below --ref-max-score.")
+        require(scores[0] < scores[1], "--ref-min-score must be below --ref-max-score.")
     if config.whole_trajectory:
         weighted = all(METHODS[m].importance_weighted for m in config.method)
         episodic = config.quality == "return" or all(METHODS[m].curation == "binary" for m in config.method)
-        cli.require(
-            weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return."
-        )
-    if not config.quick:
-        return config
-    return dataclasses.replace(
-        config,
-        policy=dataclasses.replace(p, bc_steps=min(p.bc_steps, 500), fine_tune_steps=min(p.fine_tune_steps, 200)),
-        critic=dataclasses.replace(c, steps=min(c.steps, 1000)),
-    )
+        require(weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return.")
+    return stages.validate(Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)}))
 
 
-Values = tuple[np.ndarray, np.ndarray]  # the learned Q and V of every transition
+def check_methods(methods: tuple[str, ...]) -> None:
+    """Refuse unknown, repeated and no methods.
+
+    Raises:
+        UserError: in these cases; unknown names list the near ones.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"unknown method {method!r}: {tasks.near(method, list(METHODS))}")
+    require(len(set(methods)) == len(methods) > 0, "--method must name one or more different methods.")
 
 
-def curate(
-    config: CurationConfig, method: str, source: str, data: Dataset, values: Values | None
-) -> tuple[training.Curated, np.ndarray | None]:
-    """The multiset of units that ``method`` samples from, and the scores behind it (None where all data count)."""
-    kind = METHODS[method].curation
-    transitions, episodes = quality.transition_units(data), quality.episode_units(data)
-    if kind == "everything":
-        return training.curate(curation.everything(len(data.rewards)), transitions), None
-    scores = quality.episode_returns(data)
-    if kind == "quality":
-        if source == "return":
-            return training.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
-        assert values is not None
-        if config.q_unit == "transition":
-            scores = quality.transition_advantages(*values)
-            return training.curate(curation.nested_strata(scores, config.transition_strata), transitions), scores
-        scores = quality.episode_values(data, values[0])
-        return training.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
-    best = curation.above(scores, config.filter_percentile)
-    if kind == "filtered":  # transitions of the best episodes, uniformly: long episodes count by their length
-        rows = np.flatnonzero(np.isin(data.episode_of, best))
-        return training.curate(rows, transitions), scores
-    return training.curate(best, episodes), scores
+def check_seeds(seeds: tuple[int, ...]) -> None:
+    """Refuse repeated, negative and no seeds.
 
-
-def run_seeds(config: RunConfig, data: Dataset, seeds: Sequence[int], start: Start) -> Iterator[Outcome]:
-    """All methods for a group of seeds trained in one program; yields what each method gave for each seed."""
-    seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def timed(stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        seconds[stage] = time.perf_counter() - began
-
-    device_data = (jnp.asarray(data.observations), jnp.asarray(data.actions))
-    bc_params, bc_scores, bc_log, values, critic_log = None, None, None, None, None
-    needs_bc = any(METHODS[m].fine_tunes or m == "bc" for m in config.method)
-    needs_q = config.quality == "q" and any(METHODS[m].curation == "quality" for m in config.method)
-    if needs_bc:
-        with timed("bc"):
-            everything, _ = curate(config.curation, "bc", config.quality, data, None)
-            advance = start("BC", config.policy.bc_steps)
-            bc_params, bc_log = training.train_policies(
-                config.policy, config.importance, "bc", device_data, [everything], seeds, None, advance
-            )
-        with timed("bc evaluation"):
-            bc_scores = _evaluate_all(config, data, bc_params, seeds, "bc", start)
-    if needs_q:
-        with timed("critic"):
-            advance = start("critic", config.critic.steps)
-            critics, critic_log = training.train_critics(config.critic, critic.to_device(data), seeds, advance)
-            values = [
-                critic.values(
-                    config.critic, jax.tree.map(lambda x, s=s: x[s], critics), data.observations, data.actions
-                )
-                for s in range(len(seeds))
-            ]
-    for method in config.method:
-        kind = METHODS[method]
-        if method == "bc":
-            assert bc_scores is not None and bc_log is not None
-            params, returns, logs = bc_params, bc_scores, bc_log
-            diagnostics: list[dict[str, Any]] = [{} for _ in seeds]
-            own = {"bc", "bc evaluation"}
-        else:
-            with timed(method):
-                per_seed = values if kind.curation == "quality" and values is not None else [None]
-                curated, scores = zip(
-                    *(curate(config.curation, method, config.quality, data, a) for a in per_seed), strict=True
-                )
-                steps = config.policy.fine_tune_steps if kind.fine_tunes else config.policy.bc_steps
-                train = training.train_whole_trajectories if config.whole_trajectory else training.train_policies
-                params, logs = train(
-                    config.policy,
-                    config.importance,
-                    method,
-                    device_data,
-                    curated,
-                    seeds,
-                    bc_params,
-                    start(method, steps),
-                )
-            with timed(f"{method} evaluation"):
-                returns = _evaluate_all(config, data, params, seeds, method, start)
-            diagnostics = [
-                {
-                    "curated": {
-                        k: int(getattr(curated[s % len(curated)], k).size) for k in ("entries", "starts", "rows")
-                    },
-                    "scores": quality.summary(scores[s % len(scores)]),
-                }
-                for s in range(len(seeds))
-            ]
-            own = {method, f"{method} evaluation"} | ({"bc", "bc evaluation"} if kind.fine_tunes else set())
-            own |= {"critic"} if kind.curation == "quality" and needs_q else set()
-        for s, seed in enumerate(seeds):
-            extra: dict[str, Any] = {"training": logs[s]}
-            if kind.fine_tunes and bc_scores is not None:
-                mean, error = results.score(bc_scores[s], data.ref_min_score, data.ref_max_score)
-                extra["bc_start"] = {"normalised_score": mean, "standard_error": error}
-            if critic_log is not None and "critic" in own:
-                extra["critic"] = critic_log[s]
-            yield Outcome(
-                method,
-                seed,
-                jax.tree.map(lambda x, s=s: np.asarray(x[s]), params),
-                returns[s],
-                diagnostics[s] | extra,
-                {k: round(v, 3) for k, v in seconds.items() if k in own},
-            )
-
-
-def _evaluate_all(
-    config: RunConfig, data: Dataset, params: Any, seeds: Sequence[int], method: str, start: Start
-) -> list[np.ndarray]:
-    episodes = QUICK_EPISODES if config.quick else evaluation.EPISODES
-    advance = start(f"{method} evaluation", episodes * len(seeds))
-    returns = []
-    for s, seed in enumerate(seeds):
-        policy = greedy(jax.tree.map(lambda x, s=s: x[s], params))
-        name = f"{method} (seed {seed})"
-        returns.append(evaluation.evaluate(policy, data.environment, episodes, name=name, on_lane=advance))
-    return returns
-
-
-def save(config: RunConfig, data: Dataset, outcome: Outcome) -> Path:
-    """Write one result and its policy; the name tells method and seed, its last part the configuration and data."""
-    kind = METHODS[outcome.method]
-    source = config.quality if kind.curation == "quality" else None
-    settings = {k: dataclasses.asdict(getattr(config, k)) for k in ("policy", "critic", "importance", "curation")} | {
-        "whole_trajectory": config.whole_trajectory
-    }
-    mean, error = results.score(outcome.returns, data.ref_min_score, data.ref_max_score)
-    task = tasks.parse_task(config.env).name if config.env else data.id
-    result = results.RunResult(
-        schema=results.SCHEMA,
-        task=task,
-        method=outcome.method,
-        quality=source,
-        seed=outcome.seed,
-        quick=config.quick,
-        dataset={
-            "id": data.id,
-            "sha256": data.sha256,
-            "origin": data.origin,
-            "transitions": len(data.rewards),
-            "episodes": len(data.starts) - 1,
-        },
-        physics=physics.describe(data.env_id),
-        evaluation={
-            "first_reset_seed": evaluation.FIRST_RESET_SEED,
-            "ref_min_score": data.ref_min_score,
-            "ref_max_score": data.ref_max_score,
-            "policy": "mean action, exponential average of the parameters, last checkpoint",
-        },
-        episode_returns=[float(r) for r in outcome.returns],
-        normalised_score=mean,
-        standard_error=error,
-        config=settings,
-        diagnostics=outcome.diagnostics,
-        seconds=outcome.seconds,
-        versions=results.versions(),
-        device=f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
-        git_commit=results.git_commit(),
-    )
-    identity = json.dumps([settings, result.dataset, result.physics, config.quick], sort_keys=True)
-    label = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    stem = "-".join([outcome.method, *([f"by-{source}"] if source else []), f"seed{outcome.seed}", label])
-    path = config.results / task.replace("/", "-") / f"{stem}.json"
-    description = {"task": task, "method": outcome.method, "seed": outcome.seed, "dataset": data.id}
-    files.save_pytree(path.with_suffix(".safetensors"), outcome.params, description)
-    results.write(path, result)
-    return path
-
-
-# --- the command -------------------------------------------------------------------------------------------------
+    Raises:
+        UserError: in these cases.
+    """
+    require(len(set(seeds)) == len(seeds) > 0, "--seeds must name one or more different seeds.")
+    require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
 
 
 def main(config: RunConfig) -> None:
     """Check everything that can be checked, then train, evaluate, write and print."""
-    config = validate(config)
+    settings = validate(config)
     task = tasks.parse_task(config.env) if config.env else None
     scores = None
     if config.ref_min_score is not None and config.ref_max_score is not None:
         scores = (config.ref_min_score, config.ref_max_score)
-    data = load(task, config.dataset, scores)
-    _check_environment(task, data)
-    cli.writable(config.results)
+    source = Source(config.env, config.dataset, scores)
+    data = source.load()
+    check_environment(task, data)
+    folder = config.results or Path("results/quick" if settings.quick else "results/runs")
+    store = Store(config.stages or cache_home() / "stages")
+    cli.writable(folder)
+    cli.writable(store.folder)
+    describe(data)
+    if settings.quick:
+        cli.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
+    jobs = [
+        Job(source, stages.method_stage(method, config.quality, group, settings))
+        for group in workers.groups(config.seeds)
+        for method in config.method
+    ]
+    failures: list[Failure] = []
+    count = min(len(config.seeds), os.cpu_count() or 1)
+    with cli.progress_bar() as bar:
+        progress = _progress_on(bar, several=len(config.seeds) > 1)
+        pool: workers.Pool
+        if jax.default_backend() == "cpu" and count > 1:
+            # One process per core and seed: on a CPU that beats a vmap over seeds and one seed on all cores.
+            pool = workers.Processes(store, progress, count)
+        else:
+            cli.cache_compiled_programs()
+            pool = workers.Here(store, progress)
+
+        def finished(job: Job, failure: Failure | None) -> None:
+            if failure is not None:
+                failures.append(failure)
+            elif job in jobs:
+                _write(folder, store, data, job)
+
+        try:
+            workers.execute(jobs, pool, store, lambda job: None, finished)
+        finally:
+            pool.close()
+    if failures:
+        raise UserError(failures[0].error) if not failures[0].trace else RuntimeError(failures[0].trace)
+
+
+def describe(data: Dataset) -> None:
+    """Print which data set is used and what it is."""
     kind = {"reconstruction": "a reconstruction, not D4RL's own data", "D4RL": "D4RL's own data"}
     cli.console.print(
         f"data: {data.id} ({kind.get(data.origin, 'a Minari data set')}), {len(data.rewards):,} transitions, "
         f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in {data.env_id}"
     )
-    if config.quick:
-        cli.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
-    workers = min(len(config.seeds), os.cpu_count() or 1)
-    with cli.progress_bar() as bar:
-        if jax.default_backend() == "cpu" and workers > 1:
-            outcomes = _in_processes(config, scores, workers, _start_on(bar))
-        else:
-            outcomes = _here(config, data, config.seeds, _start_on(bar))
-        for outcome, path in outcomes:
-            _print(data, outcome, path)
 
 
-def _check_environment(task: tasks.Task | None, data: Dataset) -> None:
+def check_environment(task: tasks.Task | None, data: Dataset) -> None:
+    """Make sure that a data set can be evaluated before anything is trained on it.
+
+    Raises:
+        UserError: it is another environment's than the task's, or its environment cannot be made or does not fit.
+    """
     if task is not None and data.origin != "Minari":
-        cli.require(
+        require(
             data.env_id == task.environment.env_id,
             f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
         )
@@ -392,79 +163,44 @@ def _check_environment(task: tasks.Task | None, data: Dataset) -> None:
 
         batch = make_batch(data.environment, 1)
     except Exception as error:  # whatever Gymnasium or an environment's package raises
-        raise files.UserError(
+        raise UserError(
             f"the environment {data.env_id} of {data.id} cannot be made ({error}); install the package it comes from."
         ) from error
-    cli.require(
+    require(
         (batch.observation_dim, batch.action_dim) == (data.observations.shape[1], data.actions.shape[1]),
         f"{data.id} does not have the observations and actions of {data.env_id}; choose another data set.",
     )
 
 
-def _start_on(bar: Any, prefix: str = "") -> Start:
-    def start(stage: str, steps: int) -> Callable[[int], None]:
-        line = bar.add_task(prefix + stage, total=steps)
-        return lambda done: bar.advance(line, done)
+def _progress_on(bar: Any, several: bool) -> workers.Progress:
+    """A line for every loop of every job."""
+    lines: dict[tuple[Job, str], Any] = {}
 
-    return start
+    def progress(job: Job, what: str, steps: int, done: int) -> None:
+        if (job, what) not in lines:
+            seeds = f"seed {', '.join(map(str, job.stage.seeds))} " if several else ""
+            lines[job, what] = bar.add_task(seeds + what, total=steps)
+        bar.advance(lines[job, what], done)
+
+    return progress
 
 
-def _print(data: Dataset, outcome: Outcome, path: Path) -> None:
-    start = outcome.diagnostics.get("bc_start")
-    if start:
+def _write(folder: Path, store: Store, data: Dataset, job: Job) -> None:
+    quiet: Callable[[str, int], Callable[[int], None]] = lambda what, steps: lambda done: None  # noqa: E731
+    inputs, artefact = store.inputs(job.stage, data, quiet), store.read(job.stage, data)
+    assert artefact is not None
+    for path in stages.write_results(folder, job.stage, data, job.source.task, inputs, artefact):
+        result = results.read(path)
+        start = result.diagnostics.get("bc_start")
+        if start:
+            cli.console.print(
+                f"seed {result.seed}  bc (its start)  normalised score {start['normalised_score']:6.1f} "
+                f"+- {start['standard_error']:.1f}"
+            )
         cli.console.print(
-            f"seed {outcome.seed}  bc (its start)  normalised score {start['normalised_score']:6.1f} "
-            f"+- {start['standard_error']:.1f}"
+            f"seed {result.seed}  {result.method:<14}  normalised score {result.normalised_score:6.1f} "
+            f"+- {result.standard_error:.1f} (standard error over {len(result.episode_returns)} episodes) -> {path}"
         )
-    mean, error = results.score(outcome.returns, data.ref_min_score, data.ref_max_score)
-    cli.console.print(
-        f"seed {outcome.seed}  {outcome.method:<14}  normalised score {mean:6.1f} +- {error:.1f} "
-        f"(standard error over {len(outcome.returns)} episodes) -> {path}"
-    )
-
-
-def _here(config: RunConfig, data: Dataset, seeds: Sequence[int], start: Start) -> Iterator[tuple[Outcome, Path]]:
-    cli.cache_compiled_programs()
-    for outcome in run_seeds(config, data, seeds, start):
-        yield outcome, save(config, data, outcome)
-
-
-def _in_processes(
-    config: RunConfig, scores: tuple[float, float] | None, workers: int, start: Start
-) -> Iterator[tuple[Outcome, Path]]:
-    """One process per core and seed: on a CPU that beats both a vmap over seeds and one seed on all cores."""
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(workers, context, _single_threaded) as pool:
-        messages = manager.Queue()
-        futures = [pool.submit(_worker, config, scores, seed, messages) for seed in config.seeds]
-        lines: dict[tuple[int, str], Callable[[int], None]] = {}
-        while not all(f.done() for f in futures) or not messages.empty():
-            try:
-                seed, stage, total, done = messages.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if (seed, stage) not in lines:
-                lines[seed, stage] = start(f"seed {seed} {stage}", total)
-            lines[seed, stage](done)
-        for future in futures:
-            yield from future.result()
-
-
-def _single_threaded() -> None:
-    # Set before the worker's first computation, when XLA reads it.
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-
-
-def _worker(
-    config: RunConfig, scores: tuple[float, float] | None, seed: int, messages: Any
-) -> list[tuple[Outcome, Path]]:
-    def start(stage: str, steps: int) -> Callable[[int], None]:
-        messages.put((seed, stage, steps, 0))
-        return lambda done: messages.put((seed, stage, steps, done))
-
-    task = tasks.parse_task(config.env) if config.env else None
-    data = load(task, config.dataset, scores)
-    return [(dataclasses.replace(outcome, params=None), path) for outcome, path in _here(config, data, (seed,), start)]
 
 
 if __name__ == "__main__":

@@ -208,6 +208,7 @@ def _steps(
             "effective_sample_size": objectives.effective_sample_size(weights),
             "mean_log_ratio": log_ratio.mean(),
             "max_weight": weights.max(),
+            "weight_histogram": objectives.weight_histogram(importance, weights),
         }
 
     def step(state: PolicyState, key: jax.Array):
@@ -302,10 +303,12 @@ def _calls(total: int, each: int) -> list[tuple[int, int]]:
 
 
 def _per_seed(log: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
-    """A log of (S,) arrays as one dict of lists per seed: {"step": [...], "loss": [...], ...}."""
+    """A log of (S, ...) arrays as one dict of lists per seed: {"step": [...], "loss": [...], ...}."""
     names = log[0].keys() if log else ()
-    columns = {k: [np.broadcast_to(np.asarray(row[k]), (seeds,)) for row in log] for k in names}
-    return [{k: [v[s].item() for v in column] for k, column in columns.items()} for s in range(seeds)]
+    columns = {k: [np.asarray(row[k]) for row in log] for k in names}
+    return [
+        {k: [(v[s] if v.ndim else v).tolist() for v in column] for k, column in columns.items()} for s in range(seeds)
+    ]
 
 
 # --- the released code's whole-trajectory loop, for comparison --------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwsft_control import cli, dataset, load_policy, results, run, training
+from iwsft_control import cli, dataset, evaluation, load_policy, results, run, stages, training
 from iwsft_control.critic import CriticConfig
 from iwsft_control.files import UserError
 from iwsft_control.objectives import METHODS
@@ -47,7 +47,7 @@ def test_all_methods(tmp_path, capsys, quality):
         assert ("bc_start" in result.diagnostics) == METHODS[result.method].fine_tunes
         assert ("critic" in result.seconds) == (quality == "q" and result.method.endswith("-q"))
         policy = load_policy(path.with_suffix(".safetensors"))
-        again = run.evaluation.evaluate(policy, "d4rl/Hopper-v2", 5)
+        again = evaluation.evaluate(policy, "d4rl/Hopper-v2", 5)
         np.testing.assert_array_equal(again, result.episode_returns)
         assert policy(np.zeros(11)).shape == (3,)
     printed = capsys.readouterr().out
@@ -57,7 +57,10 @@ def test_all_methods(tmp_path, capsys, quality):
 
 def test_the_same_seed_gives_the_same_file_bit_for_bit(tmp_path):
     small()
-    one, two = (config(tmp_path, results=tmp_path / name, method=("iw-sft-q",)) for name in ("a", "b"))
+    one, two = (
+        config(tmp_path, results=tmp_path / name, stages=tmp_path / f"stages-{name}", method=("iw-sft-q",))
+        for name in ("a", "b")
+    )
     run.main(one)
     run.main(two)
     weights = [next((tmp_path / n).rglob("*.safetensors")).read_bytes() for n in ("a", "b")]
@@ -108,7 +111,7 @@ def test_whole_trajectory_mode(tmp_path):
         ({"critic": CriticConfig(expectile=1.5)}, "--critic.expectile must lie between 0 and 1"),
         ({"ref_min_score": 3.0}, "both --ref-min-score"),
         ({"ref_min_score": 3.0, "ref_max_score": 2.0}, "must be below"),
-        ({"curation": run.CurationConfig(episode_strata=(90, 100))}, "percentiles"),
+        ({"curation": stages.CurationConfig(episode_strata=(90, 100))}, "percentiles"),
         ({"whole_trajectory": True}, "--whole-trajectory is for"),
         ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v0"}, "leave one out"),
     ],
@@ -206,7 +209,7 @@ def test_the_modules_flow_one_way():
 
     order = (
         "files tasks physics simulation networks dataset sac critic quality curation objectives training evaluation "
-        "results cli run collect d4rl"
+        "results stages store cli workers run collect d4rl"
     ).split()
     folder = Path(run.__file__).parent
     assert {p.stem for p in folder.glob("*.py")} == {*order, "__init__"}

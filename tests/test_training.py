@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwsft_control import critic, quality, run, training
+from iwsft_control import critic, quality, stages, training
 from iwsft_control.networks import GaussianPolicy, greedy, policy_log_prob
 from iwsft_control.objectives import METHODS, ImportanceConfig
 from tests.conftest import make_data
@@ -23,14 +23,14 @@ def nothing(_):
 
 
 def bc(seeds=(0,), config=POLICY):
-    entries, _ = run.curate(run.CurationConfig(), "bc", "q", DATA, None)
+    entries, _ = stages.curate(stages.CurationConfig(), "bc", "q", DATA, None)
     return training.train_policies(config, IMPORTANCE, "bc", DEVICE, [entries], seeds, None, nothing)
 
 
 def train(method, seeds=(0,), source="q", config=POLICY, importance=IMPORTANCE, start=None):
     values = (np.random.default_rng(0).standard_normal(len(DATA.rewards)), np.zeros(len(DATA.rewards)))
     unit = "transition" if source == "q" else "episode"
-    curated, _ = run.curate(run.CurationConfig(q_unit=unit), method, source, DATA, values)
+    curated, _ = stages.curate(stages.CurationConfig(q_unit=unit), method, source, DATA, values)
     if start is None and METHODS[method].fine_tunes:
         start, _ = bc(seeds, config)
     return training.train_policies(config, importance, method, DEVICE, [curated], seeds, start, nothing)
@@ -79,8 +79,8 @@ def test_a_vmap_over_seeds_is_the_seeds_one_by_one():
 def test_a_vmap_over_seeds_with_sets_of_several_sizes(method):
     """Each seed has its own critic, so its own episodes, of other lengths: padding changes nothing."""
     values = [(np.random.default_rng(s).standard_normal(len(DATA.rewards)), None) for s in (0, 3)]
-    settings = run.CurationConfig(episode_strata=(70, 85))
-    curated = [run.curate(settings, method, "q", DATA, v)[0] for v in values]
+    settings = stages.CurationConfig(episode_strata=(70, 85))
+    curated = [stages.curate(settings, method, "q", DATA, v)[0] for v in values]
     assert len(curated[0].rows) != len(curated[1].rows)
     start = bc((3, 4))[0]
     arguments = (POLICY, IMPORTANCE, method, DEVICE)
@@ -99,6 +99,10 @@ def test_first_weights_are_uniform_because_q_starts_as_the_reference():
     assert log[0]["max_weight"][0] == pytest.approx(1.0)
     assert log[0]["mean_log_ratio"][0] == pytest.approx(0.0, abs=1e-6)
     assert log[0]["max_weight"][-1] > 1.0
+    histograms = np.array(log[0]["weight_histogram"])
+    assert histograms.shape == (len(log[0]["step"]), 20)
+    np.testing.assert_allclose(histograms.sum(axis=1), 1.0, rtol=1e-5)
+    assert histograms[0].max() == pytest.approx(1.0)  # all weights are 1 before the first step
 
 
 def test_weights_are_refreshed_as_often_as_configured():
@@ -185,7 +189,7 @@ def test_numpy_policy_is_the_flax_policy():
 def test_whole_trajectories(method):
     """The released loop: a step equals one on all sampled trajectories at once, weights start uniform."""
     start, _ = bc()
-    curated, _ = run.curate(run.CurationConfig(), method, "return", DATA, None)
+    curated, _ = stages.curate(stages.CurationConfig(), method, "return", DATA, None)
     config = dataclasses.replace(POLICY, fine_tune_steps=3)
     params, log = training.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
     again, _ = training.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
@@ -220,7 +224,7 @@ def test_units_of_each_method():
     values = (q, np.zeros(n))
 
     def sizes(method, source="q", **changes):
-        curated, _ = run.curate(run.CurationConfig(**changes), method, source, DATA, values)
+        curated, _ = stages.curate(stages.CurationConfig(**changes), method, source, DATA, values)
         return len(curated.entries), int(np.asarray(curated.lengths).max())
 
     assert sizes("bc") == (n, 1)
@@ -229,5 +233,5 @@ def test_units_of_each_method():
     assert sizes("sft-q", "return") == sizes("iw-sft-q", "return") == (3, best)  # once per stratum
     assert sizes("sft-q") == sizes("iw-sft-q") == (3, 40)
     assert sizes("sft-q", q_unit="transition") == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
-    _, scores = run.curate(run.CurationConfig(), "sft-q", "return", DATA, None)
+    _, scores = stages.curate(stages.CurationConfig(), "sft-q", "return", DATA, None)
     np.testing.assert_array_equal(scores, quality.episode_returns(DATA))

@@ -1,0 +1,141 @@
+"""What stages made, kept on disk: nothing that is finished is done twice, whatever was killed in between.
+
+One file per stage (safetensors, written atomically), named by a digest of everything that its content depends on: the
+data, the settings, the seeds, the code, the versions of the packages, the kind of device, the stages that it needs.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import jax
+
+from iwsft_control import (
+    critic,
+    curation,
+    evaluation,
+    files,
+    networks,
+    objectives,
+    physics,
+    quality,
+    simulation,
+    stages,
+    training,
+)
+from iwsft_control.dataset import Dataset
+from iwsft_control.stages import Artefact, Stage, Start
+
+LEARNING = ("jax", "jaxlib", "flax", "optax", "numpy")
+EVALUATING = ("mujoco", "gymnasium")
+CRITIC_CODE = (critic, networks, training)
+POLICY_CODE = (networks, objectives, quality, curation, training, physics, simulation, evaluation, stages)
+
+
+@cache
+def code_version(modules: tuple[ModuleType, ...]) -> str:
+    """Digest of what modules do: comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse(inspect.getsource(module))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [
+                    x for x in node.body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))
+                ] or [ast.Pass()]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def key(stage: Stage, data: Dataset) -> str:
+    """Digest of everything that a stage's artefact depends on."""
+    learns_policy = stage.method != "critic"
+    packages = LEARNING + (EVALUATING if learns_policy else ())
+    depends = {
+        "method": stage.method,
+        "quality": stage.quality,
+        "seeds": stage.seeds,
+        "settings": stages.configuration(stage),
+        "needs": {name: key(need, data) for name, need in stages.needs(stage).items()},
+        "data": data.sha256,
+        "environment": physics.describe(data.env_id) if learns_policy else None,
+        "code": code_version(POLICY_CODE if learns_policy else CRITIC_CODE),
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "device": jax.devices()[0].device_kind,
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+class Store:
+    """A folder of artefacts that any number of processes may share.
+
+    Args:
+        folder: made where it does not exist.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, stage: Stage, data: Dataset) -> Path:
+        """Where the artefact of a stage is kept."""
+        return self.folder / f"{stage.name.replace(' ', '-')}-{key(stage, data)[:20]}.safetensors"
+
+    def read(self, stage: Stage, data: Dataset) -> Artefact | None:
+        """The artefact of a stage, or None where it has not been made (or its file is damaged)."""
+        try:
+            arrays, record = files.load_arrays(self.path(stage, data))
+        except files.UserError:
+            return None
+        return Artefact(files.nest(arrays), record)
+
+    def has(self, stage: Stage, data: Dataset) -> bool:
+        """Whether :meth:`read` would find the artefact."""
+        return bool(files.read_metadata(self.path(stage, data)))
+
+    def write(self, stage: Stage, data: Dataset, artefact: Artefact) -> None:
+        """Keep an artefact.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        files.save_pytree(self.path(stage, data), artefact.arrays, artefact.record)
+
+    @contextlib.contextmanager
+    def alone(self, stage: Stage, data: Dataset) -> Iterator[None]:
+        """Wait until no other process works on the stage; a killed process lets go of its claim."""
+        path = self.path(stage, data).with_suffix(".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        except OSError as error:
+            raise files.UserError(f"cannot write {path}: {error.strerror}; choose another --stages folder.") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def inputs(self, stage: Stage, data: Dataset, start: Start, threads: int | None = None) -> dict[str, Artefact]:
+        """The artefacts of the stages that a stage needs, made where they are not there."""
+        return {name: self.perform(need, data, start, threads) for name, need in stages.needs(stage).items()}
+
+    def perform(self, stage: Stage, data: Dataset, start: Start, threads: int | None = None) -> Artefact:
+        """The artefact of a stage: the one that is kept, or a new one (see :func:`stages.compute`)."""
+        found = self.read(stage, data)
+        if found is not None:
+            return found
+        inputs = self.inputs(stage, data, start, threads)
+        with self.alone(stage, data):
+            found = self.read(stage, data)  # made by another process while this one waited
+            if found is None:
+                found = stages.compute(stage, data, inputs, start, threads)
+                self.write(stage, data, found)
+        return found
