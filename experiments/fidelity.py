@@ -125,4 +125,4 @@ def main(config: FidelityConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(FidelityConfig, main, "fidelity", __doc__)
+    cli.command(FidelityConfig, main, "python experiments/fidelity.py", __doc__)

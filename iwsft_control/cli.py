@@ -20,10 +20,10 @@ Config = TypeVar("Config")
 console = Console(highlight=False, soft_wrap=True)
 
 
-def command(config: type[Config], main: Callable[[Config], None], name: str, description: str) -> None:
+def command(config: type[Config], main: Callable[[Config], None], program: str, description: str) -> None:
     """Parse the command line into ``config`` and run ``main``; a user's mistake ends with exit code 2."""
     try:
-        main(tyro.cli(config, prog=f"python -m iwsft_control.{name}", description=description))
+        main(tyro.cli(config, prog=program, description=description))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -60,7 +60,8 @@ def progress_bar() -> Progress:
 
 
 def cache_compiled_programs() -> None:
-    """Keep compiled programs on disk, so that a second run starts faster."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_home() / "compiled"))
+    """Keep compiled programs on disk, so that a second run starts faster (JAX's own variable for the folder counts)."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_home() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -432,4 +432,4 @@ def _unpack(task: Task) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(CollectConfig, main, "collect", __doc__)
+    cli.command(CollectConfig, main, "python -m iwsft_control.collect", __doc__)

@@ -237,4 +237,4 @@ def main(config: Download | Import) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(Command, main, "d4rl", __doc__)  # type: ignore[arg-type]
+    cli.command(Command, main, "python -m iwsft_control.d4rl", __doc__)  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ def check_methods(methods: tuple[str, ...]) -> None:
     for method in methods:
         if method not in METHODS:
             raise UserError(f"unknown method {method!r}: {tasks.near(method, list(METHODS))}")
-    require(len(set(methods)) == len(methods) > 0, "--method must name one or more different methods.")
+    require(len(set(methods)) == len(methods) > 0, "name one or more different methods.")
 
 
 def check_seeds(seeds: tuple[int, ...]) -> None:
@@ -86,7 +86,7 @@ def check_seeds(seeds: tuple[int, ...]) -> None:
     Raises:
         UserError: in these cases.
     """
-    require(len(set(seeds)) == len(seeds) > 0, "--seeds must name one or more different seeds.")
+    require(len(set(seeds)) == len(seeds) > 0, "name one or more different seeds.")
     require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
 
 
@@ -204,4 +204,4 @@ def _write(folder: Path, store: Store, data: Dataset, job: Job) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(RunConfig, main, "run", __doc__)
+    cli.command(RunConfig, main, "python -m iwsft_control.run", __doc__)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import socket
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
@@ -232,8 +233,11 @@ class RayCluster:
         self.ray, self.store = ray, store
         if not ray.is_initialized():
             try:
+                host, _, port = address.rpartition(":")
+                if host and port.isdigit():  # ray.init would wait for minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(address=None if address == "local" else address, log_to_driver=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(f"no Ray cluster answers at {address} ({error}); start one, or --ray local.") from error
         total = ray.cluster_resources()
         self.slots = int(total.get("CPU", 1) // cpus) if not gpus else int(total.get("GPU", 0) / gpus)

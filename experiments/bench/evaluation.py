@@ -131,4 +131,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(BenchConfig, main, "bench.evaluation", __doc__)
+    cli.command(BenchConfig, main, "python experiments/bench/evaluation.py", __doc__)

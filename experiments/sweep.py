@@ -1,0 +1,250 @@
+"""Tasks x methods x seeds: every run of a benchmark, with what the methods share done once.
+
+    python experiments/sweep.py                                   # three tasks, six methods, ten seeds
+    python experiments/sweep.py --tasks hopper-medium-replay --seeds 0 1 2 --methods bc sft-q
+    python experiments/sweep.py --ray auto --gpus-per-stage 0.25  # on a Ray cluster
+
+Kill it at any moment and start it again: finished stages are kept, results are the same bit for bit. A run that fails
+is recorded in FOLDER/failures and does not stop the others; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from iwsft_control import cli, files, results, run, stages, tasks, workers
+from iwsft_control.dataset import cache_home
+from iwsft_control.files import require
+from iwsft_control.objectives import METHODS
+from iwsft_control.stages import Settings
+from iwsft_control.store import Store
+from iwsft_control.workers import Failure, Job, Source
+
+# Seconds per 1,000 steps and per evaluation on one core of a small cloud machine: only for the estimate before any
+# stage has been timed here.
+CRITIC_SECONDS, POLICY_SECONDS, EVALUATION_SECONDS = 1.5, 1.5, 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(Settings):
+    """What to run, and where."""
+
+    tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+    """Tasks, each with its default data set (D4RL's if imported, else the embedded reconstruction)."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Methods."""
+    qualities: tuple[Literal["q", "return"], ...] = ("q", "return")
+    """What scores the data for sft-q and iw-sft-q; each is a row of the table."""
+    seeds: tuple[int, ...] = tuple(range(10))
+    """Seeds. Tune on others (100 and up) than those that are reported."""
+    results: Path | None = None
+    """Folder of result files; by default results/sweep, or results/quick with --quick."""
+    stages: Path | None = None
+    """Folder of finished stages; by default ~/.cache/iwsft_control/stages, which python -m iwsft_control.run shares."""
+    workers: int | None = None
+    """Local processes that share the cores; by default one per core. On an accelerator: this process alone."""
+    ray: str | None = None
+    """Address of a Ray cluster ("auto" for the one that this machine is part of), or "local" to start one here."""
+    cpus_per_stage: int = 1
+    """Cores that a stage asks Ray for."""
+    gpus_per_stage: float = 0.0
+    """GPUs, or a share of one, that a stage asks Ray for."""
+    dry_run: bool = False
+    """Print what would be done, and an estimate; do nothing."""
+
+
+def plan_jobs(plan: Plan, settings: Settings) -> list[Job]:
+    """The runs of a plan, seed by seed, so that a sweep that is cut short has whole seeds."""
+    jobs = []
+    for group in workers.groups(plan.seeds):
+        for task in plan.tasks:
+            for method in plan.methods:
+                by_quality = METHODS[method].curation == "quality"
+                for source in plan.qualities if by_quality else ("q",):
+                    stage = stages.method_stage(method, source, group, settings)
+                    jobs.append(Job(Source(tasks.parse_task(task).name), stage))
+    return jobs
+
+
+def with_needs(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs and the jobs that they need, each once, needs first."""
+    return list(dict.fromkeys(each for job in jobs for each in (*job.needs(), job)))
+
+
+def seconds_of(job: Job, seen: dict[tuple[str, str], list[float]]) -> float:
+    """Expected seconds of a job: the mean of those seen of its kind, else a guess from its steps."""
+    known = seen.get((job.source.task, job.stage.name))
+    if known:
+        return sum(known) / len(known)
+    settings, kind, seeds = job.stage.settings, METHODS.get(job.stage.method), len(job.stage.seeds)
+    if kind is None:
+        return seeds * CRITIC_SECONDS * settings.critic.steps / 1000
+    steps = settings.policy.fine_tune_steps if kind.fine_tunes else settings.policy.bc_steps
+    return seeds * (POLICY_SECONDS * steps / 1000 + EVALUATION_SECONDS * (0.05 if settings.quick else 1))
+
+
+class Board:
+    """Live progress: what is done, running and failed, the time left, and the loops of every running stage."""
+
+    def __init__(self, jobs: Sequence[Job], slots: int, done: int, console: Any = cli.console):
+        self.left, self.slots = set(jobs), slots
+        self.seen: dict[tuple[str, str], list[float]] = {}
+        self.began: dict[Job, float] = {}
+        self.failed = 0
+        self.lines: dict[tuple[Job, str], Any] = {}
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self.total = self.bar.add_task("", total=len(jobs) + done, completed=done)
+        self._describe()
+
+    def _describe(self) -> None:
+        left = sum(seconds_of(job, self.seen) for job in self.left) / self.slots
+        text = f"running {len(self.began)}, failed {self.failed}, about {_duration(left)} left"
+        self.bar.update(self.total, description=text)
+
+    def progress(self, job: Job, what: str, steps: int, done: int) -> None:
+        """A loop of a running job went on."""
+        if (job, what) not in self.lines:
+            self._clear(job)
+            description = f"  {job.name}" + ("" if what == job.stage.method else f": {what}")
+            self.lines[job, what] = self.bar.add_task(description, total=steps)
+        self.bar.advance(self.lines[job, what], done)
+
+    def started(self, job: Job) -> None:
+        """A job began."""
+        self.began[job] = time.monotonic()
+        self._describe()
+
+    def finished(self, job: Job, failure: Failure | None) -> None:
+        """A job is over."""
+        self._clear(job)
+        self.left.discard(job)
+        began = self.began.pop(job, None)
+        if failure is not None:
+            self.failed += 1
+            self.bar.console.print(f"failed: {job.name}: {failure.error}")
+        elif began is not None:
+            self.seen.setdefault((job.source.task, job.stage.name), []).append(time.monotonic() - began)
+        self.bar.advance(self.total)
+        self._describe()
+
+    def _clear(self, job: Job) -> None:
+        for line in [line for line in self.lines if line[0] == job]:
+            self.bar.remove_task(self.lines.pop(line))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
+
+
+def record_failure(folder: Path, job: Job, failure: Failure | None) -> None:
+    """Write why a job failed, or take back what an earlier try left."""
+    path = folder / "failures" / f"{job.name.replace(' ', '-').replace(',', '').replace('/', '-')}.json"
+    if failure is None:
+        path.unlink(missing_ok=True)
+        return
+    stage = job.stage
+    what = {"task": job.source.task, "method": stage.method, "quality": stage.quality, "seeds": stage.seeds}
+    files.write_json(path, what | dataclasses.asdict(failure))
+
+
+def main(plan: Plan) -> None:
+    """Check the plan, say what will be done, do it."""
+    run.check_methods(plan.methods)
+    run.check_seeds(plan.seeds)
+    require(len(set(plan.tasks)) == len(plan.tasks) > 0, "--tasks must name one or more different tasks.")
+    require(len(set(plan.qualities)) == len(plan.qualities) > 0, "--qualities must be q, return or both.")
+    require(plan.workers is None or plan.workers > 0, "--workers must be positive.")
+    require(plan.cpus_per_stage > 0 and plan.gpus_per_stage >= 0, "--cpus-per-stage and --gpus-per-stage count up.")
+    require(not plan.whole_trajectory, "--whole-trajectory is for python -m iwsft_control.run.")
+    settings = stages.validate(Settings(**{f.name: getattr(plan, f.name) for f in dataclasses.fields(Settings)}))
+    folder = plan.results or Path("results/quick" if plan.quick else "results/sweep")
+    store = Store(plan.stages or cache_home() / "stages")
+    jobs = plan_jobs(plan, settings)
+    for source in dict.fromkeys(job.source for job in jobs):
+        data = source.load()
+        run.check_environment(tasks.parse_task(source.task), data)
+        run.describe(data)
+    cli.writable(folder)
+    cli.writable(store.folder)
+
+    everything = with_needs(jobs)
+    missing = [job for job in everything if not store.has(job.stage, job.source.load())]
+    on_cpu = jax.default_backend() == "cpu"
+    slots = (plan.workers or os.cpu_count() or 1) if on_cpu else 1
+    counts = Counter(job.stage.name for job in missing)
+    cli.console.print(
+        f"{len(jobs)} runs in {len(everything)} stages, {len(everything) - len(missing)} of them finished before. "
+        + (f"To do: {', '.join(f'{n} {name}' for name, n in counts.items())}." if counts else "Nothing is left to do.")
+    )
+    guess = sum(seconds_of(job, {}) for job in missing) / slots
+    if plan.ray is None:
+        cli.console.print(f"estimate: {_duration(guess)} with {slots} at a time; results in {folder}")
+    if plan.dry_run:
+        return
+
+    board: Board
+    failures = 0
+
+    def finished(job: Job, failure: Failure | None) -> None:
+        nonlocal failures
+        failures += failure is not None
+        record_failure(folder, job, failure)
+        if failure is None and job in wanted:
+            write(folder, store, job)
+        if job in pending:
+            board.finished(job, failure)
+
+    wanted, pending = set(jobs), set(missing)
+    pool: workers.Pool
+    if plan.ray is not None:
+        pool = workers.RayCluster(store, plan.ray, plan.cpus_per_stage, plan.gpus_per_stage)
+    elif on_cpu:
+        pool = workers.Processes(store, lambda *event: board.progress(*event), min(slots, max(1, len(missing))))
+    else:
+        cli.cache_compiled_programs()
+        pool = workers.Here(store, lambda *event: board.progress(*event))
+    board = Board(missing, pool.slots, len(everything) - len(missing))
+    try:
+        with board.bar:
+            workers.execute(jobs, pool, store, lambda job: board.started(job), finished)
+    finally:
+        pool.close()
+    cli.console.print(f"{len(everything) - failures} of {len(everything)} stages are done; results in {folder}")
+    if failures:
+        cli.console.print(f"{failures} failed: see {folder / 'failures'}; start the sweep again to try them again.")
+        raise SystemExit(1)
+
+
+def write(folder: Path, store: Store, job: Job) -> None:
+    """Result files and policies of a finished job, unless they are there."""
+    data = job.source.load()
+    artefact = store.read(job.stage, data)
+    assert artefact is not None
+    inputs = store.inputs(job.stage, data, lambda what, steps: lambda done: None)
+    expected = stages.run_results(job.stage, data, job.source.task, inputs, artefact)
+    for result in expected:
+        path = stages.result_path(folder, result)
+        try:
+            there = path.with_suffix(".safetensors").is_file() and results.read(path) == result
+        except files.UserError:
+            there = False
+        if not there:
+            stages.write_results(folder, job.stage, data, job.source.task, inputs, artefact)
+            return
+
+
+if __name__ == "__main__":
+    cli.command(Plan, main, "python experiments/sweep.py", __doc__)

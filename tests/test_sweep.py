@@ -1,0 +1,355 @@
+"""Sweeps: shared stages once, failures alone, kills without loss, local processes and a Ray cluster."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import sweep
+from iwsft_control import critic, curation, dataset, evaluation, results, stages, store, training, workers
+from iwsft_control.files import UserError
+from iwsft_control.objectives import METHODS
+from iwsft_control.workers import Failure, Job, Source
+from tests.conftest import make_episodes
+
+TASK = "hopper-medium-replay"
+POLICY = training.PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
+CRITIC = critic.CriticConfig(steps=20, hidden=(8,), batch_size=16)
+SETTINGS = stages.Settings(quick=True, policy=POLICY, critic=CRITIC)
+OPTIONS = (
+    "--quick --policy.hidden 8 --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.batch-size 16 "
+    "--critic.steps 20 --critic.hidden 8 --critic.batch-size 16"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def small():
+    """An imported D4RL/hopper/medium-replay-v2, which a task takes before the embedded data."""
+    lengths = np.random.default_rng(0).integers(5, 40, 30)
+    scores = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
+    dataset.write_minari("D4RL/hopper/medium-replay-v2", make_episodes(tuple(lengths)), "d4rl/Hopper-v2", scores)
+    workers._load.cache_clear()
+
+
+def plan(tmp_path, name="a", **changes):
+    own = {f.name: getattr(SETTINGS, f.name) for f in dataclasses.fields(SETTINGS)}
+    values = {
+        "tasks": (TASK,),
+        "seeds": (0,),
+        "results": tmp_path / name,
+        "stages": tmp_path / f"{name}-stages",
+        "workers": 1,
+    }
+    return sweep.Plan(**own | values | changes)
+
+
+def found(folder: Path) -> dict[str, dict]:
+    """Result files of a sweep without what may differ between two: times."""
+    return {
+        str(p.relative_to(folder)): {k: v for k, v in json.loads(p.read_text()).items() if k != "seconds"}
+        for p in sorted(folder.rglob("*.json"))
+    }
+
+
+def test_shared_stages_are_made_once():
+    jobs = sweep.plan_jobs(sweep.Plan(tasks=(TASK,), seeds=(0, 1)), SETTINGS)
+    everything = sweep.with_needs(jobs)
+    names = [job.stage.name for job in everything]
+    assert len(jobs) == 2 * 8  # six methods, two of them by two qualities
+    assert names.count("bc") == names.count("critic") == 2
+    assert len(everything) == 2 * 9
+    place = {job: i for i, job in enumerate(everything)}
+    assert all(place[need] < place[job] for job in everything for need in job.needs())
+
+
+def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
+    data = Source(TASK).load()
+
+    def key(method="iw-sft-q", quality="q", seeds=(0,), **changes):
+        settings = dataclasses.replace(SETTINGS, **changes)
+        stage = (
+            stages.Stage("critic", None, seeds, settings)
+            if method == "critic"
+            else stages.method_stage(method, quality, seeds, settings)
+        )
+        return store.key(stage, data)
+
+    faster = dataclasses.replace(POLICY, fine_tune_learning_rate=1.0)
+    longer = dataclasses.replace(POLICY, bc_steps=21)
+    deeper = dataclasses.replace(CRITIC, steps=21)
+    narrower = stages.CurationConfig(episode_strata=(95,))
+    assert key() == key()
+    assert len({key(), key(seeds=(1,)), key(quality="return"), key("sft-q"), key("sft"), key("bc")}) == 6
+    for change in ({"policy": faster}, {"policy": longer}, {"critic": deeper}, {"curation": narrower}):
+        assert key(**change) != key()
+    assert key("bc", policy=faster) == key("bc")  # a fine-tune's setting leaves BC alone
+    assert key("bc", policy=longer) != key("bc")
+    assert key("critic", policy=longer) == key("critic")
+    assert key("critic", critic=deeper) != key("critic")
+    assert key("sft-q", "return", critic=deeper) == key("sft-q", "return")
+    before = {m: key(m) for m in ("bc", "critic")}
+    other = dataclasses.replace(data, sha256="1" * 64)
+    assert store.key(stages.method_stage("bc", "q", (0,), SETTINGS), other) != before["bc"]
+    monkeypatch.setattr(store, "code_version", lambda modules: "another" if curation in modules else "the same")
+    assert key("bc") != before["bc"]
+
+
+def test_the_code_version_is_of_what_code_does(tmp_path, monkeypatch):
+    import types
+
+    def version(source):
+        module = types.ModuleType("m")
+        monkeypatch.setattr(store.inspect, "getsource", lambda _: source)
+        return store.code_version.__wrapped__((module,))
+
+    plain = version("def f(x):\n    return x + 1\n")
+    assert version('"""Doc."""\n\ndef f(x):\n    """Adds."""\n    return x + 1  # one\n') == plain
+    assert version("def f(x):\n    return x + 2\n") != plain
+
+
+def test_a_sweep_is_the_runs_alone(tmp_path):
+    """Local processes give what each run alone in this process gives, bit for bit."""
+    sweep.main(plan(tmp_path, "a", seeds=(0, 1), workers=2))
+    with_processes = found(tmp_path / "a")
+    assert len(with_processes) == 16
+    kept = store.Store(tmp_path / "here-stages")
+    finished = {}
+    jobs = sweep.plan_jobs(plan(tmp_path, seeds=(1,)), SETTINGS)
+    pool = workers.Here(kept, lambda *event: None)
+    workers.execute(jobs, pool, kept, lambda job: None, finished.__setitem__)
+    assert all(outcome is None for outcome in finished.values())
+    for job in jobs:
+        sweep.write(tmp_path / "here", kept, job)
+    alone = found(tmp_path / "here")
+    assert len(alone) == 8
+    assert all(with_processes[name] == result for name, result in alone.items())
+    read = [results.read(path) for path in (tmp_path / "a").rglob("*.json")]
+    assert {(r.method, r.quality, r.seed) for r in read} == {
+        (m, q, s)
+        for m in METHODS
+        for q in (("q", "return") if METHODS[m].curation == "quality" else (None,))
+        for s in (0, 1)
+    }
+
+
+def test_a_group_of_seeds_is_the_seeds_alone(tmp_path):
+    """What an accelerator runs as one program: the same as each seed alone, up to rounding."""
+    data = Source(TASK).load()
+
+    def returns(name, seeds):
+        kept = store.Store(tmp_path / name)
+        stage = stages.method_stage("iw-sft-q", "q", seeds, SETTINGS)
+        artefact = kept.perform(stage, data, lambda what, steps: lambda done: None)
+        inputs = kept.inputs(stage, data, lambda what, steps: lambda done: None)
+        read = stages.run_results(stage, data, TASK, inputs, artefact)
+        assert [r.seed for r in read] == list(seeds)
+        return {r.seed: r for r in read}
+
+    together, alone = returns("both", (0, 1)), returns("one", (1,))
+    np.testing.assert_allclose(together[1].episode_returns, alone[1].episode_returns, rtol=1e-3)
+    assert together[0].episode_returns != together[1].episode_returns
+    assert together[1].diagnostics["bc_start"] == pytest.approx(alone[1].diagnostics["bc_start"], rel=1e-3)
+
+
+def test_finished_stages_are_not_repeated(tmp_path, monkeypatch):
+    sweep.main(plan(tmp_path, methods=("sft-q",), qualities=("q",), workers=1))
+    before = found(tmp_path / "a")
+    files = {p: p.stat().st_mtime_ns for n in ("a", "a-stages") for p in (tmp_path / n).rglob("*.safetensors")}
+    assert len(files) == 4  # bc, critic and sft-q among the stages, sft-q among the results
+    monkeypatch.setattr(workers.Processes, "submit", lambda *_: pytest.fail("a finished stage was done again"))
+    sweep.main(plan(tmp_path, methods=("sft-q",), qualities=("q",), workers=1))
+    assert found(tmp_path / "a") == before
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+
+
+def test_a_damaged_stage_is_made_again(tmp_path):
+    sweep.main(plan(tmp_path, methods=("bc",)))
+    before = found(tmp_path / "a")
+    (path,) = (tmp_path / "a-stages").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    sweep.main(plan(tmp_path, methods=("bc",)))
+    assert found(tmp_path / "a") == before
+
+
+class Scripted:
+    """A pool whose jobs end as a script says, without doing anything."""
+
+    slots = 2
+
+    def __init__(self, kept, failing):
+        self.kept, self.failing, self.jobs, self.order = kept, failing, [], []
+
+    def submit(self, job):
+        assert len(self.jobs) < self.slots
+        self.jobs.append(job)
+        self.order.append(job.stage.name)
+
+    def wait(self):
+        job = self.jobs.pop()
+        return [(job, Failure("broken") if job.stage.name in self.failing else None)]
+
+    def close(self):
+        pass
+
+
+def test_a_failure_stops_only_what_needs_it(tmp_path):
+    kept = store.Store(tmp_path / "stages")
+    jobs = sweep.plan_jobs(plan(tmp_path), SETTINGS)
+    pool, outcomes = Scripted(kept, {"critic"}), {}
+    workers.execute(jobs, pool, kept, lambda job: None, outcomes.__setitem__)
+    failed = {job.stage.name for job, outcome in outcomes.items() if outcome}
+    assert failed == {"critic", "sft-q by q", "iw-sft-q by q"}
+    assert len(outcomes) == 9
+    assert pool.order.count("bc") == 1
+    assert not failed & set(pool.order) - {"critic"}
+    blocked = next(o for j, o in outcomes.items() if j.stage.name == "sft-q by q")
+    assert "critic" in blocked.error
+
+
+def test_a_failed_run_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys):
+    """An error in one method's evaluation: a file that says why, exit code 1, the other runs done."""
+    whole = evaluation.evaluate
+
+    def evaluate(*arguments, name, **options):
+        if name.startswith("sft "):
+            raise evaluation.PolicyError("sft: the action at step 3 is [nan]; actions must be finite.")
+        return whole(*arguments, name=name, **options)
+
+    monkeypatch.setattr(workers, "Processes", lambda kept, progress, count: workers.Here(kept, progress))
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    with pytest.raises(SystemExit) as error:
+        sweep.main(plan(tmp_path, methods=("bc", "sft", "filtered-bc")))
+    assert error.value.code == 1
+    (failure,) = (tmp_path / "a" / "failures").glob("*.json")
+    assert "step 3" in json.loads(failure.read_text())["error"]
+    assert {p.name.split("-seed")[0] for p in (tmp_path / "a" / TASK).glob("*.json")} == {"bc", "filtered-bc"}
+    monkeypatch.setattr(evaluation, "evaluate", whole)
+    sweep.main(plan(tmp_path, methods=("bc", "sft", "filtered-bc")))
+    assert not list((tmp_path / "a" / "failures").glob("*.json"))
+    assert len(list((tmp_path / "a" / TASK).glob("*.json"))) == 3
+
+
+def start_sweep(tmp_path, name, *options, count="2"):
+    command = [sys.executable, "-m", "experiments.sweep", "--tasks", TASK, "--workers", count, *OPTIONS, *options]
+    command += ["--results", str(tmp_path / name), "--stages", str(tmp_path / f"{name}-stages")]
+    with (tmp_path / f"{name}.log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[1])
+
+
+def children(pid: int) -> list[int]:
+    listing = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(x) for x in listing.read_text().split()] if listing.exists() else []
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker processes in /proc")
+def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
+    """Killed with -9, a worker once and the sweep once; two sweeps on one folder; the same files in the end."""
+    options = ("--seeds", "0", "--qualities", "q")
+    process = start_sweep(tmp_path, "killed", *options)
+    kept = tmp_path / "killed-stages"
+    wait_for(lambda: len(list(kept.glob("*.safetensors"))) >= 1)
+    servers = [p for p in children(process.pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    os.kill(servers[-1], signal.SIGKILL)
+    wait_for(lambda: len(list(kept.glob("*.safetensors"))) >= 3)
+    process.kill()
+    process.wait()
+    both = [start_sweep(tmp_path, "killed", *options, count="1") for _ in range(2)]
+    assert [p.wait(timeout=300) for p in both] == [0, 0]
+    assert start_sweep(tmp_path, "whole", *options).wait(timeout=300) == 0
+    killed, whole = found(tmp_path / "killed"), found(tmp_path / "whole")
+    assert killed == whole
+    assert len(whole) == 6
+    assert not [p for p in kept.iterdir() if p.name.startswith(".")]  # no half-written file
+
+
+@pytest.mark.slow
+def test_three_kills_at_random_moments(tmp_path):
+    """The whole quick sweep, killed with -9 at three random moments, gives the table of an uninterrupted one."""
+    rng = np.random.default_rng()
+    options = ("--seeds", "0", "1")
+    for _ in range(3):
+        process = start_sweep(tmp_path, "killed", *options)
+        time.sleep(rng.uniform(3, 20))
+        process.kill()
+        process.wait()
+    assert start_sweep(tmp_path, "killed", *options).wait(timeout=600) == 0
+    assert start_sweep(tmp_path, "whole", *options).wait(timeout=600) == 0
+    assert found(tmp_path / "killed") == found(tmp_path / "whole")
+    assert len(found(tmp_path / "whole")) == 16
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_with_a_node_killed_half_way(tmp_path):
+    """Two nodes, one killed when half of the runs are done: none is lost, none counts twice, all are the same."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'iwsft_control[ray]')")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    doomed = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    kept = store.Store(tmp_path / "ray-stages")
+    outcomes: list[tuple[Job, Failure | None]] = []
+    jobs = sweep.plan_jobs(
+        plan(tmp_path, seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",)), SETTINGS
+    )
+    total = len(sweep.with_needs(jobs))
+    try:
+        pool = workers.RayCluster(kept, cluster.address)
+        assert pool.slots == 2
+
+        def finished(job, outcome):
+            outcomes.append((job, outcome))
+            if len(outcomes) == total // 2:
+                cluster.remove_node(doomed, allow_graceful=False)
+
+        workers.execute(jobs, pool, kept, lambda job: None, finished)
+        pool.close()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert [o for _, o in outcomes if o] == []
+    assert len(outcomes) == len({job for job, _ in outcomes}) == total
+    for job in jobs:
+        sweep.write(tmp_path / "ray", kept, job)
+    sweep.main(plan(tmp_path, "a", seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",), workers=2))
+    assert found(tmp_path / "ray") == found(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"tasks": ("hopper-medium-reply",)}, "did you mean hopper-medium-replay"),
+        ({"methods": ("iwsft",)}, "did you mean iw-sft"),
+        ({"seeds": ()}, "one or more different seeds"),
+        ({"workers": 0}, "--workers must be positive"),
+        ({"qualities": ()}, "--qualities"),
+        ({"ray": "127.0.0.1:1"}, "no Ray cluster answers"),
+    ],
+)
+def test_user_errors(tmp_path, changes, sentence):
+    if "ray" in changes:
+        pytest.importorskip("ray", reason="Ray is not installed (pip install 'iwsft_control[ray]')")
+    with pytest.raises(UserError, match=sentence):
+        sweep.main(plan(tmp_path, **changes))
+
+
+def test_a_dry_run_does_nothing(tmp_path, capsys):
+    sweep.main(plan(tmp_path, dry_run=True))
+    printed = capsys.readouterr().out
+    assert "8 runs in 9 stages" in printed
+    assert "estimate" in printed
+    assert not list((tmp_path / "a-stages").rglob("*.safetensors"))
