@@ -1,0 +1,84 @@
+"""Result files to tables and figures.
+
+    python experiments/table.py                                  # results/sweep -> results/
+    python experiments/table.py my/runs --out my/table --baseline sft-q --focus iw-sft-q
+
+Writes table.md, table.tex, table.csv, scores.json (rliable's layout), report.html and figures/. From the same files it
+writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from iwsft_control import cli, figures, report, results
+from iwsft_control.files import atomic_path
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig:
+    """Which results, and what to hold them against."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results/sweep"),)
+    """Folders (or single files) of results, ours or yours."""
+    out: Path = Path("results")
+    """Folder of the tables and figures."""
+    baseline: str = "bc"
+    """Every method is compared with this one: a method, or "sft-q by return"."""
+    focus: str = "iw-sft-q"
+    """This method is compared with every other."""
+    run: Path | None = None
+    """Result file of the run whose training is drawn; by default the first of --focus."""
+    quick: bool = False
+    """Make a table of trial runs (--quick), marked as such."""
+
+
+def main(config: TableConfig) -> None:
+    """Read, check, compare and write."""
+    baseline, focus = report.parse_row(config.baseline), report.parse_row(config.focus)
+    runs = report.find(config.folders, config.quick)
+    table = report.collect(runs, baseline, focus)
+    shown = results.read(config.run) if config.run else figures.pick(table, focus)
+    cli.writable(config.out)
+    pages = {
+        "Scores": (figures.bars(table), "bars", "Mean over seeds, 95% t interval, and every seed."),
+        "Performance profile": (
+            figures.profiles(table),
+            "profile",
+            "Share of runs above a score, averaged over data sets; pointwise 95% band of a stratified bootstrap.",
+        ),
+        "What evaluation episodes buy": (
+            figures.budgets(table),
+            "budget",
+            "Score of the policy that is chosen among a method's seeds by its mean over n evaluation episodes, which "
+            "the policies share equally; 0 episodes: one at random. Few episodes choose hardly better than chance.",
+        ),
+        "One run": (
+            figures.training(shown),
+            "training",
+            "Losses along training, effective sample size of the importance weights, and their distribution.",
+        ),
+    }
+    drawn = {
+        title: (figures.save(figure, config.out / "figures", name), caption)
+        for title, (figure, name, caption) in pages.items()
+    }
+    texts = {
+        "table.md": report.to_markdown(table),
+        "table.tex": report.to_latex(table),
+        "table.csv": report.to_csv(table),
+        "scores.json": report.to_json(report.to_rliable(table)),
+        "report.html": report.to_html(table, drawn),
+    }
+    for name, text in texts.items():
+        with atomic_path(config.out / name) as path:
+            path.write_text(text)
+    cli.console.print(f"{len(runs)} runs -> {', '.join(texts)} and figures in {config.out}")
+
+
+if __name__ == "__main__":
+    cli.command(TableConfig, main, "python experiments/table.py", __doc__)

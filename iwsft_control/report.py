@@ -1,0 +1,426 @@
+"""From result files to tables: who scores what, with what certainty, and who beats whom.
+
+A row is a method with what it takes its quality from, a column a data set. Nothing is averaged over what does not
+belong together: results of one data set that differ in its content, in physics or in how they were evaluated, and
+runs of one method that differ in configuration, are an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iwsft_control import statistics, tasks
+from iwsft_control.files import UserError
+from iwsft_control.objectives import METHODS
+from iwsft_control.results import RunResult, read
+from iwsft_control.statistics import Estimate
+
+# D4RL normalised scores on medium-replay-v2, as published: BC to IQL are the columns of Kostrikov et al. 2022 (IQL) as
+# Qin & Springenberg 2025 reprint them, SFT, SFT(Q) and iw-SFT(Q) are theirs (no spread given), ReBRAC is Tarasov et
+# al. 2023. All of them on D4RL's own data, with mujoco-py.
+PUBLISHED_TASKS = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+PUBLISHED = {
+    "BC": (18.1, 36.6, 26.0),
+    "BC 10%": (75.9, 40.6, 62.5),
+    "SFT": (79.0, 35.1, 58.8),
+    "SFT(Q)": (84.9, 39.3, 66.2),
+    "iw-SFT(Q)": (85.0, 40.9, 75.8),
+    "DT": (82.7, 36.6, 66.6),
+    "AWAC": (37.2, 40.5, 27.0),
+    "OneStep": (97.5, 38.1, 49.5),
+    "TD3+BC": (60.9, 44.6, 81.8),
+    "CQL": (95.0, 45.5, 77.2),
+    "IQL": (94.7, 44.2, 73.9),
+    "ReBRAC": (98.1, 51.0, 77.3),
+}
+
+
+class Row(NamedTuple):
+    """A method and, where it curates by quality, what the quality comes from."""
+
+    method: str
+    quality: str | None
+
+    @property
+    def label(self) -> str:
+        return self.method if self.quality is None else f"{self.method} ({self.quality})"
+
+
+Scores = dict[Row, dict[str, dict[int, float]]]  # row -> data set id -> seed -> normalised score
+
+
+class Report(NamedTuple):
+    """What a table is made of."""
+
+    runs: dict[Path, RunResult]
+    scores: Scores
+    datasets: list[str]
+    baseline: Row
+    focus: Row
+
+
+def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
+    """Read all result files in folders, at any depth (records of failed runs aside).
+
+    Raises:
+        UserError: a folder does not exist or holds no result; a file is no result; a trial is among them (or, with
+            ``quick``, a real run).
+    """
+    runs: dict[Path, RunResult] = {}
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"{folder} does not exist; give a folder of result files.")
+        paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
+        runs |= {path: read(path) for path in paths if path.parent.name != "failures"}
+    if not runs:
+        raise UserError(f"no result files in {', '.join(map(str, folders))}; make some with experiments/sweep.py.")
+    for path, run in runs.items():
+        if run.quick and not quick:
+            raise UserError(
+                f"{path} is a trial (--quick), not a score; remove it, or make a table of trials (--quick)."
+            )
+        if quick and not run.quick:
+            raise UserError(f"{path} is not a trial; leave out --quick.")
+    return runs
+
+
+def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row) -> Report:
+    """Group runs into rows and data sets.
+
+    Raises:
+        UserError: two files clash (the sentence names them), or there is no run of the baseline.
+    """
+    first: dict[tuple[str, str], tuple[Any, Path]] = {}
+    scores: Scores = {}
+    seen: dict[tuple[Row, str, int], Path] = {}
+    for path, run in runs.items():
+        dataset, row = run.dataset["id"], Row(run.method, run.quality)
+        for what, group, value in (
+            ("data sets (sha256)", dataset, run.dataset["sha256"]),
+            ("physics", dataset, run.physics),
+            ("evaluation protocols", dataset, run.evaluation | {"episodes": len(run.episode_returns)}),
+            ("configurations", f"{dataset} {row.label}", run.config),
+        ):
+            known, other = first.setdefault((what, group), (value, path))
+            if known != value:
+                raise UserError(f"{other} and {path} have different {what}; make a table of each.")
+        twin = seen.setdefault((row, dataset, run.seed), path)
+        if twin != path:
+            raise UserError(f"{twin} and {path} are the same run; remove one.")
+        scores.setdefault(row, {}).setdefault(dataset, {})[run.seed] = run.normalised_score
+    for row, option in ((baseline, "--baseline"), (focus, "--focus")):
+        if row not in scores:
+            known_rows = ", ".join(sorted(r.label.replace(" (", " by ").rstrip(")") for r in scores))
+            raise UserError(f"there is no run of {option} {row.label}; choose one of {known_rows}.")
+    order = {row: i for i, row in enumerate(_all_rows())}
+    scores = {row: scores[row] for row in sorted(scores, key=lambda r: order.get(r, len(order)))}
+    tasks_of = {run.dataset["id"]: run.task for run in runs.values()}
+    place = {task: i for i, task in enumerate(PUBLISHED_TASKS)}
+    datasets = sorted(tasks_of, key=lambda d: (place.get(tasks_of[d], len(place)), d))
+    return Report(dict(runs), scores, datasets, baseline, focus)
+
+
+def parse_row(text: str) -> Row:
+    """``bc``, ``sft-q`` (by q) or ``sft-q by return`` as a :class:`Row`.
+
+    Raises:
+        UserError: no such method.
+    """
+    method, _, source = text.partition(" by ")
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}: {tasks.near(method, list(METHODS))}")
+    by_quality = METHODS[method].curation == "quality"
+    if source not in (("", "q", "return") if by_quality else ("",)):
+        raise UserError(
+            f"{method} does not take {source!r}; say {method}" + (" by q or by return." if by_quality else ".")
+        )
+    return Row(method, (source or "q") if by_quality else None)
+
+
+def _all_rows() -> list[Row]:
+    return [
+        Row(method, source)
+        for method, kind in METHODS.items()
+        for source in (("return", "q") if kind.curation == "quality" else (None,))
+    ]
+
+
+def strata(report: Report, row: Row) -> list[np.ndarray]:
+    """Scores of a row on every data set, seeds in order; empty where a data set is missing."""
+    return [np.array([s for _, s in sorted(report.scores[row].get(d, {}).items())]) for d in report.datasets]
+
+
+def differences(report: Report, row: Row, other: Row) -> dict[str, np.ndarray]:
+    """Score of ``row`` minus that of ``other`` by seed, (n,) for every data set where they share seeds."""
+    found = {}
+    for dataset in report.datasets:
+        mine, theirs = (report.scores[r].get(dataset, {}) for r in (row, other))
+        shared = sorted(set(mine) & set(theirs))
+        if shared:
+            found[dataset] = np.array([mine[s] - theirs[s] for s in shared])
+    return found
+
+
+def overall(report: Report, row: Row) -> tuple[Estimate, Estimate] | None:
+    """Mean over data sets and interquartile mean of a row, or None where it lacks one of the data sets."""
+    each = strata(report, row)
+    if not all(len(x) for x in each):
+        return None
+    return statistics.stratified_mean(each), statistics.iqm_interval(each)
+
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+
+def verdict(difference: Estimate) -> str:
+    """Whether an interval of differences excludes zero."""
+    if np.isnan(difference.low):
+        return "one seed: no telling"
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "no difference shown"
+
+
+def _cell(estimate: Estimate | None, signed: bool = False) -> str:
+    if estimate is None:
+        return "-"
+    sign = "+" if signed else ""
+    interval = "" if np.isnan(estimate.low) else f" [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
+    return f"{estimate.value:{sign}.1f}{interval}"
+
+
+class Section(NamedTuple):
+    """One table of the report: what it says, its header and its rows of cells."""
+
+    title: str
+    text: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def sections(report: Report) -> list[Section]:
+    """The tables of a report, as text."""
+    columns = [short(d) for d in report.datasets]
+    several = len(report.datasets) > 1
+    scores = []
+    for row in report.scores:
+        each = strata(report, row)
+        counts = sorted({len(x) for x in each if len(x)})
+        cells = [_cell(statistics.mean_interval(x) if len(x) else None) for x in each]
+        total = overall(report, row) if several else None
+        extra = [_cell(total[0]), _cell(total[1])] if total else ["-", "-"]
+        scores.append(
+            [row.label, "-".join(map(str, (counts[0], counts[-1])[: len(counts)])), *cells, *(extra * several)]
+        )
+    averages = ["mean", "IQM"] * several
+    found = [
+        Section(
+            "Normalised score",
+            "Mean over seeds [95% interval]. The run (seed) is the unit; every run is the mean of "
+            f"{len(next(iter(report.runs.values())).episode_returns)} episodes of its last checkpoint.",
+            ["method", "seeds", *columns, *averages],
+            scores,
+        )
+    ]
+    for other, rows, what in (
+        (report.baseline, [(row, report.baseline) for row in report.scores if row != report.baseline], "minus"),
+        (report.focus, [(report.focus, row) for row in report.scores if row != report.focus], "against"),
+    ):
+        title = f"Every method minus {other.label}" if what == "minus" else f"{other.label} minus every other method"
+        text = (
+            "Paired by seed [95% interval]; P is the probability that a run of the first scores higher than a run of "
+            "the second, and the last column what the interval of the mean over data sets says. The intervals are not "
+            "corrected for the number of comparisons."
+        )
+        found.append(
+            Section(
+                title,
+                text,
+                ["method", *columns, *(["mean"] * several), "P", "verdict"],
+                [_difference_row(report, a, b, (a if what == "minus" else b).label, several) for a, b in rows],
+            )
+        )
+    published = _published(report)
+    return [*found, published] if published else found
+
+
+def _difference_row(report: Report, row: Row, other: Row, label: str, several: bool) -> list[str]:
+    by_dataset = differences(report, row, other)
+    cells = [_cell(statistics.mean_interval(by_dataset[d]), True) if d in by_dataset else "-" for d in report.datasets]
+    if not by_dataset:
+        return [label, *cells, *(["-"] * several), "-", "no shared seeds"]
+    mean = statistics.stratified_mean(list(by_dataset.values())) if len(by_dataset) == len(report.datasets) else None
+    scores = [
+        (strata(report, row)[i], strata(report, other)[i]) for i, d in enumerate(report.datasets) if d in by_dataset
+    ]
+    chance = f"{statistics.probability_of_improvement(scores):.2f}"
+    return [label, *cells, *([_cell(mean, True)] * several), chance, verdict(mean) if mean else "-"]
+
+
+def _published(report: Report) -> Section | None:
+    tasks_of = {run.dataset["id"]: run.task for run in report.runs.values()}
+    columns = [(d, PUBLISHED_TASKS.index(tasks_of[d])) for d in report.datasets if tasks_of[d] in PUBLISHED_TASKS]
+    if not columns:
+        return None
+    ours_are = {run.dataset["origin"] for run in report.runs.values()}
+    text = "Single numbers as published, on D4RL's own data in mujoco-py's physics."
+    if "reconstruction" in ours_are:
+        text += " The scores above are on reconstructions: other data, so the two are not comparable number by number."
+    rows = [[name, *(f"{values[i]:.1f}" for _, i in columns)] for name, values in PUBLISHED.items()]
+    return Section("Published, on other data", text, ["method", *(short(d) for d, _ in columns)], rows)
+
+
+def short(dataset: str) -> str:
+    """A data set's column title: "hopper medium-replay" for iwsft/hopper/medium-replay-v0."""
+    return " ".join(re.sub(r"-v\d+$", "", dataset).split("/")[-2:])
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader has to know of the runs: data, physics, versions, devices, commits."""
+    runs = list(report.runs.values())
+    lines = []
+    for dataset in report.datasets:
+        of = next(r for r in runs if r.dataset["id"] == dataset)
+        kind = {"reconstruction": "a reconstruction, not D4RL's own data", "D4RL": "D4RL's own data"}
+        corrected = "corrected to D4RL's" if of.physics["corrections"] else "as installed"
+        lines.append(
+            f"{dataset}: {kind.get(of.dataset['origin'], 'a Minari data set')}, "
+            f"{of.dataset['transitions']:,} transitions, sha256 {of.dataset['sha256'][:16]}; evaluated in "
+            f"{of.physics['environment']}, MuJoCo {of.physics['mujoco']}, {corrected}."
+        )
+    for name, values in (
+        ("Trained on", sorted({r.device for r in runs})),
+        ("Commit", sorted({str(r.git_commit) for r in runs})),
+        ("JAX", sorted({r.versions["jax"] for r in runs})),
+    ):
+        lines.append(f"{name}: {', '.join(values)}.")
+    if any(r.quick for r in runs):
+        lines.insert(0, "TRIAL RUNS (--quick): these are not scores.")
+    return lines
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def to_markdown(report: Report) -> str:
+    """The tables in Markdown."""
+    parts = ["# Results", "", *(f"- {line}" for line in notes(report)), ""]
+    for section in sections(report):
+        parts += [f"## {section.title}", "", section.text, ""]
+        parts += ["| " + " | ".join(section.header) + " |", "|" + "---|" * len(section.header)]
+        parts += ["| " + " | ".join(row) + " |" for row in section.rows] + [""]
+    return "\n".join(parts)
+
+
+def to_latex(report: Report) -> str:
+    """The tables in LaTeX (booktabs)."""
+    parts = ["% Needs \\usepackage{booktabs}."]
+    for section in sections(report):
+        columns = "l" + "r" * (len(section.header) - 1)
+        parts += [f"% {_tex(section.title)}. {_tex(section.text)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+        parts += [" & ".join(map(_tex, section.header)) + " \\\\", "\\midrule"]
+        parts += [" & ".join(map(_tex, row)) + " \\\\" for row in section.rows]
+        parts += ["\\bottomrule", "\\end{tabular}", ""]
+    return "\n".join(parts)
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"([%&_#$])", r"\\\1", text)
+
+
+CSV_COLUMNS = (
+    "dataset", "method", "quality", "n_seeds", "mean", "low", "high",
+    "difference", "difference_low", "difference_high", "n_pairs", "probability_of_improvement",
+)  # fmt: skip
+
+
+def to_csv(report: Report) -> str:
+    """One line per data set and method; the differences are those to the baseline, empty for itself."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+
+    def number(x: float) -> str:
+        return "" if np.isnan(x) else f"{x:.4f}"
+
+    for i, dataset in enumerate(report.datasets):
+        for row in report.scores:
+            scores = strata(report, row)[i]
+            if not len(scores):
+                continue
+            line = [
+                dataset,
+                row.method,
+                row.quality or "",
+                str(len(scores)),
+                *map(number, statistics.mean_interval(scores)),
+            ]
+            pairs = differences(report, row, report.baseline).get(dataset)
+            if row == report.baseline or pairs is None:
+                line += [""] * 5
+            else:
+                chance = statistics.probability_of_improvement([(scores, strata(report, report.baseline)[i])])
+                line += [*map(number, statistics.mean_interval(pairs)), str(len(pairs)), number(chance)]
+            writer.writerow(line)
+    return out.getvalue()
+
+
+def to_rliable(report: Report) -> dict[str, Any]:
+    """Score matrices as rliable takes them: for every method (runs, tasks), over the seeds that all data sets have."""
+    matrices = {}
+    for row, by_dataset in report.scores.items():
+        shared = set.intersection(*(set(by_dataset.get(d, {})) for d in report.datasets))
+        if shared:
+            matrices[row.label] = [[by_dataset[d][s] for d in report.datasets] for s in sorted(shared)]
+    return {"tasks": report.datasets, "scores": matrices}
+
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
+th, td { padding: 0.3rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child, td:last-child, th:last-child { text-align: left; }
+thead th { border-bottom: 2px solid #444; }
+figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
+figcaption, li, p { max-width: 50rem; } figcaption { color: #555; font-size: 0.9rem; }
+"""
+
+
+def to_html(report: Report, figures: Mapping[str, tuple[str, str]]) -> str:
+    """One self-contained page. ``figures`` maps a title to its SVG and its caption."""
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>iwsft_control: results</title>',
+        f"<style>{STYLE}</style></head><body><h1>Results</h1><ul>",
+        *(f"<li>{html.escape(line)}</li>" for line in notes(report)),
+        "</ul>",
+    ]
+    for section in sections(report):
+        parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in section.header)
+        parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>')
+        parts += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in section.rows]
+        parts.append("</tbody></table></div>")
+    for title, (svg, caption) in figures.items():
+        svg = svg[svg.index("<svg") :]  # without the XML header, which has no place inside a page
+        parts.append(
+            f"<h2>{html.escape(title)}</h2><figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON, one line per entry of ``scores``."""
+    rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value["scores"].items())
+    return f'{{\n "tasks": {json.dumps(value["tasks"])},\n "scores": {{\n{rows}\n }}\n}}\n'

@@ -1,0 +1,237 @@
+"""Tables: what they average, what they refuse, and that they are made again byte for byte."""
+
+import csv
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import table
+from iwsft_control import figures, report, results, statistics
+from iwsft_control.files import UserError
+from iwsft_control.report import Row
+
+RNG = np.random.default_rng(0)
+IDS = {
+    "hopper-medium-replay": "iwsft/hopper/medium-replay-v0",
+    "walker2d-medium-replay": "iwsft/walker2d/medium-replay-v0",
+}
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def make_run(task="hopper-medium-replay", method="bc", quality=None, seed=0, mean=50.0, **changes):
+    returns = list(RNG.normal(mean, 5, 20))
+    score, error = results.score(np.array(returns), 0.0, 100.0)
+    log = {"step": [100, 200], "loss": [2.0, 1.0]}
+    if method.startswith("iw"):
+        log |= {"effective_sample_size": [1.0, 0.9], "weight_histogram": [[1.0, 0.0], [0.5, 0.5]]}
+    diagnostics = {"training": log}
+    if quality == "q":
+        diagnostics["critic"] = {"step": [500, 1000], "critic_loss": [1.0, 0.5], "value_loss": [0.2, 0.1]}
+    run = results.RunResult(
+        schema=results.SCHEMA,
+        task=task,
+        method=method,
+        quality=quality,
+        seed=seed,
+        quick=False,
+        dataset={"id": IDS[task], "sha256": "ab" * 32, "origin": "reconstruction", "transitions": 10, "episodes": 2},
+        physics={"environment": "d4rl/X-v2", "mujoco": "4.0.0", "corrections": ["a"]},
+        evaluation={"first_reset_seed": 1, "ref_min_score": 0.0, "ref_max_score": 100.0, "policy": "mean"},
+        episode_returns=returns,
+        normalised_score=score,
+        standard_error=error,
+        config={"importance": {"low": 0.2, "high": 1.8}},
+        diagnostics=diagnostics,
+        seconds={"bc": float(RNG.random())},
+        versions={"jax": "0"},
+        device="cpu",
+        git_commit="c0ffee",
+    )
+    return dataclasses.replace(run, **changes)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two tasks, three rows, four seeds; in files."""
+    made = {}
+    for task in IDS:
+        for method, quality, mean in (("bc", None, 40), ("sft-q", "return", 60), ("iw-sft-q", "q", 70)):
+            for seed in range(4):
+                run = make_run(task, method, quality, seed, mean + 3 * seed)
+                path = tmp_path / "runs" / task / f"{method}-{seed}.json"
+                results.write(path, run)
+                made[path] = run
+    return made
+
+
+BC, SFT, IW = Row("bc", None), Row("sft-q", "return"), Row("iw-sft-q", "q")
+
+
+def test_rows_columns_and_values(runs, tmp_path):
+    found = report.collect(report.find([tmp_path / "runs"]), BC, IW)
+    assert list(found.scores) == [BC, SFT, IW]
+    assert found.datasets == list(IDS.values())
+    wanted = np.array([r.normalised_score for r in runs.values() if r.method == "bc" and r.task.startswith("hopper")])
+    np.testing.assert_allclose(report.strata(found, BC)[0], wanted)
+    lines = list(csv.DictReader(report.to_csv(found).splitlines()))
+    assert len(lines) == 6
+    assert tuple(lines[0])[:7] == ("dataset", "method", "quality", "n_seeds", "mean", "low", "high")
+    estimate = statistics.mean_interval(wanted)
+    np.testing.assert_allclose([float(lines[0][k]) for k in ("mean", "low", "high")], estimate, atol=1e-4)
+    assert lines[0]["difference"] == "" and lines[0]["quality"] == ""
+    iw = lines[2]
+    assert (iw["method"], iw["quality"], iw["n_seeds"], iw["n_pairs"]) == ("iw-sft-q", "q", "4", "4")
+    pairs = report.strata(found, IW)[0] - wanted
+    np.testing.assert_allclose(float(iw["difference"]), pairs.mean(), atol=1e-4)
+    np.testing.assert_allclose(float(iw["difference_high"]), statistics.mean_interval(pairs).high, atol=1e-4)
+
+
+def test_differences_pair_by_seed():
+    """Seeds that only one of the two has count for neither."""
+    made = {
+        Path(f"{m}{s}"): make_run(method=m, seed=s)
+        for m, seeds in (("bc", (0, 1, 2)), ("sft", (1, 2, 3)))
+        for s in seeds
+    }
+    found = report.collect(made, BC, Row("sft", None))
+    scores = {(r.method, r.seed): r.normalised_score for r in made.values()}
+    (pairs,) = report.differences(found, Row("sft", None), BC).values()
+    np.testing.assert_allclose(pairs, [scores["sft", s] - scores["bc", s] for s in (1, 2)])
+
+
+def test_verdicts():
+    assert report.verdict(statistics.Estimate(1, 0.1, 2)) == "better"
+    assert report.verdict(statistics.Estimate(-1, -2, -0.1)) == "worse"
+    assert report.verdict(statistics.Estimate(1, -0.1, 2)) == "no difference shown"
+    assert "one seed" in report.verdict(statistics.Estimate(1, np.nan, np.nan))
+
+
+def test_published_numbers_stand_beside_and_apart(runs, tmp_path):
+    found = report.collect(report.find([tmp_path / "runs"]), BC, IW)
+    text = report.to_markdown(found)
+    assert "| iw-SFT(Q) | 85.0 | 75.8 |" in text
+    assert "reconstructions: other data" in text
+    assert text.index("Normalised score") < text.index("Published, on other data")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"dataset": {"id": IDS["hopper-medium-replay"], "sha256": "cd" * 32, "origin": "reconstruction"}},
+            "data sets",
+        ),
+        ({"physics": {"environment": "Hopper-v5", "mujoco": "4.0.0", "corrections": []}}, "physics"),
+        ({"physics": {"environment": "d4rl/X-v2", "mujoco": "3.2.7", "corrections": ["a"]}}, "physics"),
+        (
+            {"evaluation": {"first_reset_seed": 2, "ref_min_score": 0.0, "ref_max_score": 100.0, "policy": "mean"}},
+            "evaluation",
+        ),
+        ({"config": {"importance": {"low": 0.0, "high": 9.0}}}, "configurations"),
+        ({"seed": 0}, "the same run"),
+    ],
+)
+def test_clashes_name_the_files(runs, changes, sentence):
+    clash = Path("other/clash.json")
+    with pytest.raises(UserError, match=sentence) as error:
+        report.collect(runs | {clash: dataclasses.replace(make_run(seed=9), **changes)}, BC, IW)
+    assert str(clash) in str(error.value)
+    assert "bc-0.json" in str(error.value)
+
+
+def test_another_number_of_episodes_is_another_protocol(runs):
+    run = make_run(seed=9)
+    fewer = dataclasses.replace(run, episode_returns=run.episode_returns[:10])
+    with pytest.raises(UserError, match="evaluation protocols"):
+        report.collect(runs | {Path("x.json"): fewer}, BC, IW)
+
+
+def test_refusals(runs, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        report.find([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no result files"):
+        report.find([tmp_path / "empty"])
+    results.write(tmp_path / "runs" / "trial.json", make_run(seed=7, quick=True))
+    with pytest.raises(UserError, match=r"trial.json is a trial \(--quick\)"):
+        report.find([tmp_path / "runs"])
+    with pytest.raises(UserError, match="is not a trial"):
+        report.find([tmp_path / "runs"], quick=True)
+    with pytest.raises(UserError, match="no run of --baseline filtered-bc; choose one of"):
+        report.collect(runs, Row("filtered-bc", None), IW)
+    with pytest.raises(UserError, match="did you mean"):
+        report.parse_row("iw-sft-Q")
+    with pytest.raises(UserError, match="does not take"):
+        report.parse_row("bc by return")
+    assert report.parse_row("sft-q") == Row("sft-q", "q")
+    assert report.parse_row("sft-q by return") == SFT
+
+
+def test_records_of_failures_are_no_results(runs, tmp_path):
+    (tmp_path / "runs" / "failures").mkdir()
+    (tmp_path / "runs" / "failures" / "x.json").write_text('{"error": "no"}')
+    assert report.find([tmp_path / "runs"]) == runs
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_command_writes_the_same_bytes_twice(runs, tmp_path):
+    for name in ("a", "b"):
+        table.main(table.TableConfig((tmp_path / "runs",), tmp_path / name))
+    first, second = written(tmp_path / "a"), written(tmp_path / "b")
+    figure_files = {f"figures/{n}.{e}" for n in ("bars", "profile", "budget", "training") for e in ("svg", "png")}
+    assert set(first) == {"table.md", "table.tex", "table.csv", "scores.json", "report.html"} | figure_files
+    assert first == second
+    page = first["report.html"].decode()
+    assert page.count("<svg") == 4
+    assert not re.search(r'(src|href)="(?!#|data:)', page)  # self-contained
+    for name in figure_files:
+        if name.endswith("svg"):
+            ET.fromstring(first[name])
+    matrices = json.loads(first["scores.json"])
+    assert np.array(matrices["scores"]["iw-sft-q (q)"]).shape == (4, 2)
+    tex = first["table.tex"].decode()
+    assert tex.count("\\begin{tabular}") == tex.count("\\end{tabular}") == 4
+    assert all(line.count("&") == line.count(" & ") for line in tex.splitlines() if not line.startswith("%"))
+
+
+def test_one_seed_and_a_missing_data_set(tmp_path):
+    """No interval, no average over data sets where one is missing; nothing breaks."""
+    made = [make_run(method="bc"), make_run("walker2d-medium-replay"), make_run(method="iw-sft-q", quality="q")]
+    for i, run in enumerate(made):
+        results.write(tmp_path / "runs" / f"{i}.json", run)
+    table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "out"))
+    text = (tmp_path / "out" / "table.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| iw-sft-q (q) | 1 |")]
+    assert row.endswith("| - | - | - |")
+    assert "[" not in row
+
+
+def test_the_drawn_run_is_the_focus(runs, tmp_path):
+    found = report.collect(runs, BC, IW)
+    assert figures.pick(found, IW).seed == 0
+    assert figures.pick(found, IW).task == "hopper-medium-replay"
+    panels = figures.training(figures.pick(found, IW)).axes
+    assert len([a for a in panels if a.get_title()]) == 4
+    assert len(figures.training(figures.pick(found, BC)).axes) == 1
+
+
+@pytest.mark.skipif(not (RESULTS / "sweep").is_dir(), reason="results/ is not part of an installed package")
+def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
+    """results/ is made by `python experiments/table.py` from results/sweep, byte for byte."""
+    found = report.collect(report.find([RESULTS / "sweep"]), BC, IW)
+    made = {
+        "table.md": report.to_markdown(found),
+        "table.tex": report.to_latex(found),
+        "table.csv": report.to_csv(found),
+        "scores.json": report.to_json(report.to_rliable(found)),
+    }
+    for name, text in made.items():
+        assert (RESULTS / name).read_text() == text, name

@@ -1,0 +1,124 @@
+"""Statistics against SciPy, closed forms and simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from iwsft_control import statistics
+
+RNG = np.random.default_rng(0)
+MEANS, DEVIATIONS = np.array([40.0, 70.0, 25.0]), np.array([3.0, 8.0, 10.0])
+
+
+def draw(rng, n, tasks=3):
+    return [m + s * rng.standard_normal(n) for m, s in zip(MEANS[:tasks], DEVIATIONS[:tasks], strict=True)]
+
+
+def test_the_interval_of_a_mean_is_students():
+    x = RNG.normal(50, 10, 7)
+    wanted = stats.t.interval(0.95, 6, x.mean(), stats.sem(x))
+    np.testing.assert_allclose(statistics.mean_interval(x), (x.mean(), *wanted))
+
+
+def test_the_interval_of_a_mean_over_tasks_is_welchs():
+    """For two tasks, half the interval of the difference between the first and the negated second."""
+    x, y = RNG.normal(50, 10, 7), RNG.normal(20, 3, 5)
+    welch = stats.ttest_ind(x, -y, equal_var=False).confidence_interval(0.95)
+    found = statistics.stratified_mean([x, y])
+    np.testing.assert_allclose(found, ((x.mean() + y.mean()) / 2, welch.low / 2, welch.high / 2))
+
+
+def test_few_and_equal_scores():
+    assert np.isnan(statistics.mean_interval(np.array([3.0])).low)
+    assert statistics.mean_interval(np.array([3.0, 3.0])) == (3.0, 3.0, 3.0)
+    assert np.isnan(statistics.iqm_interval([np.array([3.0]), np.array([1.0, 2.0])]).high)
+    with pytest.raises(ValueError, match="at least one"):
+        statistics.mean_interval(np.array([]))
+
+
+def test_iqm():
+    for n in (4, 8, 40):
+        x = RNG.normal(size=(5, n))
+        np.testing.assert_allclose(statistics.iqm(x), stats.trim_mean(x, 0.25, axis=1))
+    np.testing.assert_allclose(statistics.iqm(np.array([0.0, 1.0, 5.0])), (0.25 * 0 + 1 + 0.25 * 5) / 1.5)
+    x = RNG.normal(size=200_001)
+    assert statistics.iqm(x) == pytest.approx(stats.trim_mean(x, 0.25), abs=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_intervals_of_means_cover_the_truth(seeds, tasks):
+    """93 to 97% of 2,000 repetitions; the plain percentile bootstrap covers less, which is why it is not used."""
+    rng = np.random.default_rng(seeds)
+    truth = MEANS[:tasks].mean()
+    covered, percentile = 0, 0
+    for _ in range(2000):
+        x = draw(rng, seeds, tasks)
+        estimate = statistics.stratified_mean(x)
+        covered += estimate.low <= truth <= estimate.high
+        drawn = np.mean([y.mean(axis=1) for y in statistics.resample(x, rng, 200)], axis=0)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        percentile += low <= truth <= high
+    assert 0.93 <= covered / 2000 <= 0.97
+    assert percentile < covered - 0.02 * 2000
+    if (seeds, tasks) == (5, 1):
+        assert percentile / 2000 == pytest.approx(0.84, abs=0.02)  # the figure in the module's docstring
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_intervals_of_iqms_cover_the_truth(seeds):
+    truth = statistics.iqm(np.concatenate(draw(np.random.default_rng(9), 1_000_000)))
+    rng = np.random.default_rng(seeds)
+    covered = 0
+    for _ in range(2000):
+        estimate = statistics.iqm_interval(draw(rng, seeds), resamples=200)
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.93 <= covered / 2000 <= 0.97
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_paired_intervals_cover_the_truth_and_use_the_pairing(seeds):
+    """Runs that share BC and critic share luck: the paired interval covers, and is shorter than the unpaired one."""
+    rng = np.random.default_rng(seeds)
+    covered, shorter = 0, 0
+    for _ in range(2000):
+        luck = 8 * rng.standard_normal(seeds)
+        x, y = luck + 3 + rng.standard_normal(seeds), luck + rng.standard_normal(seeds)
+        estimate = statistics.mean_interval(x - y)
+        covered += estimate.low <= 3 <= estimate.high
+        unpaired = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+        shorter += estimate.high - estimate.low < unpaired.high - unpaired.low
+    assert 0.93 <= covered / 2000 <= 0.97
+    assert shorter > 1900
+
+
+def test_probability_of_improvement_is_mann_whitneys():
+    x, y = RNG.integers(0, 5, 8).astype(float), RNG.integers(0, 5, 6).astype(float)
+    u = stats.mannwhitneyu(x, y).statistic
+    assert statistics.probability_of_improvement([(x, y)]) == pytest.approx(u / 48)
+    assert statistics.probability_of_improvement([(x, y), (y, x)]) == pytest.approx(0.5)
+    assert statistics.probability_of_improvement([(x + 10, y)]) == 1.0
+
+
+def test_profile():
+    strata = [np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 30.0])]
+    share, low, high = statistics.profile(strata, np.array([0.0, 2.5, 15.0, 30.0]))
+    np.testing.assert_allclose(share, [1.0, (1 / 3 + 1) / 2, 1 / 3, 0.0])
+    assert np.all(low <= share)
+    assert np.all(share <= high)
+    assert np.all(np.diff(share) <= 0)
+
+
+def test_best_of():
+    """No episode: one at random. Many: the best. Without noise one episode each is enough."""
+    worth = np.array([10.0, 50.0, 30.0])
+    noisy = worth[:, None] + 20 * RNG.standard_normal((3, 100))
+    noisy += worth[:, None] - noisy.mean(axis=1, keepdims=True)
+    found = statistics.best_of(noisy, [0, 1, 3, 30, 3000], 4000)
+    assert found[0] == pytest.approx(30.0, abs=1.0)
+    assert found[1] == pytest.approx(30.0, abs=1.0)
+    assert found[2] < found[3] < found[4] + 1e-9
+    assert found[4] == pytest.approx(50.0)
+    exact = np.repeat(worth[:, None], 5, axis=1)
+    np.testing.assert_allclose(statistics.best_of(exact, [3, 6], 50), [50.0, 50.0])
+    assert statistics.best_of(exact, [2], 4000)[0] == pytest.approx((50 + 50 + 30) / 3, abs=1.0)
