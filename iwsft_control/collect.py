@@ -35,9 +35,9 @@ STREAMS = {"random": 1, "medium": 2, "expert": 3}  # random streams of the fixed
 SAC_CONFIGS = {
     "hopper": sac.SACConfig(updates_per_step=0.4),
     "halfcheetah": sac.SACConfig(updates_per_step=0.6, random_steps=1000),
-    "walker2d": sac.SACConfig(updates_per_step=0.5, random_steps=1000),
+    "walker2d": sac.SACConfig(updates_per_step=1.5, random_steps=6000, batch_size=128),
 }
-EMBEDDED_SEEDS = {"hopper": 1, "halfcheetah": 0, "walker2d": 0}
+EMBEDDED_SEEDS = {"hopper": 1, "halfcheetah": 0, "walker2d": 9}
 
 
 class Run:
