@@ -17,7 +17,8 @@ from iwsft_control.dataset import cache_home
 from iwsft_control.files import UserError
 
 Config = TypeVar("Config")
-console = Console(highlight=False, soft_wrap=True)
+# Wide enough for the tables where there is no terminal to ask.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 def command(config: type[Config], main: Callable[[Config], None], program: str, description: str) -> None:

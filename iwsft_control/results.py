@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from iwsft_control.files import UserError, write_json
@@ -119,6 +121,19 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a score depends on."""
     packages = ("iwsft_control", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
     return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}
+
+
+def device() -> str:
+    """The accelerator, or the processor and its number of cores."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() != "cpu":
+        return kind
+    try:  # Linux; platform knows no more than the architecture there
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        kind = platform.processor() or platform.machine() or kind
+    return f"{kind}, {os.cpu_count()} cores"
 
 
 def git_commit() -> str | None:

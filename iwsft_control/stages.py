@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -214,7 +213,7 @@ def compute(
     work = _critic if stage.method == "critic" else _policy
     arrays, record = work(stage, data, inputs, start, threads)
     origin = {
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
+        "device": results.device(),
         "versions": results.versions(),
         "git_commit": results.git_commit(),
     }
