@@ -31,7 +31,7 @@ class BenchConfig:
     """What to measure."""
 
     episodes: int = 100
-    steps: int = 500
+    steps: int = 1000
     """Environment steps of each episode (termination is ignored, so that both sides do the same work)."""
     rounds: int = 5
 
