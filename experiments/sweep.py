@@ -134,9 +134,13 @@ class Board:
             self.failed += 1
             self.bar.console.print(f"failed: {job.name}: {failure.error}")
         elif began is not None:
-            self.seen.setdefault((job.source.task, job.stage.name), []).append(time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self.seen.setdefault((job.source.task, job.stage.name), []).append(seconds)
         self.bar.advance(self.total)
         self._describe()
+        if not self.bar.console.is_terminal and began is not None:  # a log has lines, not a live display
+            task = self.bar.tasks[0]
+            self.bar.console.print(f"{task.completed:.0f}/{task.total:.0f} {job.name}; {task.description}")
 
     def _clear(self, job: Job) -> None:
         for line in [line for line in self.lines if line[0] == job]:

@@ -42,6 +42,14 @@ PUBLISHED = {
     "IQL": (94.7, 44.2, 73.9),
     "ReBRAC": (98.1, 51.0, 77.3),
 }
+# The rows here that mean what a published column means (the paper's quality is the return).
+PUBLISHED_AS = {
+    ("bc", None): "BC",
+    ("filtered-bc", None): "BC 10%",
+    ("sft", None): "SFT",
+    ("sft-q", "return"): "SFT(Q)",
+    ("iw-sft-q", "return"): "iw-SFT(Q)",
+}
 
 
 class Row(NamedTuple):
@@ -209,51 +217,68 @@ class Section(NamedTuple):
 
 def sections(report: Report) -> list[Section]:
     """The tables of a report, as text."""
-    columns = [short(d) for d in report.datasets]
-    several = len(report.datasets) > 1
-    scores = []
-    for row in report.scores:
-        each = strata(report, row)
-        counts = sorted({len(x) for x in each if len(x)})
-        cells = [_cell(statistics.mean_interval(x) if len(x) else None) for x in each]
-        total = overall(report, row) if several else None
-        extra = [_cell(total[0]), _cell(total[1])] if total else ["-", "-"]
-        scores.append(
-            [row.label, "-".join(map(str, (counts[0], counts[-1])[: len(counts)])), *cells, *(extra * several)]
-        )
-    averages = ["mean", "IQM"] * several
+    baseline, focus = report.baseline, report.focus
+    others = [row for row in report.scores if row != baseline]
+    rivals = [row for row in report.scores if row != focus]
     found = [
-        Section(
-            "Normalised score",
-            "Mean over seeds [95% interval]. The run (seed) is the unit; every run is the mean of "
-            f"{len(next(iter(report.runs.values())).episode_returns)} episodes of its last checkpoint.",
-            ["method", "seeds", *columns, *averages],
-            scores,
-        )
+        _scores(report),
+        _differences(report, f"Every method minus {baseline.label}", {row.label: (row, baseline) for row in others}),
+        _differences(report, f"{focus.label} minus every other method", {row.label: (focus, row) for row in rivals}),
     ]
-    for other, rows, what in (
-        (report.baseline, [(row, report.baseline) for row in report.scores if row != report.baseline], "minus"),
-        (report.focus, [(report.focus, row) for row in report.scores if row != report.focus], "against"),
-    ):
-        title = f"Every method minus {other.label}" if what == "minus" else f"{other.label} minus every other method"
-        text = (
-            "Paired by seed [95% interval]; P is the probability that a run of the first scores higher than a run of "
-            "the second, and the last column what the interval of the mean over data sets says. The intervals are not "
-            "corrected for the number of comparisons."
-        )
-        found.append(
-            Section(
-                title,
-                text,
-                ["method", *columns, *(["mean"] * several), "P", "verdict"],
-                [_difference_row(report, a, b, (a if what == "minus" else b).label, several) for a, b in rows],
-            )
-        )
     published = _published(report)
     return [*found, published] if published else found
 
 
-def _difference_row(report: Report, row: Row, other: Row, label: str, several: bool) -> list[str]:
+def _scores(report: Report) -> Section:
+    several = len(report.datasets) > 1
+    tasks_of = _tasks_of(report)
+    rows = []
+    for row in report.scores:
+        each = strata(report, row)
+        counts = sorted({len(x) for x in each if len(x)})
+        seeds = "-".join(map(str, (counts[0], counts[-1])[: len(counts)]))
+        cells = [_cell(statistics.mean_interval(x) if len(x) else None) for x in each]
+        total = overall(report, row) if several else None
+        extra = [_cell(total[0]), _cell(total[1])] if total else ["-", "-"]
+        rows.append([row.label, seeds, *cells, *(extra * several), _published_as(row, report.datasets, tasks_of)])
+    averages = ["mean", "IQM"] * several
+    origins = {run.dataset["origin"] for run in report.runs.values()}
+    published = "published" if origins == {"D4RL"} else "published on other data"
+    episodes = len(next(iter(report.runs.values())).episode_returns)
+    text = (
+        f"Mean over seeds [95% interval]. The run (seed) is the unit; every run is the mean of {episodes} episodes of "
+        "its last checkpoint. The last column: the paper's single numbers for the same tasks in the same order (its "
+        "quality is the return), on D4RL's own data in mujoco-py's physics."
+    )
+    header = ["method", "seeds", *(short(d) for d in report.datasets), *averages, published]
+    return Section("Normalised score", text, header, rows)
+
+
+def _differences(report: Report, title: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:
+    text = (
+        "Paired by seed [95% interval]; P is the probability that a run of the first scores higher than a run of the "
+        "second, and the last column what the interval of the mean over data sets says. The intervals are not "
+        "corrected for the number of comparisons."
+    )
+    means = ["mean"] * (len(report.datasets) > 1)
+    header = ["method", *(short(d) for d in report.datasets), *means, "P", "verdict"]
+    return Section(title, text, header, [_difference_row(report, a, b, label) for label, (a, b) in pairs.items()])
+
+
+def _tasks_of(report: Report) -> dict[str, str]:
+    return {run.dataset["id"]: run.task for run in report.runs.values()}
+
+
+def _published_as(row: Row, datasets: Sequence[str], tasks_of: Mapping[str, str]) -> str:
+    values = PUBLISHED.get(PUBLISHED_AS.get((row.method, row.quality), ""))
+    if values is None:
+        return "-"
+    places = [PUBLISHED_TASKS.index(tasks_of[d]) if tasks_of[d] in PUBLISHED_TASKS else None for d in datasets]
+    return " / ".join("-" if i is None else f"{values[i]:.1f}" for i in places)
+
+
+def _difference_row(report: Report, row: Row, other: Row, label: str) -> list[str]:
+    several = len(report.datasets) > 1
     by_dataset = differences(report, row, other)
     cells = [_cell(statistics.mean_interval(by_dataset[d]), True) if d in by_dataset else "-" for d in report.datasets]
     if not by_dataset:
@@ -267,7 +292,7 @@ def _difference_row(report: Report, row: Row, other: Row, label: str, several: b
 
 
 def _published(report: Report) -> Section | None:
-    tasks_of = {run.dataset["id"]: run.task for run in report.runs.values()}
+    tasks_of = _tasks_of(report)
     columns = [(d, PUBLISHED_TASKS.index(tasks_of[d])) for d in report.datasets if tasks_of[d] in PUBLISHED_TASKS]
     if not columns:
         return None

@@ -116,6 +116,11 @@ def test_published_numbers_stand_beside_and_apart(runs, tmp_path):
     text = report.to_markdown(found)
     assert "| iw-SFT(Q) | 85.0 | 75.8 |" in text
     assert "reconstructions: other data" in text
+    assert "| published on other data |" in text
+    (bc,) = [line for line in text.splitlines() if line.startswith("| bc | 4 |")]
+    assert bc.endswith("| 18.1 / 26.0 |")
+    (iw,) = [line for line in text.splitlines() if line.startswith("| iw-sft-q (q) | 4 |")]
+    assert iw.endswith("| - |")  # the paper has no learned Q
     assert text.index("Normalised score") < text.index("Published, on other data")
 
 
@@ -210,7 +215,7 @@ def test_one_seed_and_a_missing_data_set(tmp_path):
     table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "out"))
     text = (tmp_path / "out" / "table.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith("| iw-sft-q (q) | 1 |")]
-    assert row.endswith("| - | - | - |")
+    assert row.endswith("| - | - | - | - |")
     assert "[" not in row
 
 
