@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iwsft_control import cli, files, results, run, stages, tasks, workers
+from iwsft_control import cli, export, files, results, run, stages, tasks, workers
 from iwsft_control.dataset import cache_home
 from iwsft_control.files import require
 from iwsft_control.objectives import METHODS
@@ -238,15 +238,15 @@ def write(folder: Path, store: Store, job: Job) -> None:
     artefact = store.read(job.stage, data)
     assert artefact is not None
     inputs = store.inputs(job.stage, data, lambda what, steps: lambda done: None)
-    expected = stages.run_results(job.stage, data, job.source.task, inputs, artefact)
+    expected = export.run_results(job.stage, data, job.source.task, inputs, artefact)
     for result in expected:
-        path = stages.result_path(folder, result)
+        path = export.result_path(folder, result)
         try:
             there = path.with_suffix(".safetensors").is_file() and results.read(path) == result
         except files.UserError:
             there = False
         if not there:
-            stages.write_results(folder, job.stage, data, job.source.task, inputs, artefact)
+            export.write_results(folder, job.stage, data, job.source.task, inputs, artefact)
             return
 
 

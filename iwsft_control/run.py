@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import jax
 
-from iwsft_control import cli, results, stages, tasks, workers
+from iwsft_control import cli, export, results, stages, tasks, workers
 from iwsft_control.dataset import Dataset, cache_home
 from iwsft_control.files import UserError, require
 from iwsft_control.objectives import METHODS
@@ -189,7 +189,7 @@ def _write(folder: Path, store: Store, data: Dataset, job: Job) -> None:
     quiet: Callable[[str, int], Callable[[int], None]] = lambda what, steps: lambda done: None  # noqa: E731
     inputs, artefact = store.inputs(job.stage, data, quiet), store.read(job.stage, data)
     assert artefact is not None
-    for path in stages.write_results(folder, job.stage, data, job.source.task, inputs, artefact):
+    for path in export.write_results(folder, job.stage, data, job.source.task, inputs, artefact):
         result = results.read(path)
         start = result.diagnostics.get("bc_start")
         if start:

@@ -44,6 +44,9 @@ def test_all_methods(tmp_path, capsys, quality):
         assert result.dataset["id"] == ID
         assert result.physics["corrections"]
         assert result.config["policy"]["bc_steps"] == 20
+        assert ("fine_tune_steps" in result.config["policy"]) == METHODS[result.method].fine_tunes
+        assert ("critic" in result.config) == (result.quality == "q")
+        assert ("importance" in result.config) == METHODS[result.method].importance_weighted
         assert ("bc_start" in result.diagnostics) == METHODS[result.method].fine_tunes
         assert ("critic" in result.seconds) == (quality == "q" and result.method.endswith("-q"))
         policy = load_policy(path.with_suffix(".safetensors"))
@@ -209,7 +212,7 @@ def test_the_modules_flow_one_way():
 
     order = (
         "files tasks physics simulation networks dataset sac critic quality curation objectives training evaluation "
-        "results stages store statistics report figures cli workers run collect d4rl"
+        "results stages export store statistics report figures cli workers run collect d4rl"
     ).split()
     folder = Path(run.__file__).parent
     assert {p.stem for p in folder.glob("*.py")} == {*order, "__init__"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import sweep
-from iwsft_control import critic, curation, dataset, evaluation, results, stages, store, training, workers
+from iwsft_control import critic, curation, dataset, evaluation, export, results, stages, store, training, workers
 from iwsft_control.files import UserError
 from iwsft_control.objectives import METHODS
 from iwsft_control.workers import Failure, Job, Source
@@ -148,7 +148,7 @@ def test_a_group_of_seeds_is_the_seeds_alone(tmp_path):
         stage = stages.method_stage("iw-sft-q", "q", seeds, SETTINGS)
         artefact = kept.perform(stage, data, lambda what, steps: lambda done: None)
         inputs = kept.inputs(stage, data, lambda what, steps: lambda done: None)
-        read = stages.run_results(stage, data, TASK, inputs, artefact)
+        read = export.run_results(stage, data, TASK, inputs, artefact)
         assert [r.seed for r in read] == list(seeds)
         return {r.seed: r for r in read}
 
@@ -293,11 +293,12 @@ def test_three_kills_at_random_moments(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ray_with_a_node_killed_half_way(tmp_path):
+def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     """Two nodes, one killed when half of the runs are done: none is lost, none counts twice, all are the same."""
     ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'iwsft_control[ray]')")
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's workers yield to everything else; a test should not wait
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     doomed = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
