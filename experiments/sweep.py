@@ -184,6 +184,10 @@ def main(plan: Plan) -> None:
     cli.writable(folder)
     cli.writable(store.folder)
 
+    pool: workers.Pool | None = None
+    if plan.ray is not None and not plan.dry_run:
+        # First of all, since artefacts are named after the kind of device that the cluster offers.
+        pool = workers.RayCluster(store, plan.ray, plan.cpus_per_stage, plan.gpus_per_stage)
     everything = with_needs(jobs)
     missing = [job for job in everything if not store.has(job.stage, job.source.load())]
     on_cpu = jax.default_backend() == "cpu"
@@ -212,12 +216,9 @@ def main(plan: Plan) -> None:
             board.finished(job, failure)
 
     wanted, pending = set(jobs), set(missing)
-    pool: workers.Pool
-    if plan.ray is not None:
-        pool = workers.RayCluster(store, plan.ray, plan.cpus_per_stage, plan.gpus_per_stage)
-    elif on_cpu:
+    if pool is None and on_cpu:
         pool = workers.Processes(store, lambda *event: board.progress(*event), min(slots, max(1, len(missing))))
-    else:
+    elif pool is None:
         cli.cache_compiled_programs()
         pool = workers.Here(store, lambda *event: board.progress(*event))
     board = Board(missing, pool.slots, len(everything) - len(missing))
@@ -236,7 +237,8 @@ def write(folder: Path, store: Store, job: Job) -> None:
     """Result files and policies of a finished job, unless they are there."""
     data = job.source.load()
     artefact = store.read(job.stage, data)
-    assert artefact is not None
+    if artefact is None:
+        raise files.UserError(f"what {job.name} made is gone from {store.folder}; start the sweep again.")
     inputs = store.inputs(job.stage, data, lambda what, steps: lambda done: None)
     expected = export.run_results(job.stage, data, job.source.task, inputs, artefact)
     for result in expected:

@@ -41,7 +41,7 @@ def main(config: TableConfig) -> None:
     """Read, check, compare and write."""
     baseline, focus = report.parse_row(config.baseline), report.parse_row(config.focus)
     runs = report.find(config.folders, config.quick)
-    table = report.collect(runs, baseline, focus)
+    table = report.collect(runs, baseline, focus, report.find_failures(config.folders))
     shown = results.read(config.run) if config.run else figures.pick(table, focus)
     cli.writable(config.out)
     pages = {
@@ -55,7 +55,7 @@ def main(config: TableConfig) -> None:
             figures.budgets(table),
             "budget",
             "Score of the policy that is chosen among a method's seeds by its mean over n evaluation episodes, which "
-            "the policies share equally; 0 episodes: one at random. Few episodes choose hardly better than chance.",
+            "the policies share equally; 0 episodes: one at random.",
         ),
         "One run": (
             figures.training(shown),
@@ -71,7 +71,7 @@ def main(config: TableConfig) -> None:
         "table.md": report.to_markdown(table),
         "table.tex": report.to_latex(table),
         "table.csv": report.to_csv(table),
-        "scores.json": report.to_json(report.to_rliable(table)),
+        report.SCORES_FILE: report.to_json(report.to_rliable(table)),
         "report.html": report.to_html(table, drawn),
     }
     for name, text in texts.items():

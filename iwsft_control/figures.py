@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from iwsft_control import statistics
 from iwsft_control.files import atomic_path
-from iwsft_control.report import Report, Row, short, strata
+from iwsft_control.report import Report, Row, strata, titles
 from iwsft_control.results import RunResult
 
 COLOURS = ("#999999", "#000000", "#E69F00", "#D55E00", "#56B4E9", "#0072B2", "#CC79A7", "#009E73")
@@ -41,7 +41,7 @@ def bars(report: Report) -> Figure:
         1, len(report.datasets), figsize=(3.4 * len(report.datasets), 3.6), squeeze=False, sharey=False
     )
     rng = np.random.default_rng(0)
-    for i, (axis, dataset) in enumerate(zip(axes[0], report.datasets, strict=True)):
+    for i, (axis, title) in enumerate(zip(axes[0], titles(report), strict=True)):
         for x, row in enumerate(rows):
             scores = strata(report, row)[i]
             if not len(scores):
@@ -54,7 +54,7 @@ def bars(report: Report) -> Figure:
             jitter = x + rng.uniform(-0.22, 0.22, len(scores))
             axis.scatter(jitter, scores, 9, color=COLOURS[x % len(COLOURS)], edgecolor="white", linewidth=0.4, zorder=3)
         axis.set_xticks(range(len(rows)), [row.label for row in rows], rotation=50, ha="right")
-        axis.set_title(short(dataset))
+        axis.set_title(title)
     axes[0, 0].set_ylabel("normalised score")
     return figure
 
@@ -63,7 +63,7 @@ def profiles(report: Report) -> Figure:
     """Share of runs above a score, mean over data sets, with a pointwise 95% bootstrap band."""
     figure, axis = plt.subplots(figsize=(6.4, 3.8))
     complete = [row for row in report.scores if all(len(x) for x in strata(report, row))]
-    everything = np.concatenate([s for row in complete for s in strata(report, row)])
+    everything = np.concatenate([np.zeros(1), *(s for row in complete for s in strata(report, row))])
     thresholds = np.linspace(min(0.0, everything.min()), everything.max() * 1.02, 300)
     for x, row in enumerate(report.scores):
         if row not in complete:
@@ -82,7 +82,7 @@ def budgets(report: Report) -> Figure:
     """Score of the policy chosen among a method's seeds by n evaluation episodes, a panel per data set."""
     spent = [0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300]
     figure, axes = plt.subplots(1, len(report.datasets), figsize=(3.2 * len(report.datasets) + 1.6, 3.4), squeeze=False)
-    for axis, dataset in zip(axes[0], report.datasets, strict=True):
+    for axis, dataset, title in zip(axes[0], report.datasets, titles(report), strict=True):
         for x, row in enumerate(report.scores):
             runs = [r for r in report.runs.values() if r.dataset["id"] == dataset and Row(r.method, r.quality) == row]
             if not runs:
@@ -94,7 +94,7 @@ def budgets(report: Report) -> Figure:
             )
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        axis.set(xlabel="evaluation episodes spent", title=short(dataset))
+        axis.set(xlabel="evaluation episodes spent", title=title)
     axes[0, 0].set_ylabel("score of the chosen policy")
     axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -135,6 +135,8 @@ def training(run: RunResult) -> Figure:
         )
         figure.colorbar(image, ax=axis, label="share of units")
         axis.set(xlabel="step", title="importance weights")
+    for axis in axes[0]:
+        axis.locator_params(axis="x", nbins=4)
     figure.suptitle(f"{run.task}, {Row(run.method, run.quality).label}, seed {run.seed}", fontsize=9)
     return figure
 

@@ -42,6 +42,7 @@ PUBLISHED = {
     "IQL": (94.7, 44.2, 73.9),
     "ReBRAC": (98.1, 51.0, 77.3),
 }
+SCORES_FILE = "scores.json"  # the matrices for rliable
 # The rows here that mean what a published column means (the paper's quality is the return).
 PUBLISHED_AS = {
     ("bc", None): "BC",
@@ -74,6 +75,8 @@ class Report(NamedTuple):
     datasets: list[str]
     baseline: Row
     focus: Row
+    failed: list[str]
+    """Runs that gave no result, for the notes: the means are over those that did."""
 
 
 def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
@@ -88,7 +91,8 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
         if not folder.exists():
             raise UserError(f"{folder} does not exist; give a folder of result files.")
         paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
-        runs |= {path: read(path) for path in paths if path.parent.name != "failures"}
+        ours = (SCORES_FILE,)  # what a table writes beside them is no result
+        runs |= {path: read(path) for path in paths if path.parent.name != "failures" and path.name not in ours}
     if not runs:
         raise UserError(f"no result files in {', '.join(map(str, folders))}; make some with experiments/sweep.py.")
     for path, run in runs.items():
@@ -101,7 +105,18 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
     return runs
 
 
-def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row) -> Report:
+def find_failures(folders: Sequence[Path]) -> list[str]:
+    """What the records of failed runs in folders say, a line each."""
+    lines = []
+    for path in sorted(p for folder in folders for p in folder.rglob("failures/*.json")):
+        record = json.loads(path.read_text())
+        row = Row(record["method"], record["quality"])
+        seeds = ", ".join(map(str, record["seeds"]))
+        lines.append(f"{record['task']} {row.label} seed {seeds}: {record['error']}")
+    return lines
+
+
+def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: Sequence[str] = ()) -> Report:
     """Group runs into rows and data sets.
 
     Raises:
@@ -115,7 +130,9 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row) -> Report
         for what, group, value in (
             ("data sets (sha256)", dataset, run.dataset["sha256"]),
             ("physics", dataset, run.physics),
-            ("evaluation protocols", dataset, run.evaluation | {"episodes": len(run.episode_returns)}),
+            ("reference scores", dataset, [run.evaluation[f"ref_{end}_score"] for end in ("min", "max")]),
+            ("versions of MuJoCo", "", run.physics["mujoco"]),  # means over data sets are of one
+            ("evaluation protocols", "", _protocol(run)),
             ("configurations", f"{dataset} {row.label}", run.config),
         ):
             known, other = first.setdefault((what, group), (value, path))
@@ -134,7 +151,12 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row) -> Report
     tasks_of = {run.dataset["id"]: run.task for run in runs.values()}
     place = {task: i for i, task in enumerate(PUBLISHED_TASKS)}
     datasets = sorted(tasks_of, key=lambda d: (place.get(tasks_of[d], len(place)), d))
-    return Report(dict(runs), scores, datasets, baseline, focus)
+    return Report(dict(runs), scores, datasets, baseline, focus, list(failed))
+
+
+def _protocol(run: RunResult) -> dict[str, Any]:
+    protocol = {k: v for k, v in run.evaluation.items() if k not in ("ref_min_score", "ref_max_score")}
+    return protocol | {"episodes": len(run.episode_returns)}
 
 
 def parse_row(text: str) -> Row:
@@ -222,8 +244,12 @@ def sections(report: Report) -> list[Section]:
     rivals = [row for row in report.scores if row != focus]
     found = [
         _scores(report),
-        _differences(report, f"Every method minus {baseline.label}", {row.label: (row, baseline) for row in others}),
-        _differences(report, f"{focus.label} minus every other method", {row.label: (focus, row) for row in rivals}),
+        _differences(
+            report, f"Every method minus {baseline.label}", "the method", {row.label: (row, baseline) for row in others}
+        ),
+        _differences(
+            report, f"{focus.label} minus every other method", focus.label, {row.label: (focus, row) for row in rivals}
+        ),
     ]
     published = _published(report)
     return [*found, published] if published else found
@@ -243,30 +269,33 @@ def _scores(report: Report) -> Section:
         rows.append([row.label, seeds, *cells, *(extra * several), _published_as(row, report.datasets, tasks_of)])
     averages = ["mean", "IQM"] * several
     origins = {run.dataset["origin"] for run in report.runs.values()}
-    published = "published" if origins == {"D4RL"} else "published on other data"
+    published = _published_title(origins)
     episodes = len(next(iter(report.runs.values())).episode_returns)
     text = (
-        f"Mean over seeds [95% interval]. The run (seed) is the unit; every run is the mean of {episodes} episodes of "
+        "Mean over seeds [95% interval: Student's t, Welch's over data sets, for the interquartile mean (IQM) t times "
+        f"a stratified bootstrap's error]. The run (seed) is the unit; every run is the mean of {episodes} episodes of "
         "its last checkpoint. The last column: the paper's single numbers for the same tasks in the same order (its "
         "quality is the return), on D4RL's own data in mujoco-py's physics."
     )
-    header = ["method", "seeds", *(short(d) for d in report.datasets), *averages, published]
+    header = ["method", "seeds", *titles(report), *averages, published]
     return Section("Normalised score", text, header, rows)
 
 
-def _differences(report: Report, title: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:
+def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:
     text = (
         "Paired by seed [95% interval]; P is the probability that a run of the first scores higher than a run of the "
         "second, and the last column what the interval of the mean over data sets says. The intervals are not "
         "corrected for the number of comparisons."
     )
     means = ["mean"] * (len(report.datasets) > 1)
-    header = ["method", *(short(d) for d in report.datasets), *means, "P", "verdict"]
+    header = ["method", *titles(report), *means, "P", f"verdict on {subject}"]
     return Section(title, text, header, [_difference_row(report, a, b, label) for label, (a, b) in pairs.items()])
 
 
 def _tasks_of(report: Report) -> dict[str, str]:
-    return {run.dataset["id"]: run.task for run in report.runs.values()}
+    """The task of every data set that published scores may stand beside: D4RL's and their reconstructions."""
+    known = ("D4RL", "reconstruction")
+    return {r.dataset["id"]: r.task if r.dataset["origin"] in known else "" for r in report.runs.values()}
 
 
 def _published_as(row: Row, datasets: Sequence[str], tasks_of: Mapping[str, str]) -> str:
@@ -287,7 +316,7 @@ def _difference_row(report: Report, row: Row, other: Row, label: str) -> list[st
     scores = [
         (strata(report, row)[i], strata(report, other)[i]) for i, d in enumerate(report.datasets) if d in by_dataset
     ]
-    chance = f"{statistics.probability_of_improvement(scores):.2f}"
+    chance = f"{statistics.probability_of_improvement(scores):.2f}" if mean else "-"
     return [label, *cells, *([_cell(mean, True)] * several), chance, verdict(mean) if mean else "-"]
 
 
@@ -301,7 +330,18 @@ def _published(report: Report) -> Section | None:
     if "reconstruction" in ours_are:
         text += " The scores above are on reconstructions: other data, so the two are not comparable number by number."
     rows = [[name, *(f"{values[i]:.1f}" for _, i in columns)] for name, values in PUBLISHED.items()]
-    return Section("Published, on other data", text, ["method", *(short(d) for d, _ in columns)], rows)
+    title = _published_title(ours_are).capitalize()
+    return Section(title, text, ["method", *(short(d) for d, _ in columns)], rows)
+
+
+def _published_title(origins: set[str]) -> str:
+    return "published" if origins == {"D4RL"} else "published, on other data"
+
+
+def titles(report: Report) -> list[str]:
+    """Column titles of the data sets: with where they come from, where two would be the same."""
+    plain = [short(d) for d in report.datasets]
+    return [f"{d.split('/')[0]} {t}" if plain.count(t) > 1 else t for d, t in zip(report.datasets, plain, strict=True)]
 
 
 def short(dataset: str) -> str:
@@ -328,6 +368,7 @@ def notes(report: Report) -> list[str]:
         ("JAX", sorted({r.versions["jax"] for r in runs})),
     ):
         lines.append(f"{name}: {', '.join(values)}.")
+    lines += [f"Failed, and not in any mean: {line}." for line in report.failed]
     if any(r.quick for r in runs):
         lines.insert(0, "TRIAL RUNS (--quick): these are not scores.")
     return lines
@@ -348,18 +389,21 @@ def to_markdown(report: Report) -> str:
 
 def to_latex(report: Report) -> str:
     """The tables in LaTeX (booktabs)."""
-    parts = ["% Needs \\usepackage{booktabs}."]
+    parts = ["% Needs \\usepackage{booktabs}.", *(f"% {line}" for line in notes(report))]
+    trial = "TRIAL RUNS, not scores. " if any(r.quick for r in report.runs.values()) else ""
     for section in sections(report):
         columns = "l" + "r" * (len(section.header) - 1)
-        parts += [f"% {_tex(section.title)}. {_tex(section.text)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+        parts += ["\\begin{table}", f"\\caption{{{_tex(f'{trial}{section.title}. {section.text}')}}}"]
+        parts += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
         parts += [" & ".join(map(_tex, section.header)) + " \\\\", "\\midrule"]
         parts += [" & ".join(map(_tex, row)) + " \\\\" for row in section.rows]
-        parts += ["\\bottomrule", "\\end{tabular}", ""]
+        parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
     return "\n".join(parts)
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"([%&_#$])", r"\\\1", text)
+    text = text.replace("\\", "\\textbackslash ")
+    return re.sub(r"([%&_#${}])", r"\\\1", text).replace("~", "\\textasciitilde ").replace("^", "\\textasciicircum ")
 
 
 CSV_COLUMNS = (
@@ -410,12 +454,12 @@ def to_rliable(report: Report) -> dict[str, Any]:
 
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 88rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
-th, td { padding: 0.3rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child, td:last-child, th:last-child { text-align: left; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.8rem; }
+th, td { padding: 0.3rem 0.5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child, .words { text-align: left; }
 thead th { border-bottom: 2px solid #444; }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
 figcaption, li, p { max-width: 50rem; } figcaption { color: #555; font-size: 0.9rem; }
@@ -433,9 +477,13 @@ def to_html(report: Report, figures: Mapping[str, tuple[str, str]]) -> str:
     ]
     for section in sections(report):
         parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in section.header)
+        # Columns of words, not of numbers.
+        kinds = [' class="words"' if name.startswith(("verdict", "published")) else "" for name in section.header]
+        head = "".join(f"<th{k}>{html.escape(cell)}</th>" for k, cell in zip(kinds, section.header, strict=True))
         parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>')
-        parts += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in section.rows]
+        for row in section.rows:
+            cells = "".join(f"<td{k}>{html.escape(cell)}</td>" for k, cell in zip(kinds, row, strict=True))
+            parts.append(f"<tr>{cells}</tr>")
         parts.append("</tbody></table></div>")
     for title, (svg, caption) in figures.items():
         svg = svg[svg.index("<svg") :]  # without the XML header, which has no place inside a page

@@ -20,6 +20,13 @@ import numpy as np
 from iwsft_control.files import UserError, write_json
 
 SCHEMA = 1
+KEYS = {  # that tables and figures read
+    "dataset": ("id", "sha256", "origin", "transitions", "episodes"),
+    "physics": ("environment", "mujoco", "corrections"),
+    "evaluation": ("ref_min_score", "ref_max_score"),
+    "diagnostics": ("training",),
+    "versions": ("jax",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +112,17 @@ def read(path: Path) -> RunResult:
         expected = types.get(str(field.type), types.get(str(field.type).split("[")[0], dict))
         if not isinstance(values[name], expected):
             raise UserError(f"{path}: {name} should be {field.type}; run it again.")
+    for name, keys in KEYS.items():
+        missing = sorted(set(keys) - set(values[name]))
+        if missing:
+            raise UserError(f"{path}: {name} lacks {', '.join(missing)}; run it again.")
     returns, evaluation = values["episode_returns"], values["evaluation"]
     if not returns or not all(isinstance(r, int | float) and np.isfinite(r) for r in returns):
         raise UserError(f"{path}: episode_returns must be finite numbers; run it again.")
     try:
         mean, _ = score(np.array(returns), evaluation["ref_min_score"], evaluation["ref_max_score"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: evaluation lacks its reference scores; run it again.") from error
+    except TypeError as error:
+        raise UserError(f"{path}: reference scores must be numbers; run it again.") from error
     if not np.isclose(mean, values["normalised_score"], rtol=1e-6, atol=1e-6):
         raise UserError(f"{path}: normalised_score is not that of its episode returns; run it again.")
     return RunResult(**values)

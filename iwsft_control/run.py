@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -134,8 +135,12 @@ def main(config: RunConfig) -> None:
             workers.execute(jobs, pool, store, lambda job: None, finished)
         finally:
             pool.close()
+    for failure in failures:
+        if failure.mistake:
+            raise UserError(failure.error)
     if failures:
-        raise UserError(failures[0].error) if not failures[0].trace else RuntimeError(failures[0].trace)
+        print(f"error: {failures[0].trace or failures[0].error}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def describe(data: Dataset) -> None:

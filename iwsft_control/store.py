@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 
 from iwsft_control import (
     critic,
     curation,
+    dataset,
     evaluation,
     files,
     networks,
@@ -38,8 +40,8 @@ from iwsft_control.stages import Artefact, Stage, Start
 
 LEARNING = ("jax", "jaxlib", "flax", "optax", "numpy")
 EVALUATING = ("mujoco", "gymnasium")
-CRITIC_CODE = (critic, networks, training)
-POLICY_CODE = (networks, objectives, quality, curation, training, physics, simulation, evaluation, stages)
+CRITIC_CODE = (dataset, critic, networks, training, stages)
+POLICY_CODE = (dataset, networks, objectives, quality, curation, training, physics, simulation, evaluation, stages)
 
 
 @cache
@@ -57,8 +59,14 @@ def code_version(modules: tuple[ModuleType, ...]) -> str:
     return digest.hexdigest()
 
 
-def key(stage: Stage, data: Dataset) -> str:
-    """Digest of everything that a stage's artefact depends on."""
+def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
+    """Digest of everything that a stage's artefact depends on.
+
+    Args:
+        device: JAX's name of what computes it ("cpu", "NVIDIA H100 80GB HBM3"); by default this process's. How many
+            threads a processor uses does not change what comes out.
+    """
+    device = device or jax.devices()[0].device_kind
     learns_policy = stage.method != "critic"
     packages = LEARNING + (EVALUATING if learns_policy else ())
     depends = {
@@ -66,14 +74,20 @@ def key(stage: Stage, data: Dataset) -> str:
         "quality": stage.quality,
         "seeds": stage.seeds,
         "settings": stages.configuration(stage),
-        "needs": {name: key(need, data) for name, need in stages.needs(stage).items()},
+        "needs": {name: key(need, data, device) for name, need in stages.needs(stage).items()},
         "data": data.sha256,
-        "environment": physics.describe(data.env_id) if learns_policy else None,
+        "environment": environment(data) if learns_policy else None,
         "code": code_version(POLICY_CODE if learns_policy else CRITIC_CODE),
         "versions": {p: importlib.metadata.version(p) for p in packages},
-        "device": jax.devices()[0].device_kind,
+        "device": device,
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def environment(data: Dataset) -> list[Any]:
+    """What an evaluation depends on: physics, and the whole specification where it is the data set's own."""
+    spec = data.environment
+    return [physics.describe(data.env_id), None if isinstance(spec, str) else spec.to_json()]
 
 
 class Store:
@@ -81,14 +95,15 @@ class Store:
 
     Args:
         folder: made where it does not exist.
+        device: what computes the artefacts, where it is not this process's.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, device: str | None = None):
+        self.folder, self.device = folder, device
 
     def path(self, stage: Stage, data: Dataset) -> Path:
         """Where the artefact of a stage is kept."""
-        return self.folder / f"{stage.name.replace(' ', '-')}-{key(stage, data)[:20]}.safetensors"
+        return self.folder / f"{stage.name.replace(' ', '-')}-{key(stage, data, self.device)[:20]}.safetensors"
 
     def read(self, stage: Stage, data: Dataset) -> Artefact | None:
         """The artefact of a stage, or None where it has not been made (or its file is damaged)."""

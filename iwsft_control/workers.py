@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
@@ -19,11 +21,12 @@ from typing import Any, Protocol
 
 import jax
 
-from iwsft_control import cli, dataset, stages, tasks
+from iwsft_control import cli, dataset, evaluation, stages, tasks
 from iwsft_control.dataset import Dataset
 from iwsft_control.files import UserError
 from iwsft_control.stages import Artefact, Stage
 from iwsft_control.store import Store
+from iwsft_control.store import key as key_of
 
 Progress = Callable[["Job", str, int, int], None]  # job, what, its steps, steps just done
 RETRIES = 2  # of a stage whose worker died
@@ -71,16 +74,18 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why a job gave no artefact: one sentence, and the traceback where it is no user's mistake."""
+    """Why a job gave no artefact: one sentence, and the traceback where that sentence does not say it all."""
 
     error: str
     trace: str = ""
+    mistake: bool = False
+    """Whether it is the user's to mend (a disk that is full, data that are not there)."""
 
 
 def failure(error: BaseException) -> Failure:
     """An exception as a :class:`Failure`."""
     if isinstance(error, UserError):
-        return Failure(str(error))
+        return Failure(str(error), mistake=not isinstance(error, evaluation.PolicyError))
     return Failure(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
@@ -146,8 +151,13 @@ class Processes:
         self._give(job, 0)
 
     def _give(self, job: Job, deaths: int) -> None:
-        worker = self.idle.pop() if self.idle else _Worker(self.context, self.store.folder, self.threads)
-        worker.pipe.send(job)
+        worker = None
+        while worker is None:
+            worker = self.idle.pop() if self.idle else _Worker(self.context, self.store.folder, self.threads)
+            try:
+                worker.pipe.send(job)
+            except OSError:  # it was killed while it had nothing to do
+                worker = None
         self.busy[worker.pipe] = (worker, job, deaths)
 
     def wait(self) -> list[tuple[Job, Failure | None]]:
@@ -156,7 +166,7 @@ class Processes:
             worker, job, deaths = self.busy[pipe]  # type: ignore[index]
             try:
                 message = worker.pipe.recv()
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):
                 del self.busy[worker.pipe]
                 worker.process.join()
                 if deaths < RETRIES:
@@ -190,13 +200,18 @@ def _serve(pipe: connection.Connection, folder: Path, threads: int) -> None:
     """Jobs from the pipe until it closes, which it also does when the process at its other end is killed."""
     single_threaded(threads)
     cli.cache_compiled_programs()
-    store = Store(folder)
+    store, one_at_a_time = Store(folder), threading.Lock()
+
+    def tell(*message: Any) -> None:  # an evaluation tells from several threads
+        with one_at_a_time:
+            pipe.send(message)
+
     try:
         while True:
             job: Job = pipe.recv()
             outcome: Failure | None = None
             try:
-                start = _start(lambda *message: pipe.send(message))
+                start = _start(tell)
                 store.perform(job.stage, job.source.load(), start, threads)
             except (BrokenPipeError, ConnectionError, KeyboardInterrupt):
                 return
@@ -236,22 +251,31 @@ class RayCluster:
                 host, _, port = address.rpartition(":")
                 if host and port.isdigit():  # ray.init would wait for minutes
                     socket.create_connection((host, int(port)), timeout=10).close()
-                ray.init(address=None if address == "local" else address, log_to_driver=False)
+                ray.init(address=address, log_to_driver=False)
             except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(f"no Ray cluster answers at {address} ({error}); start one, or --ray local.") from error
-        total = ray.cluster_resources()
-        self.slots = int(total.get("CPU", 1) // cpus) if not gpus else int(total.get("GPU", 0) / gpus)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.slots = sum(
+            int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) / gpus if gpus else math.inf)) for node in nodes
+        )
         if self.slots < 1:
             raise UserError(f"no node of the Ray cluster offers {cpus} CPUs and {gpus} GPUs; ask for less.")
-        self.remote = ray.remote(_ray_stage).options(
-            num_cpus=cpus, num_gpus=gpus, max_retries=retries, runtime_env={"env_vars": {"IWSFT_THREADS": str(cpus)}}
-        )
+        variables = {"IWSFT_THREADS": str(cpus)}
+        if not gpus:
+            variables["JAX_PLATFORMS"] = "cpu"  # Ray does not hide a GPU from who did not ask for one
+        elif gpus < 1:
+            variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share its memory
+        self.options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
+        self.remote = ray.remote(_ray_stage).options(max_retries=retries, **self.options)
         self.running: dict[Any, Job] = {}
+        # What the stages run on, which need not be what this process would: artefacts are named after it.
+        store.device = ray.get(ray.remote(_device_kind).options(**self.options).remote())
 
     def submit(self, job: Job) -> None:
         data = job.source.load()
         inputs = self.store.inputs(job.stage, data, lambda what, steps: lambda done: None)
-        self.running[self.remote.remote(job.source, data.sha256, job.stage, inputs)] = job
+        key = key_of(job.stage, data, self.store.device)
+        self.running[self.remote.remote(job.source, key, job.stage, inputs)] = job
 
     def wait(self) -> list[tuple[Job, Failure | None]]:
         ready, _ = self.ray.wait(list(self.running), timeout=0.5)
@@ -265,9 +289,15 @@ class RayCluster:
             if isinstance(outcome, Failure):
                 finished.append((job, outcome))
             else:
-                self.store.write(job.stage, job.source.load(), outcome)
+                self._keep(job, outcome)
                 finished.append((job, None))
         return finished
+
+    def _keep(self, job: Job, artefact: Artefact) -> None:
+        data = job.source.load()
+        with self.store.alone(job.stage, data):
+            if not self.store.has(job.stage, data):  # another sweep may have been faster
+                self.store.write(job.stage, data, artefact)
 
     def close(self) -> None:
         for reference in self.running:
@@ -275,14 +305,21 @@ class RayCluster:
         self.ray.shutdown()
 
 
-def _ray_stage(source: Source, sha256: str, stage: Stage, inputs: dict[str, Artefact]) -> Artefact | Failure:
+def _device_kind() -> str:
+    return jax.devices()[0].device_kind
+
+
+def _ray_stage(source: Source, key: str, stage: Stage, inputs: dict[str, Artefact]) -> Artefact | Failure:
     threads = int(os.environ["IWSFT_THREADS"])
     single_threaded(threads)
     cli.cache_compiled_programs()
     try:
         data = source.load()
-        if data.sha256 != sha256:
-            raise UserError(f"{data.id} is not the same on all nodes; copy the head's Minari data set to the others.")
+        if key_of(stage, data) != key:
+            raise UserError(
+                f"{data.id}, this package, a version of another or the kind of device ({_device_kind()} here) is not "
+                "the same on all nodes; make them the same."
+            )
         return stages.compute(stage, data, inputs, lambda what, steps: lambda done: None, threads)
     except Exception as error:
         return failure(error)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import table
-from iwsft_control import figures, report, results, statistics
+from iwsft_control import figures, files, report, results, statistics
 from iwsft_control.files import UserError
 from iwsft_control.report import Row
 
@@ -116,7 +116,7 @@ def test_published_numbers_stand_beside_and_apart(runs, tmp_path):
     text = report.to_markdown(found)
     assert "| iw-SFT(Q) | 85.0 | 75.8 |" in text
     assert "reconstructions: other data" in text
-    assert "| published on other data |" in text
+    assert "| published, on other data |" in text
     (bc,) = [line for line in text.splitlines() if line.startswith("| bc | 4 |")]
     assert bc.endswith("| 18.1 / 26.0 |")
     (iw,) = [line for line in text.splitlines() if line.startswith("| iw-sft-q (q) | 4 |")]
@@ -219,6 +219,42 @@ def test_one_seed_and_a_missing_data_set(tmp_path):
     assert "[" not in row
 
 
+def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
+    """Not only within a data set: what stands in one mean has to belong together."""
+    for change, what in (
+        ({"physics": {"environment": "d4rl/Y-v2", "mujoco": "3.2.7", "corrections": []}}, "versions of MuJoCo"),
+        ({"evaluation": {"ref_min_score": 0.0, "ref_max_score": 100.0, "policy": "best"}}, "evaluation protocols"),
+    ):
+        other = make_run("walker2d-medium-replay", **change)
+        with pytest.raises(UserError, match=f"a.json and b.json have different {what}"):
+            report.collect({Path("a.json"): make_run(), Path("b.json"): other}, BC, BC)
+
+
+def test_failed_runs_are_named(runs, tmp_path):
+    record = {"task": "hopper-medium-replay", "method": "sft-q", "quality": "return", "seeds": [9], "error": "died"}
+    files.write_json(tmp_path / "runs" / "failures" / "x.json", record)
+    table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "runs"))
+    for _ in range(2):  # its own output among the results does not disturb the second time
+        text = (tmp_path / "runs" / "table.md").read_text()
+        assert "Failed, and not in any mean: hopper-medium-replay sft-q (return) seed 9: died." in text
+        table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "runs"))
+
+
+def test_one_task_on_two_data_sets_has_two_titles(tmp_path):
+    """D4RL's own and the reconstruction; the published scores belong to tasks, not to any Minari data set."""
+    own = make_run().dataset | {"id": "D4RL/hopper/medium-replay-v2", "origin": "D4RL"}
+    other = make_run().dataset | {"id": "mujoco/hopper/expert-v0", "origin": "Minari"}
+    made = {Path(f"{i}.json"): make_run(dataset=d) for i, d in enumerate((make_run().dataset, own, other))}
+    found = report.collect(made, BC, BC)
+    assert set(report.titles(found)) == {"iwsft hopper medium-replay", "D4RL hopper medium-replay", "hopper expert"}
+    (cells,) = report.sections(found)[0].rows
+    assert sorted(cells[-1].split(" / ")) == ["-", "18.1", "18.1"]
+
+
+def test_latex_is_escaped():
+    assert report._tex("a_b & 5% {x} ~ ^") == r"a\_b \& 5\% \{x\} \textasciitilde  \textasciicircum "
+
+
 def test_the_drawn_run_is_the_focus(runs, tmp_path):
     found = report.collect(runs, BC, IW)
     assert figures.pick(found, IW).seed == 0
@@ -240,3 +276,11 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
     }
     for name, text in made.items():
         assert (RESULTS / name).read_text() == text, name
+
+
+@pytest.mark.skipif(not (RESULTS / "sweep").is_dir(), reason="results/ is not part of an installed package")
+def test_the_readme_shows_the_committed_table():
+    lines = (RESULTS / "table.md").read_text().splitlines()
+    rows = [line for line in lines[: lines.index("## Every method minus bc")] if line.startswith("|")]
+    assert len(rows) > 2
+    assert "\n".join(rows) in (RESULTS.parent / "README.md").read_text()

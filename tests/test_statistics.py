@@ -122,3 +122,16 @@ def test_best_of():
     exact = np.repeat(worth[:, None], 5, axis=1)
     np.testing.assert_allclose(statistics.best_of(exact, [3, 6], 50), [50.0, 50.0])
     assert statistics.best_of(exact, [2], 4000)[0] == pytest.approx((50 + 50 + 30) / 3, abs=1.0)
+
+
+def test_weights_of_the_iqm_are_repetitions():
+    scores = np.array([5.0, 1.0, 9.0, 2.0, 7.0])
+    repeated = np.repeat(scores, [1, 2, 3, 1, 2])
+    assert statistics.iqm(scores, np.array([1, 2, 3, 1, 2])) == pytest.approx(statistics.iqm(repeated))
+    assert statistics.iqm(scores, np.ones(5)) == pytest.approx(statistics.iqm(scores))
+
+
+def test_a_task_with_more_seeds_does_not_weigh_more_in_the_iqm():
+    few, many = np.array([10.0, 20.0]), np.array([80.0, 90.0])
+    balanced = statistics.iqm_interval([few, many]).value
+    assert statistics.iqm_interval([few, np.repeat(many, 5)]).value == pytest.approx(balanced)

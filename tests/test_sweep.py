@@ -13,12 +13,25 @@ import numpy as np
 import pytest
 
 from experiments import sweep
-from iwsft_control import critic, curation, dataset, evaluation, export, results, stages, store, training, workers
+from iwsft_control import (
+    critic,
+    curation,
+    dataset,
+    evaluation,
+    export,
+    files,
+    results,
+    stages,
+    store,
+    training,
+    workers,
+)
 from iwsft_control.files import UserError
 from iwsft_control.objectives import METHODS
 from iwsft_control.workers import Failure, Job, Source
 from tests.conftest import make_episodes
 
+ROOT = Path(__file__).parents[1]
 TASK = "hopper-medium-replay"
 POLICY = training.PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
 CRITIC = critic.CriticConfig(steps=20, hidden=(8,), batch_size=16)
@@ -51,9 +64,10 @@ def plan(tmp_path, name="a", **changes):
 
 
 def found(folder: Path) -> dict[str, dict]:
-    """Result files of a sweep without what may differ between two: times."""
+    """Result files and policies of a sweep without what may differ between two: times."""
     return {
         str(p.relative_to(folder)): {k: v for k, v in json.loads(p.read_text()).items() if k != "seconds"}
+        | {"policy": files.sha256(p.with_suffix(".safetensors"))}
         for p in sorted(folder.rglob("*.json"))
     }
 
@@ -265,6 +279,7 @@ def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
     servers = [p for p in children(process.pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
     os.kill(servers[-1], signal.SIGKILL)
     wait_for(lambda: len(list(kept.glob("*.safetensors"))) >= 3)
+    assert not (tmp_path / "killed" / "failures").exists()  # the worker was replaced, its stage done again
     process.kill()
     process.wait()
     both = [start_sweep(tmp_path, "killed", *options, count="1") for _ in range(2)]
@@ -273,7 +288,52 @@ def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
     killed, whole = found(tmp_path / "killed"), found(tmp_path / "whole")
     assert killed == whole
     assert len(whole) == 6
-    assert not [p for p in kept.iterdir() if p.name.startswith(".")]  # no half-written file
+
+
+def test_a_worker_that_dies_while_it_has_nothing_to_do_is_replaced(tmp_path):
+    kept = store.Store(tmp_path / "stages")
+    pool = workers.Processes(kept, lambda *event: None, 1)
+    try:
+        for seed in (0, 1):
+            job = Job(Source(TASK), stages.method_stage("bc", "q", (seed,), SETTINGS))
+            pool.submit(job)
+            over = []
+            while not over:
+                over = pool.wait()
+            assert over == [(job, None)]
+            (worker,) = pool.idle
+            worker.process.kill()
+            worker.process.join()
+    finally:
+        pool.close()
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_the_number_of_threads():
+    """One, several and many threads of matrix products of full width: the same bits, so stages may be shared."""
+    program = """
+import hashlib, jax, numpy as np
+from iwsft_control import critic, training
+from tests.conftest import make_data
+data = make_data(tuple(range(40, 240)))
+states, _ = training.train_critics(critic.CriticConfig(steps=100), critic.to_device(data), [0], lambda n: None)
+one = jax.tree.map(lambda x: x[0], states)
+q, v = critic.values(critic.CriticConfig(), one, data.observations, data.actions)
+print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves((states, q, v)))).hexdigest())
+"""
+    digests = set()
+    for threads in ("1", "2", "16"):
+        flags = {"NPROC": threads} | ({"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"} if threads == "1" else {})
+        run = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | flags,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+        digests.add(run.stdout.strip())
+    assert len(digests) == 1
 
 
 @pytest.mark.slow
