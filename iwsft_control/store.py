@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -63,10 +64,9 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
     """Digest of everything that a stage's artefact depends on.
 
     Args:
-        device: JAX's name of what computes it ("cpu", "NVIDIA H100 80GB HBM3"); by default this process's. How many
-            threads a processor uses does not change what comes out.
+        device: what computes it (see :func:`device_kind`); by default what this process has.
     """
-    device = device or jax.devices()[0].device_kind
+    device = device or device_kind()
     learns_policy = stage.method != "critic"
     packages = LEARNING + (EVALUATING if learns_policy else ())
     depends = {
@@ -82,6 +82,17 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
         "device": device,
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def device_kind() -> str:
+    """JAX's name of this process's device: "cpu", or say "NVIDIA H100 80GB HBM3".
+
+    With one core XLA compiles other programs than with several, which round otherwise; two cores or sixteen, one thread
+    or all of them are the same (``tests/test_sweep.py`` checks that).
+    """
+    kind = jax.devices()[0].device_kind
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{kind}, one core" if jax.default_backend() == "cpu" and cores == 1 else kind
 
 
 def environment(data: Dataset) -> list[Any]:

@@ -25,7 +25,7 @@ from iwsft_control import cli, dataset, evaluation, stages, tasks
 from iwsft_control.dataset import Dataset
 from iwsft_control.files import UserError
 from iwsft_control.stages import Artefact, Stage
-from iwsft_control.store import Store
+from iwsft_control.store import Store, device_kind
 from iwsft_control.store import key as key_of
 
 Progress = Callable[["Job", str, int, int], None]  # job, what, its steps, steps just done
@@ -269,7 +269,7 @@ class RayCluster:
         self.remote = ray.remote(_ray_stage).options(max_retries=retries, **self.options)
         self.running: dict[Any, Job] = {}
         # What the stages run on, which need not be what this process would: artefacts are named after it.
-        store.device = ray.get(ray.remote(_device_kind).options(**self.options).remote())
+        store.device = ray.get(ray.remote(device_kind).options(**self.options).remote())
 
     def submit(self, job: Job) -> None:
         data = job.source.load()
@@ -305,10 +305,6 @@ class RayCluster:
         self.ray.shutdown()
 
 
-def _device_kind() -> str:
-    return jax.devices()[0].device_kind
-
-
 def _ray_stage(source: Source, key: str, stage: Stage, inputs: dict[str, Artefact]) -> Artefact | Failure:
     threads = int(os.environ["IWSFT_THREADS"])
     single_threaded(threads)
@@ -317,7 +313,7 @@ def _ray_stage(source: Source, key: str, stage: Stage, inputs: dict[str, Artefac
         data = source.load()
         if key_of(stage, data) != key:
             raise UserError(
-                f"{data.id}, this package, a version of another or the kind of device ({_device_kind()} here) is not "
+                f"{data.id}, this package, a version of another or the kind of device ({device_kind()} here) is not "
                 "the same on all nodes; make them the same."
             )
         return stages.compute(stage, data, inputs, lambda what, steps: lambda done: None, threads)
