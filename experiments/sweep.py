@@ -32,6 +32,7 @@ from iwsft_control.workers import Failure, Job, Source
 # Seconds per 1,000 steps and per evaluation on one core of a small cloud machine: only for the estimate before any
 # stage has been timed here.
 CRITIC_SECONDS, POLICY_SECONDS, EVALUATION_SECONDS = 1.5, 1.5, 6.0
+BASELINE_SECONDS = {"iql": 4, "td3_bc": 4, "awac": 8, "cql": 50, "rebrac": 30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +69,9 @@ def plan_jobs(plan: Plan, settings: Settings) -> list[Job]:
     for group in workers.groups(plan.seeds):
         for task in plan.tasks:
             for method in plan.methods:
-                by_quality = METHODS[method].curation == "quality"
-                for source in plan.qualities if by_quality else ("q",):
-                    stage = stages.method_stage(method, source, group, settings)
-                    jobs.append(Job(Source(tasks.parse_task(task).name), stage))
+                name = tasks.parse_task(task).name
+                for source in plan.qualities if stages.by_quality(method) else ("q",):
+                    jobs.append(Job(Source(name), stages.method_stage(method, source, group, settings, name)))
     return jobs
 
 
@@ -86,10 +86,14 @@ def seconds_of(job: Job, seen: dict[tuple[str, str], list[float]]) -> float:
     if known:
         return sum(known) / len(known)
     settings, kind, seeds = job.stage.settings, METHODS.get(job.stage.method), len(job.stage.seeds)
-    if kind is None:
+    if job.stage.method == "critic":
         return seeds * CRITIC_SECONDS * settings.critic.steps / 1000
-    steps = settings.policy.fine_tune_steps if kind.fine_tunes else settings.policy.bc_steps
-    return seeds * (POLICY_SECONDS * steps / 1000 + EVALUATION_SECONDS * (0.05 if settings.quick else 1))
+    if kind is None:
+        each: float = BASELINE_SECONDS[stages.BASELINE_SETTINGS[job.stage.method]]
+        steps = stages.baseline_config(settings, job.stage.method).steps
+    else:
+        each, steps = POLICY_SECONDS, settings.policy.fine_tune_steps if kind.fine_tunes else settings.policy.bc_steps
+    return seeds * (each * steps / 1000 + EVALUATION_SECONDS * (0.05 if settings.quick else 1))
 
 
 class Board:

@@ -47,7 +47,7 @@ class CriticState(NamedTuple):
 
 
 class CriticData(NamedTuple):
-    """The data set on the device, rewards scaled: (N, O), (N, A), (N,), (N, O), (N,)."""
+    """The data set on the device: (N, O), (N, A), (N,), (N, O), (N,) (1.0 where the next state is terminal)."""
 
     observations: Any
     actions: Any
@@ -62,15 +62,20 @@ def reward_scale(data: Dataset) -> float:
     return 1000.0 / spread if spread > 0 else 1.0
 
 
-def to_device(data: Dataset) -> CriticData:
-    """The data set as the critic sees it."""
+def transitions(data: Dataset) -> CriticData:
+    """The data set on the device, rewards as they are."""
     return CriticData(
         jnp.asarray(data.observations),
         jnp.asarray(data.actions),
-        jnp.asarray(data.rewards * np.float32(reward_scale(data))),
+        jnp.asarray(data.rewards),
         jnp.asarray(data.next_observations),
         jnp.asarray(data.terminations, jnp.float32),
     )
+
+
+def to_device(data: Dataset) -> CriticData:
+    """The data set as the critic sees it, rewards scaled."""
+    return transitions(data)._replace(rewards=jnp.asarray(data.rewards * np.float32(reward_scale(data))))
 
 
 def create(config: CriticConfig, observation_dim: int, action_dim: int, key: jax.Array) -> CriticState:

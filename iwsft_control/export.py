@@ -21,7 +21,7 @@ from iwsft_control.stages import Artefact, Stage, configuration
 def whole_configuration(stage: Stage) -> dict[str, Any]:
     """Every setting that a result depends on, those of the stages that it started from included."""
     config = {k: v for k, v in configuration(stage).items() if k != "quick"}
-    if METHODS[stage.method].fine_tunes:
+    if stage.method in METHODS and METHODS[stage.method].fine_tunes:
         config["policy"] = dataclasses.asdict(stage.settings.policy)
     if stage.quality == "q":
         config["critic"] = dataclasses.asdict(stage.settings.critic)

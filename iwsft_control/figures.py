@@ -6,7 +6,9 @@ Colours are Okabe and Ito's, which people with any colour vision tell apart; lin
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -32,6 +34,11 @@ plt.rcParams.update(
         "figure.constrained_layout.use": True,
     }
 )
+
+
+def _line(x: int) -> str:
+    """Line style of the x-th row: two rows of one colour differ in it."""
+    return LINES[(x + x // len(COLOURS)) % len(LINES)]
 
 
 def bars(report: Report) -> Figure:
@@ -69,9 +76,7 @@ def profiles(report: Report) -> Figure:
         if row not in complete:
             continue
         share, low, high = statistics.profile(strata(report, row), thresholds)
-        axis.plot(
-            thresholds, share, LINES[x % len(LINES)], color=COLOURS[x % len(COLOURS)], label=row.label, linewidth=1.6
-        )
+        axis.plot(thresholds, share, _line(x), color=COLOURS[x % len(COLOURS)], label=row.label, linewidth=1.6)
         axis.fill_between(thresholds, low, high, color=COLOURS[x % len(COLOURS)], alpha=0.08, linewidth=0)
     axis.set(xlabel="normalised score $\\tau$", ylabel="share of runs with a score above $\\tau$", ylim=(0, 1.02))
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -89,9 +94,7 @@ def budgets(report: Report) -> Figure:
                 continue
             episodes = np.stack([_normalised(r) for r in sorted(runs, key=lambda r: r.seed)])
             values = statistics.best_of(episodes, spent)
-            axis.plot(
-                spent, values, LINES[x % len(LINES)], color=COLOURS[x % len(COLOURS)], label=row.label, linewidth=1.4
-            )
+            axis.plot(spent, values, _line(x), color=COLOURS[x % len(COLOURS)], label=row.label, linewidth=1.4)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
         axis.set(xlabel="evaluation episodes spent", title=title)
@@ -106,8 +109,10 @@ def _normalised(run: RunResult) -> np.ndarray:
 
 
 def training(run: RunResult) -> Figure:
-    """One run over its training: loss; and, for a weighted method, effective sample size and the weights' histogram."""
+    """One run over its training: losses; for a weighted method effective sample size and the weights' histogram."""
     log = run.diagnostics["training"]
+    if "loss" not in log:
+        return _baseline_training(run)
     weighted = "effective_sample_size" in log
     critic = run.diagnostics.get("critic")
     panels = 1 + 2 * weighted + (critic is not None)
@@ -138,6 +143,39 @@ def training(run: RunResult) -> Figure:
     for axis in axes[0]:
         axis.locator_params(axis="x", nbins=4)
     figure.suptitle(f"{run.task}, {Row(run.method, run.quality).label}, seed {run.seed}", fontsize=9)
+    return figure
+
+
+def _baseline_training(run: RunResult) -> Figure:
+    """What a baseline logs (losses, CQL's temperature), a panel each."""
+    log = run.diagnostics["training"]
+    names = [name for name in log if name != "step"]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.0 * len(names), 2.8), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.plot(log["step"], np.array(log[name], float), color=COLOURS[5])
+        axis.set(xlabel="step", title=name.replace("_", " "))
+    figure.suptitle(f"{run.task}, {run.method}, seed {run.seed}", fontsize=9)
+    return figure
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Learning curves of experiments/learning_curve.py: score against updates, a panel per task."""
+    names = sorted({r["task"] for r in records})
+    methods = sorted({r["method"] for r in records})
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 1.2, 3.2), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for record in records:
+            if record["task"] != name:
+                continue
+            x, score = methods.index(record["method"]), np.array(record["normalised_score"])
+            error, steps = np.array(record["standard_error"]), np.array(record["step"]) / 1000
+            colour = COLOURS[1 + x % (len(COLOURS) - 1)]
+            axis.plot(steps, score, _line(x), color=colour, label=record["method"], linewidth=1.4)
+            axis.fill_between(steps, score - error, score + error, color=colour, alpha=0.15, linewidth=0)
+        axis.set(xlabel="thousand updates", title=name)
+    axes[0, 0].set_ylabel("normalised score")
+    handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0, -1].legend(handles.values(), handles.keys(), frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

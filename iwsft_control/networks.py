@@ -18,15 +18,18 @@ SAC_LOG_STD_MIN, SAC_LOG_STD_MAX = -20.0, 2.0  # of SAC's policy: rlkit
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between them: (..., in) -> (..., out)."""
+    """Dense layers with ReLU (then layer normalisation, where asked for) between them: (..., in) -> (..., out)."""
 
     hidden: Sequence[int]
     out: int
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
+            if self.layer_norm:
+                x = nn.LayerNorm()(x)
         return nn.Dense(self.out)(x)
 
 
@@ -45,6 +48,17 @@ class GaussianPolicy(nn.Module):
         mean = jnp.tanh(MLP(self.hidden, self.action_dim, name="net")(observations))
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
         return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
+
+class DeterministicPolicy(nn.Module):
+    """a = tanh(f(s)): observations (..., O) to actions (..., A) in (-1, 1)."""
+
+    hidden: Sequence[int]
+    action_dim: int
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        return jnp.tanh(MLP(self.hidden, self.action_dim, name="net")(observations))
 
 
 def gaussian_log_prob(mean: jax.Array, log_std: jax.Array, actions: jax.Array) -> jax.Array:
@@ -76,13 +90,16 @@ class TwinCritic(nn.Module):
     """Two independent Q-functions: observations (..., O), actions (..., A) -> (2, ...)."""
 
     hidden: Sequence[int]
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
         twins = nn.vmap(
             MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=2
         )
-        return twins(self.hidden, 1, name="net")(jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
+        return twins(self.hidden, 1, self.layer_norm, name="net")(
+            jnp.concatenate([observations, actions], axis=-1)
+        ).squeeze(-1)
 
 
 class ValueFunction(nn.Module):

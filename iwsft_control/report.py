@@ -20,8 +20,8 @@ import numpy as np
 
 from iwsft_control import statistics, tasks
 from iwsft_control.files import UserError
-from iwsft_control.objectives import METHODS
 from iwsft_control.results import RunResult, read
+from iwsft_control.stages import NAMES, by_quality
 from iwsft_control.statistics import Estimate
 
 # D4RL normalised scores on medium-replay-v2, as published: BC to IQL are the columns of Kostrikov et al. 2022 (IQL) as
@@ -50,6 +50,11 @@ PUBLISHED_AS = {
     ("sft", None): "SFT",
     ("sft-q", "return"): "SFT(Q)",
     ("iw-sft-q", "return"): "iw-SFT(Q)",
+    ("iql", None): "IQL",
+    ("td3-bc", None): "TD3+BC",
+    ("awac", None): "AWAC",
+    ("cql", None): "CQL",
+    ("rebrac-tuned", None): "ReBRAC",  # its published scores are tuned per task
 }
 
 
@@ -166,22 +171,18 @@ def parse_row(text: str) -> Row:
         UserError: no such method.
     """
     method, _, source = text.partition(" by ")
-    if method not in METHODS:
-        raise UserError(f"unknown method {method!r}: {tasks.near(method, list(METHODS))}")
-    by_quality = METHODS[method].curation == "quality"
-    if source not in (("", "q", "return") if by_quality else ("",)):
+    if method not in NAMES:
+        raise UserError(f"unknown method {method!r}: {tasks.near(method, list(NAMES))}")
+    has_quality = by_quality(method)
+    if source not in (("", "q", "return") if has_quality else ("",)):
         raise UserError(
-            f"{method} does not take {source!r}; say {method}" + (" by q or by return." if by_quality else ".")
+            f"{method} does not take {source!r}; say {method}" + (" by q or by return." if has_quality else ".")
         )
-    return Row(method, (source or "q") if by_quality else None)
+    return Row(method, (source or "q") if has_quality else None)
 
 
 def _all_rows() -> list[Row]:
-    return [
-        Row(method, source)
-        for method, kind in METHODS.items()
-        for source in (("return", "q") if kind.curation == "quality" else (None,))
-    ]
+    return [Row(method, source) for method in NAMES for source in (("return", "q") if by_quality(method) else (None,))]
 
 
 def strata(report: Report, row: Row) -> list[np.ndarray]:
@@ -266,7 +267,9 @@ def _scores(report: Report) -> Section:
         cells = [_cell(statistics.mean_interval(x) if len(x) else None) for x in each]
         total = overall(report, row) if several else None
         extra = [_cell(total[0]), _cell(total[1])] if total else ["-", "-"]
-        rows.append([row.label, seeds, *cells, *(extra * several), _published_as(row, report.datasets, tasks_of)])
+        steps = " or ".join(sorted({updates(r) for r in report.runs.values() if Row(r.method, r.quality) == row}))
+        published_as = _published_as(row, report.datasets, tasks_of)
+        rows.append([row.label, seeds, steps, *cells, *(extra * several), published_as])
     averages = ["mean", "IQM"] * several
     origins = {run.dataset["origin"] for run in report.runs.values()}
     published = _published_title(origins)
@@ -274,11 +277,22 @@ def _scores(report: Report) -> Section:
     text = (
         "Mean over seeds [95% interval: Student's t, Welch's over data sets, for the interquartile mean (IQM) t times "
         f"a stratified bootstrap's error]. The run (seed) is the unit; every run is the mean of {episodes} episodes of "
-        "its last checkpoint. The last column: the paper's single numbers for the same tasks in the same order (its "
-        "quality is the return), on D4RL's own data in mujoco-py's physics."
+        "its last checkpoint. Updates are the gradient steps of a run, + those of the critic that scores its data. The "
+        "last column: single numbers as published for the same tasks in the same order (the paper's quality is the "
+        "return), on D4RL's own data in mujoco-py's physics."
     )
-    header = ["method", "seeds", *titles(report), *averages, published]
+    header = ["method", "seeds", "updates", *titles(report), *averages, published]
     return Section("Normalised score", text, header, rows)
+
+
+def updates(run: RunResult) -> str:
+    """Gradient steps behind a run: its own and BC's, + the critic's where that scores the data."""
+    config = run.config
+    if "steps" in config:  # a baseline
+        return f"{config['steps']:,}"
+    policy = config["policy"]
+    own = f"{policy['bc_steps'] + policy.get('fine_tune_steps', 0):,}"
+    return own + (f" + {config['critic']['steps']:,}" if "critic" in config else "")
 
 
 def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:

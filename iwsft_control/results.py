@@ -38,7 +38,7 @@ class RunResult:
     task: str
     """Task name, or the data set id where a run was given no task."""
     method: str
-    """bc, filtered-bc, sft, iw-sft, sft-q or iw-sft-q."""
+    """bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q, or a baseline (iql, td3-bc, awac, cql, rebrac, rebrac-tuned)."""
     quality: str | None
     """What scored the data: q or return; null for methods without a quality."""
     seed: int

@@ -19,7 +19,7 @@ import jax
 from iwsft_control import cli, export, results, stages, tasks, workers
 from iwsft_control.dataset import Dataset, cache_home
 from iwsft_control.files import UserError, require
-from iwsft_control.objectives import METHODS
+from iwsft_control.objectives import METHODS, Method
 from iwsft_control.stages import Settings
 from iwsft_control.store import Store
 from iwsft_control.workers import Failure, Job, Source
@@ -32,7 +32,7 @@ class RunConfig(Settings):
     env: str | None = None
     """Task, e.g. hopper-medium-replay. May be left out where --dataset is given."""
     method: tuple[str, ...] = ("iw-sft-q",)
-    """One or more of bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q."""
+    """One or more of bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q; iql, td3-bc, awac, cql, rebrac, rebrac-tuned."""
     seeds: tuple[int, ...] = (0,)
     """One run for each. Several are one program on an accelerator and one process per core on a CPU."""
     quality: Literal["q", "return"] = "q"
@@ -63,8 +63,9 @@ def validate(config: RunConfig) -> Settings:
     if scores[0] is not None and scores[1] is not None:
         require(scores[0] < scores[1], "--ref-min-score must be below --ref-max-score.")
     if config.whole_trajectory:
-        weighted = all(METHODS[m].importance_weighted for m in config.method)
-        episodic = config.quality == "return" or all(METHODS[m].curation == "binary" for m in config.method)
+        kinds = [METHODS.get(m, Method("everything")) for m in config.method]
+        weighted = all(kind.importance_weighted for kind in kinds)
+        episodic = config.quality == "return" or all(kind.curation == "binary" for kind in kinds)
         require(weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return.")
     return stages.validate(Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)}))
 
@@ -76,8 +77,8 @@ def check_methods(methods: tuple[str, ...]) -> None:
         UserError: in these cases; unknown names list the near ones.
     """
     for method in methods:
-        if method not in METHODS:
-            raise UserError(f"unknown method {method!r}: {tasks.near(method, list(METHODS))}")
+        if method not in stages.NAMES:
+            raise UserError(f"unknown method {method!r}: {tasks.near(method, list(stages.NAMES))}")
     require(len(set(methods)) == len(methods) > 0, "name one or more different methods.")
 
 
@@ -109,7 +110,7 @@ def main(config: RunConfig) -> None:
     if settings.quick:
         cli.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
     jobs = [
-        Job(source, stages.method_stage(method, config.quality, group, settings))
+        Job(source, stages.method_stage(method, config.quality, group, settings, source.task))
         for group in workers.groups(config.seeds)
         for method in config.method
     ]

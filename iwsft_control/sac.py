@@ -69,14 +69,19 @@ def create(config: SACConfig, observation_dim: int, action_dim: int, key: jax.Ar
     return SACState(policy, critic, critic, log_alpha, tuple(optimiser.init(p) for p in (policy, critic, log_alpha)))
 
 
+def squash(mean: jax.Array, log_std: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Actions a = tanh(mean + std noise) (..., A) and log pi(a|s) (...), the Jacobian of tanh in its stable form."""
+    u = mean + jnp.exp(log_std) * noise
+    log_jacobian = 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
+    return jnp.tanh(u), gaussian_log_prob(mean, log_std, u) - log_jacobian.sum(-1)
+
+
 def sample(
     policy: TanhGaussianPolicy, params: Any, observations: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Actions a = tanh(u) (N, A) and log pi(a|s) (N,), with the Jacobian of tanh in its stable form."""
+    """Actions (N, A) drawn from the policy and their log pi(a|s) (N,)."""
     mean, log_std = policy.apply(params, observations)
-    u = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-    log_jacobian = 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
-    return jnp.tanh(u), gaussian_log_prob(mean, log_std, u) - log_jacobian.sum(-1)
+    return squash(mean, log_std, jax.random.normal(key, mean.shape))
 
 
 def update(config: SACConfig, state: SACState, batch: Transitions, key: jax.Array) -> SACState:

@@ -16,14 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwsft_control import critic, curation, evaluation, quality, results, training
+from iwsft_control.baselines import BASELINES, awac, cql, iql, rebrac, td3_bc
 from iwsft_control.critic import CriticConfig
 from iwsft_control.dataset import Dataset
-from iwsft_control.files import require
+from iwsft_control.files import UserError, require
 from iwsft_control.networks import greedy
 from iwsft_control.objectives import METHODS, ImportanceConfig
 from iwsft_control.training import PolicyConfig
 
+NAMES = (*METHODS, *BASELINES)
 QUICK_EPISODES = 5
+QUICK_BASELINE_STEPS = 300
+POSITIVE = ("steps", "batch_size", "policy_delay", "sampled_actions", "temperature", "max_weight")  # of baselines
 
 Start = Callable[[str, int], Callable[[int], None]]  # (what, steps) -> advance(steps)
 
@@ -54,6 +58,24 @@ class Settings:
     critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
     importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
     curation: CurationConfig = dataclasses.field(default_factory=CurationConfig)
+    iql: iql.IQLConfig = dataclasses.field(default_factory=iql.IQLConfig)
+    td3_bc: td3_bc.TD3BCConfig = dataclasses.field(default_factory=td3_bc.TD3BCConfig)
+    awac: awac.AWACConfig = dataclasses.field(default_factory=awac.AWACConfig)
+    cql: cql.CQLConfig = dataclasses.field(default_factory=cql.CQLConfig)
+    rebrac: rebrac.ReBRACConfig = dataclasses.field(default_factory=rebrac.ReBRACConfig)
+
+
+BASELINE_SETTINGS = {name: name.removesuffix("-tuned").replace("-", "_") for name in BASELINES}
+
+
+def baseline_config(settings: Settings, method: str) -> Any:
+    """The configuration of a baseline."""
+    return getattr(settings, BASELINE_SETTINGS[method])
+
+
+def by_quality(method: str) -> bool:
+    """Whether a method curates by quality, be that by q or by return."""
+    return method in METHODS and METHODS[method].curation == "quality"
 
 
 def validate(settings: Settings) -> Settings:
@@ -75,15 +97,28 @@ def validate(settings: Settings) -> Settings:
         "importance.refresh-every": i.refresh_every,
         "importance.high": i.high,
     }
-    for name, value in positive.items():
-        require(value > 0, f"--{name} must be positive, not {value}.")
-    for name, value in {
+    shares: dict[str, float] = {
         "policy.average-decay": p.average_decay,
         "critic.expectile": c.expectile,
         "critic.discount": c.discount,
         "critic.target-rate": c.target_rate,
         "importance.lag": i.lag,
-    }.items():
+    }
+    widths = [*p.hidden, *c.hidden]
+    for name in dict.fromkeys(BASELINE_SETTINGS.values()):
+        config = getattr(settings, name)
+        widths += config.hidden
+        for field in dataclasses.fields(config):
+            option, value = f"{name}.{field.name}".replace("_", "-"), getattr(config, field.name)
+            if field.name in ("expectile", "discount", "target_rate"):
+                shares[option] = value
+            elif field.name.endswith("learning_rate") or field.name in POSITIVE:
+                positive[option] = value
+            elif field.name != "hidden":
+                require(value >= 0, f"--{option} must not be negative, as {value} is.")
+    for name, value in positive.items():
+        require(value > 0, f"--{name} must be positive, not {value}.")
+    for name, value in shares.items():
         require(0 <= value <= 1, f"--{name} must lie between 0 and 1, not {value}.")
     require(0 <= i.low <= i.high, "--importance.low must lie between 0 and --importance.high.")
     percentiles = (
@@ -96,13 +131,18 @@ def validate(settings: Settings) -> Settings:
         bool(settings.curation.episode_strata and settings.curation.transition_strata),
         "--curation strata must not be empty.",
     )
-    require(all(w > 0 for w in (*p.hidden, *c.hidden)), "hidden widths must be positive.")
+    require(all(w > 0 for w in widths), "hidden widths must be positive.")
     if not settings.quick:
         return settings
     return dataclasses.replace(
         settings,
         policy=dataclasses.replace(p, bc_steps=min(p.bc_steps, 500), fine_tune_steps=min(p.fine_tune_steps, 200)),
         critic=dataclasses.replace(c, steps=min(c.steps, 1000)),
+        **{
+            name: dataclasses.replace(config, steps=min(config.steps, QUICK_BASELINE_STEPS))
+            for name in BASELINE_SETTINGS.values()
+            for config in [getattr(settings, name)]
+        },
     )
 
 
@@ -111,7 +151,7 @@ class Stage:
     """One piece of work: the critic or a method, for seeds that are trained in one program."""
 
     method: str
-    """"critic" or one of :data:`METHODS`."""
+    """"critic" or one of :data:`NAMES`."""
     quality: str | None
     """q or return for a method that curates by quality, else None."""
     seeds: tuple[int, ...]
@@ -122,9 +162,23 @@ class Stage:
         return self.method if self.quality is None else f"{self.method} by {self.quality}"
 
 
-def method_stage(method: str, source: str, seeds: tuple[int, ...], settings: Settings) -> Stage:
-    """The stage that ends in the results of ``method``; ``source`` (q or return) counts where it curates by quality."""
-    return Stage(method, source if METHODS[method].curation == "quality" else None, seeds, settings)
+def method_stage(method: str, source: str, seeds: tuple[int, ...], settings: Settings, task: str) -> Stage:
+    """The stage that ends in the results of ``method`` on a task.
+
+    Args:
+        source: q or return; counts where the method curates by quality.
+        task: rebrac-tuned takes its settings from there.
+
+    Raises:
+        UserError: rebrac-tuned has no settings for the task.
+    """
+    if method == "rebrac-tuned":
+        if task not in rebrac.TUNED:
+            raise UserError(f"rebrac-tuned is for --env {', '.join(rebrac.TUNED)}, not for {task}; use rebrac.")
+        policy, critic = rebrac.TUNED[task]
+        tuned = dataclasses.replace(settings.rebrac, beta_policy=policy, beta_critic=critic)
+        settings = dataclasses.replace(settings, rebrac=tuned)
+    return Stage(method, source if by_quality(method) else None, seeds, settings)
 
 
 def needs(stage: Stage) -> dict[str, Stage]:
@@ -140,9 +194,12 @@ def needs(stage: Stage) -> dict[str, Stage]:
 
 def configuration(stage: Stage) -> dict[str, Any]:
     """The settings that a stage's own work depends on (not those of the stages it needs)."""
+    own: dict[str, Any] = {"quick": stage.settings.quick}
+    if stage.method in BASELINES:
+        own["average_decay"] = stage.settings.policy.average_decay
+        return own | dataclasses.asdict(baseline_config(stage.settings, stage.method))
     settings = {k: dataclasses.asdict(getattr(stage.settings, k)) for k in ("policy", "importance", "curation")}
     policy = settings["policy"]
-    own: dict[str, Any] = {"quick": stage.settings.quick}
     kind = METHODS.get(stage.method)
     if kind is None:
         return own | dataclasses.asdict(stage.settings.critic)
@@ -207,7 +264,7 @@ def compute(
     Raises:
         PolicyError: a trained policy answers with something that is not an action.
     """
-    work = _critic if stage.method == "critic" else _policy
+    work = _critic if stage.method == "critic" else _baseline if stage.method in BASELINES else _policy
     arrays, record = work(stage, data, inputs, start, threads)
     origin = {
         "device": results.device(),
@@ -250,20 +307,46 @@ def _policy(stage: Stage, data: Dataset, inputs: Mapping[str, Artefact], start: 
         start(method, settings.policy.fine_tune_steps if kind.fine_tunes else settings.policy.bc_steps),
     )
     trained = time.perf_counter()
-    episodes = QUICK_EPISODES if settings.quick else evaluation.EPISODES
-    advance = start(f"{method} evaluation", episodes * len(stage.seeds))
-    returns, diagnostics = [], []
-    for s, seed in enumerate(stage.seeds):
-        policy = greedy(jax.tree.map(lambda x, s=s: x[s], params))
-        name = f"{stage.name} (seed {seed})"
-        returns.append(
-            evaluation.evaluate(
-                policy, data.environment, episodes, name=name, threads=threads, on_lane=advance
-            ).tolist()
-        )
+    returns = _evaluate(stage, data, params, start, threads)
+    diagnostics = []
+    for s in range(len(stage.seeds)):
         own, score = curated[s % len(curated)], scores[s % len(scores)]
         sizes = {k: int(getattr(own, k).size) for k in ("entries", "starts", "rows")}
         diagnostics.append({} if score is None else {"curated": sizes, "scores": quality.summary(score)})
     seconds = {method: round(trained - began, 3), f"{method} evaluation": round(time.perf_counter() - trained, 3)}
     record = {"returns": returns, "logs": logs, "diagnostics": diagnostics, "seconds": seconds}
     return {"params": params}, record
+
+
+def _baseline(stage: Stage, data: Dataset, inputs: Mapping[str, Artefact], start: Start, threads: int | None):
+    method, config, began = stage.method, baseline_config(stage.settings, stage.method), time.perf_counter()
+    algorithm = BASELINES[method]
+    trained, logs = training.train_baselines(
+        algorithm,
+        config,
+        stage.settings.policy.average_decay,
+        algorithm.prepare(config, data),
+        method,
+        stage.seeds,
+        start(method, config.steps),
+    )
+    each = [jax.tree.map(lambda x, s=s: np.asarray(x[s]), trained) for s in range(len(stage.seeds))]
+    params = jax.tree.map(lambda *x: np.stack(x), *(algorithm.policy(config, data, own) for own in each))
+    middle = time.perf_counter()
+    returns = _evaluate(stage, data, params, start, threads)
+    seconds = {method: round(middle - began, 3), f"{method} evaluation": round(time.perf_counter() - middle, 3)}
+    diagnostics: list[dict[str, Any]] = [{} for _ in stage.seeds]
+    return {"params": params}, {"returns": returns, "logs": logs, "diagnostics": diagnostics, "seconds": seconds}
+
+
+def _evaluate(stage: Stage, data: Dataset, params: Any, start: Start, threads: int | None) -> list[list[float]]:
+    """Episode returns of every seed's policy."""
+    episodes = QUICK_EPISODES if stage.settings.quick else evaluation.EPISODES
+    advance = start(f"{stage.method} evaluation", episodes * len(stage.seeds))
+    returns = []
+    for s, seed in enumerate(stage.seeds):
+        policy = greedy(jax.tree.map(lambda x, s=s: x[s], params))
+        name = f"{stage.name} (seed {seed})"
+        found = evaluation.evaluate(policy, data.environment, episodes, name=name, threads=threads, on_lane=advance)
+        returns.append(found.tolist())
+    return returns

@@ -32,10 +32,12 @@ from iwsft_control import (
     objectives,
     physics,
     quality,
+    sac,
     simulation,
     stages,
     training,
 )
+from iwsft_control.baselines import BASELINES, td3_bc
 from iwsft_control.dataset import Dataset
 from iwsft_control.stages import Artefact, Stage, Start
 
@@ -43,6 +45,8 @@ LEARNING = ("jax", "jaxlib", "flax", "optax", "numpy")
 EVALUATING = ("mujoco", "gymnasium")
 CRITIC_CODE = (dataset, critic, networks, training, stages)
 POLICY_CODE = (dataset, networks, objectives, quality, curation, training, physics, simulation, evaluation, stages)
+BASELINE_CODE = (dataset, critic, networks, training, physics, simulation, evaluation, stages)
+SHARED_CODE = {"cql": (sac,), "rebrac": (td3_bc,), "rebrac-tuned": (td3_bc,)}  # beside the baseline's own module
 
 
 @cache
@@ -58,6 +62,13 @@ def code_version(modules: tuple[ModuleType, ...]) -> str:
                 ] or [ast.Pass()]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
+
+
+def modules(method: str) -> tuple[ModuleType, ...]:
+    """The modules that a method's work is in."""
+    if method in BASELINES:
+        return (*BASELINE_CODE, BASELINES[method], *SHARED_CODE.get(method, ()))
+    return CRITIC_CODE if method == "critic" else POLICY_CODE
 
 
 def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
@@ -77,7 +88,7 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
         "needs": {name: key(need, data, device) for name, need in stages.needs(stage).items()},
         "data": data.sha256,
         "environment": environment(data) if learns_policy else None,
-        "code": code_version(POLICY_CODE if learns_policy else CRITIC_CODE),
+        "code": code_version(modules(stage.method)),
         "versions": {p: importlib.metadata.version(p) for p in packages},
         "device": device,
     }

@@ -26,7 +26,9 @@ REPORT_STEPS = 500  # steps of one compiled call of an unweighted loop, between 
 
 Progress = Callable[[int], None]
 # Which stream of a seed's random numbers a stage draws from.
-STAGES = {"bc": 0, "critic": 1, "filtered-bc": 2, "sft": 3, "iw-sft": 4, "sft-q": 5, "iw-sft-q": 6}
+STAGES = {"bc": 0, "critic": 1, "filtered-bc": 2, "sft": 3, "iw-sft": 4, "sft-q": 5, "iw-sft-q": 6} | {
+    "iql": 7, "td3-bc": 8, "awac": 9, "cql": 10, "rebrac": 11, "rebrac-tuned": 12
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,12 +305,78 @@ def _calls(total: int, each: int) -> list[tuple[int, int]]:
 
 
 def _per_seed(log: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
-    """A log of (S, ...) arrays as one dict of lists per seed: {"step": [...], "loss": [...], ...}."""
+    """A log of (S, ...) arrays as one dict of lists per seed: {"step": [...], "loss": [...], ...}.
+
+    What is not a number (of a diverged run, or of a policy that did not move) is None, since JSON has no word for it.
+    """
     names = log[0].keys() if log else ()
     columns = {k: [np.asarray(row[k]) for row in log] for k in names}
-    return [
-        {k: [(v[s] if v.ndim else v).tolist() for v in column] for k, column in columns.items()} for s in range(seeds)
-    ]
+
+    def values(x: np.ndarray) -> Any:
+        if x.ndim:
+            return [values(each) for each in x]
+        return x.item() if np.isfinite(x) else None
+
+    return [{k: [values(v[s] if v.ndim else v) for v in column] for k, column in columns.items()} for s in range(seeds)]
+
+
+# --- baselines -------------------------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
+def _baseline_steps(algorithm, config, average_decay, steps, states, data, keys):
+    n = data.rewards.shape[0]
+
+    def step(carry, key):
+        state, average = carry
+        rows_key, update_key = jax.random.split(key)
+        rows = jax.random.randint(rows_key, (config.batch_size,), 0, n)
+        state, info = algorithm.update(config, state, jax.tree.map(lambda x: x[rows], data), update_key)
+        average = optax.incremental_update(algorithm.actor(state), average, 1 - average_decay)
+        return (state, average), info
+
+    def loop(carry, key):
+        carry, infos = jax.lax.scan(step, carry, jax.random.split(key, steps))
+        # A policy that moves every second step has no loss in between.
+        return carry, {k: (jnp.nanmean if k == "policy_loss" else jnp.mean)(v) for k, v in infos.items()}
+
+    return _over_seeds(loop, states, keys)
+
+
+def train_baselines(
+    algorithm: Any,
+    config: Any,
+    average_decay: float,
+    data: Any,
+    method: str,
+    seeds: Sequence[int],
+    progress: Progress,
+    checkpoint: Callable[[int, Any], None] = lambda step, average: None,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Train a baseline for every seed.
+
+    Args:
+        algorithm: module of :mod:`iwsft_control.baselines`; config: its configuration.
+        average_decay: of the exponential average of the policy's parameters.
+        data: what ``algorithm.prepare`` made.
+        method: whose random numbers are drawn.
+        checkpoint: told the steps done and given the averaged parameters (S, ...) after every compiled call.
+
+    Returns:
+        The averaged parameters of the policy (S, ...) and a log of mean losses for every seed.
+    """
+    init_keys, loop_keys = _split(stage_keys(seeds, method))
+    dims = data.observations.shape[1], data.actions.shape[1]
+    states = jax.vmap(lambda key: algorithm.create(config, *dims, key))(init_keys)
+    carry = jax.tree.map(jnp.copy, (states, algorithm.actor(states)))  # one buffer cannot be donated twice
+    log = []
+    for first, count in _calls(config.steps, REPORT_STEPS):
+        carry, info = _baseline_steps(algorithm, config, average_decay, count, carry, data, _fold(loop_keys, first))
+        log.append({"step": first + count, **info})
+        jax.block_until_ready(info)
+        progress(count)
+        checkpoint(first + count, jax.tree.map(np.array, carry[1]))  # a copy: the next call takes the buffers
+    return carry[1], _per_seed(log, len(seeds))
 
 
 # --- the released code's whole-trajectory loop, for comparison --------------------------------------------------------

@@ -23,6 +23,15 @@ IDS = {
 RESULTS = Path(__file__).parents[1] / "results"
 
 
+def configuration(method, quality):
+    if method == "iql":
+        return {"steps": 300_000, "average_decay": 0.999}
+    config = {"policy": {"bc_steps": 20_000}, "importance": {"low": 0.2, "high": 1.8}}
+    if method not in ("bc", "filtered-bc"):
+        config["policy"]["fine_tune_steps"] = 5_000
+    return config | ({"critic": {"steps": 100_000}} if quality == "q" else {})
+
+
 def make_run(task="hopper-medium-replay", method="bc", quality=None, seed=0, mean=50.0, **changes):
     returns = list(RNG.normal(mean, 5, 20))
     score, error = results.score(np.array(returns), 0.0, 100.0)
@@ -45,7 +54,7 @@ def make_run(task="hopper-medium-replay", method="bc", quality=None, seed=0, mea
         episode_returns=returns,
         normalised_score=score,
         standard_error=error,
-        config={"importance": {"low": 0.2, "high": 1.8}},
+        config=configuration(method, quality),
         diagnostics=diagnostics,
         seconds={"bc": float(RNG.random())},
         versions={"jax": "0"},
@@ -70,6 +79,29 @@ def runs(tmp_path):
 
 
 BC, SFT, IW = Row("bc", None), Row("sft-q", "return"), Row("iw-sft-q", "q")
+
+
+def test_a_row_says_how_many_updates_it_took():
+    for method, quality, wanted in (
+        ("bc", None, "20,000"),
+        ("sft-q", "return", "25,000"),
+        ("iw-sft-q", "q", "25,000 + 100,000"),
+        ("iql", None, "300,000"),
+    ):
+        assert report.updates(make_run(method=method, quality=quality)) == wanted
+
+
+def test_baselines_stand_in_the_table_beside_their_published_scores(tmp_path):
+    for method, quality in (("bc", None), ("sft-q", "return"), ("iql", None)):
+        for seed in range(3 if method == "iql" else 4):
+            results.write(tmp_path / f"{method}{seed}.json", make_run(method=method, quality=quality, seed=seed))
+    found = report.collect(report.find([tmp_path]), BC, SFT)
+    assert list(found.scores) == [BC, SFT, Row("iql", None)]
+    cells = next(row for row in report.sections(found)[0].rows if row[0] == "iql")
+    assert cells[1:3] == ["3", "300,000"] and cells[-1] == "94.7"
+    assert report.parse_row("td3-bc") == Row("td3-bc", None)
+    with pytest.raises(UserError, match="does not take"):
+        report.parse_row("iql by q")
 
 
 def test_rows_columns_and_values(runs, tmp_path):
@@ -262,6 +294,9 @@ def test_the_drawn_run_is_the_focus(runs, tmp_path):
     panels = figures.training(figures.pick(found, IW)).axes
     assert len([a for a in panels if a.get_title()]) == 4
     assert len(figures.training(figures.pick(found, BC)).axes) == 1
+    log = {"step": [500, 501], "critic_loss": [2.0, 1.0], "policy_loss": [0.5, None]}
+    baseline = make_run(method="td3-bc", diagnostics={"training": log})
+    assert [a.get_title() for a in figures.training(baseline).axes] == ["critic loss", "policy loss"]
 
 
 @pytest.mark.skipif(not (RESULTS / "sweep").is_dir(), reason="results/ is not part of an installed package")

@@ -1,5 +1,6 @@
 """The run command, end to end on small data, and its answers to what cannot be meant."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from iwsft_control import cli, dataset, evaluation, load_policy, results, run, stages, training
+from iwsft_control.baselines import BASELINES, awac, cql, iql, rebrac, td3_bc
 from iwsft_control.critic import CriticConfig
 from iwsft_control.files import UserError
 from iwsft_control.objectives import METHODS
@@ -29,6 +31,45 @@ def small():
 def config(tmp_path, **changes):
     settings = {"dataset": ID, "quick": True, "results": tmp_path / "results", "policy": POLICY, "critic": CRITIC}
     return run.RunConfig(**settings | changes)
+
+
+SMALL = {"hidden": (16,), "steps": 20, "batch_size": 16}
+BASELINE_CONFIGS = {
+    "iql": iql.IQLConfig(**SMALL),
+    "td3_bc": td3_bc.TD3BCConfig(**SMALL),
+    "awac": awac.AWACConfig(**SMALL),
+    "cql": cql.CQLConfig(**SMALL),
+    "rebrac": rebrac.ReBRACConfig(**SMALL),
+}
+
+
+def test_all_baselines(tmp_path):
+    small()
+    methods = tuple(name for name in BASELINES if name != "rebrac-tuned")
+    run.main(config(tmp_path, method=methods, seeds=(4,), **BASELINE_CONFIGS))
+    found = {p: results.read(p) for p in (tmp_path / "results").rglob("*.json")}
+    assert sorted(r.method for r in found.values()) == sorted(methods)
+    for path, result in found.items():
+        own = BASELINE_CONFIGS[result.method.replace("-", "_")]
+        assert result.config == json.loads(json.dumps(dataclasses.asdict(own))) | {"average_decay": 0.999}
+        assert result.quality is None and result.seed == 4
+        assert result.diagnostics["training"]["step"] == [20]
+        assert list(result.seconds) == [result.method, f"{result.method} evaluation"]
+        again = evaluation.evaluate(load_policy(path.with_suffix(".safetensors")), "d4rl/Hopper-v2", 5)
+        np.testing.assert_array_equal(again, result.episode_returns)
+
+
+def test_rebrac_tuned_takes_its_settings_from_the_task(tmp_path):
+    settings = stages.validate(stages.Settings())
+    for task, (policy, critic) in rebrac.TUNED.items():
+        stage = stages.method_stage("rebrac-tuned", "q", (0,), settings, task)
+        tuned = stages.configuration(stage)
+        assert (tuned["beta_policy"], tuned["beta_critic"]) == (policy, critic)
+    plain = stages.configuration(stages.method_stage("rebrac", "q", (0,), settings, task))
+    assert (plain["beta_policy"], plain["beta_critic"]) != (policy, critic)
+    small()
+    with pytest.raises(UserError, match="rebrac-tuned is for --env hopper-medium-replay"):
+        run.main(config(tmp_path, method=("rebrac-tuned",)))
 
 
 @pytest.mark.parametrize("quality", ["q", "return"])
@@ -212,12 +253,14 @@ def test_the_modules_flow_one_way():
 
     order = (
         "files tasks physics simulation networks dataset sac critic quality curation objectives training evaluation "
-        "results stages export store statistics report figures cli workers run collect d4rl"
+        "results baselines stages export store statistics report figures cli workers run collect d4rl"
     ).split()
     folder = Path(run.__file__).parent
-    assert {p.stem for p in folder.glob("*.py")} == {*order, "__init__"}
-    for i, name in enumerate(order):
-        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
+    assert {p.stem for p in folder.glob("*.py")} | {"baselines"} == {*order, "__init__"}
+    sources = [(i, path) for i, name in enumerate(order) for path in folder.glob(f"{name}.py")]
+    sources += [(order.index("baselines"), path) for path in folder.glob("baselines/*.py") if path.stem != "__init__"]
+    for i, path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iwsft_control"):
                 parts = node.module.split(".")[1:] or [a.name for a in node.names]
-                assert all(p not in order[i:] for p in parts), (name, parts)
+                assert all(p not in order[i + (path.parent != folder) :] for p in parts), (path, parts)

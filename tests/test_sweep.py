@@ -1,5 +1,6 @@
 """Sweeps: shared stages once, failures alone, kills without loss, local processes and a Ray cluster."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from iwsft_control import (
     training,
     workers,
 )
+from iwsft_control.baselines import BASELINES, iql
 from iwsft_control.files import UserError
 from iwsft_control.objectives import METHODS
 from iwsft_control.workers import Failure, Job, Source
@@ -91,7 +93,7 @@ def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
         stage = (
             stages.Stage("critic", None, seeds, settings)
             if method == "critic"
-            else stages.method_stage(method, quality, seeds, settings)
+            else stages.method_stage(method, quality, seeds, settings, TASK)
         )
         return store.key(stage, data)
 
@@ -108,11 +110,29 @@ def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
     assert key("critic", policy=longer) == key("critic")
     assert key("critic", critic=deeper) != key("critic")
     assert key("sft-q", "return", critic=deeper) == key("sft-q", "return")
+    further = iql.IQLConfig(steps=7)
+    assert key("iql", iql=further) != key("iql") == key("iql", critic=deeper, policy=longer)
+    assert key("bc", iql=further) == key("bc") and key("td3-bc", iql=further) == key("td3-bc")
+    average = dataclasses.replace(POLICY, average_decay=0.5)
+    assert key("iql", policy=average) != key("iql")
     before = {m: key(m) for m in ("bc", "critic")}
     other = dataclasses.replace(data, sha256="1" * 64)
-    assert store.key(stages.method_stage("bc", "q", (0,), SETTINGS), other) != before["bc"]
+    assert store.key(stages.method_stage("bc", "q", (0,), SETTINGS, TASK), other) != before["bc"]
     monkeypatch.setattr(store, "code_version", lambda modules: "another" if curation in modules else "the same")
     assert key("bc") != before["bc"]
+
+
+def test_a_baseline_s_key_depends_on_every_module_that_it_imports():
+    def imports(path):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iwsft_control"):
+                parts = node.module.split(".")
+                yield from [parts[-1]] if len(parts) > 1 and parts[-1] != "baselines" else [a.name for a in node.names]
+
+    for method, module in BASELINES.items():
+        known = {m.__name__.rpartition(".")[2] for m in store.modules(method)}
+        assert known >= {module.__name__.rpartition(".")[2], "training", "networks", "evaluation", "stages"}
+        assert set(imports(Path(module.__file__))) - {"dataset"} <= known
 
 
 def test_the_code_version_is_of_what_code_does(tmp_path, monkeypatch):
@@ -159,7 +179,7 @@ def test_a_group_of_seeds_is_the_seeds_alone(tmp_path):
 
     def returns(name, seeds):
         kept = store.Store(tmp_path / name)
-        stage = stages.method_stage("iw-sft-q", "q", seeds, SETTINGS)
+        stage = stages.method_stage("iw-sft-q", "q", seeds, SETTINGS, TASK)
         artefact = kept.perform(stage, data, lambda what, steps: lambda done: None)
         inputs = kept.inputs(stage, data, lambda what, steps: lambda done: None)
         read = export.run_results(stage, data, TASK, inputs, artefact)
@@ -295,7 +315,7 @@ def test_a_worker_that_dies_while_it_has_nothing_to_do_is_replaced(tmp_path):
     pool = workers.Processes(kept, lambda *event: None, 1)
     try:
         for seed in (0, 1):
-            job = Job(Source(TASK), stages.method_stage("bc", "q", (seed,), SETTINGS))
+            job = Job(Source(TASK), stages.method_stage("bc", "q", (seed,), SETTINGS, TASK))
             pool.submit(job)
             over = []
             while not over:

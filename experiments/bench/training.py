@@ -1,0 +1,221 @@
+"""Gradient steps per second on one core, as a share of what the core's matrix products allow.
+
+    python experiments/bench/training.py
+
+For every method: steps/s of its compiled loop; the floating-point operations of its matrix products (counted in its
+traced program, recomputation included); the limit, which is the measured rate of 256 x 256 float32 products divided by
+that count; the share of the limit that is reached. Everything is measured in turns in one process, pinned to one core;
+medians over rounds.
+Data: random transitions of Hopper's shape. Batch 256 and two layers of 256 for all, then what the methods really use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+if hasattr(os, "sched_setaffinity"):  # before JAX starts its threads
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from iwsft_control import cli, critic, stages, training
+from iwsft_control.baselines import BASELINES
+from iwsft_control.dataset import Dataset
+
+PRODUCTS = 2000  # 256 x 256 products of one measurement of the limit
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What to measure."""
+
+    methods: tuple[str, ...] = ("bc", "critic", "iql", "td3-bc", "awac", "rebrac", "cql")
+    """Methods."""
+    seconds: float = 2.0
+    """Of one measurement."""
+    rounds: int = 5
+    transitions: int = 400_000
+    """Rows of the random data."""
+
+
+def random_data(n: int) -> Dataset:
+    """Random transitions of Hopper's shape, in episodes of 200."""
+    rng = np.random.default_rng(0)
+    observations = rng.standard_normal((n + 1, 11)).astype(np.float32)
+    return Dataset(
+        id="bench/hopper/random-v0",
+        sha256="",
+        origin="Minari",
+        environment="d4rl/Hopper-v2",
+        ref_min_score=0.0,
+        ref_max_score=1.0,
+        observations=observations[:-1],
+        actions=np.tanh(rng.standard_normal((n, 3))).astype(np.float32),
+        rewards=rng.random(n).astype(np.float32),
+        next_observations=observations[1:],
+        terminations=np.arange(n) % 400 == 199,
+        starts=np.arange(0, n + 1, 200),
+    )
+
+
+def product_flops(jaxpr: Any, branch_share: float) -> float:
+    """Operations of the matrix products in a traced program, what is the same twice counted once (compilers merge it).
+
+    Args:
+        branch_share: of the costlier branch of every cond.
+    """
+    total = 0.0
+    names: dict[Any, Any] = {}
+    seen: dict[Any, Any] = {}
+    for equation in jaxpr.eqns:
+        inputs = tuple(str(v.val) if hasattr(v, "val") else names.get(v, v) for v in equation.invars)
+        signature = (equation.primitive.name, inputs, str(equation.params))
+        if signature in seen:
+            names |= zip(equation.outvars, (names.get(v, v) for v in seen[signature]), strict=True)
+            continue
+        seen[signature] = equation.outvars
+        params = equation.params
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        elif equation.primitive.name == "cond":
+            total += branch_share * max(product_flops(b.jaxpr, branch_share) for b in params["branches"])
+        elif equation.primitive.name == "scan":
+            total += params["length"] * product_flops(params["jaxpr"].jaxpr, branch_share)
+        else:
+            inner = [p for p in params.values() if hasattr(p, "jaxpr") or hasattr(p, "eqns")]
+            total += sum(product_flops(getattr(p, "jaxpr", p), branch_share) for p in inner)
+    return total
+
+
+@jax.jit
+def _products(x: jax.Array) -> jax.Array:
+    return jax.lax.fori_loop(0, PRODUCTS, lambda i, y: (y @ x) * 0.06, x)
+
+
+def limit_rate() -> float:
+    """Floating-point operations per second of 256 x 256 products."""
+    x = jax.random.normal(jax.random.key(0), (256, 256))
+    _products(x).block_until_ready()
+    began = time.perf_counter()
+    _products(x).block_until_ready()
+    return PRODUCTS * 2 * 256**3 / (time.perf_counter() - began)
+
+
+def critic_case(config: critic.CriticConfig, data: critic.CriticData) -> tuple[Callable[[int], Any], float]:
+    """How to take n steps of the quality critic, and the operations of one."""
+    state = jax.tree.map(jnp.copy, critic.create(config, 11, 3, jax.random.key(0)))
+    batch = jax.tree.map(lambda x: x[: config.batch_size], data)
+    traced = jax.make_jaxpr(lambda s, b: critic.update(config, s, b))(state, batch)
+    return lambda n: critic.train(config, n, state, data, jax.random.key(1)), product_flops(traced.jaxpr, 1.0)
+
+
+def bc_case(config: training.PolicyConfig, data: critic.CriticData) -> tuple[Callable[[int], Any], float]:
+    """The same for behaviour cloning."""
+    everything = training.Curated(*map(jnp.asarray, training.curate(np.arange(len(data.rewards)), units(data))))
+    params = jax.tree.map(
+        lambda x: x[0], training.create_policies(config, 11, 3, jax.random.split(jax.random.key(0), 1))
+    )
+    optimiser = training.optax.adam(config.bc_learning_rate)
+    state = training.PolicyState(params, params, params, optimiser.init(params))
+    rows = data.observations, data.actions
+    steps = jax.jit(
+        lambda n, s, c, d, k: training._steps(config, config.bc_learning_rate, None, n, s, jnp.zeros(1), c, d, k),
+        static_argnums=0,
+    )
+    policy = training.GaussianPolicy(config.hidden, 3)
+    one = [x[: config.batch_size] for x in rows]
+    traced = jax.make_jaxpr(jax.grad(lambda p: -training.policy_log_prob(policy, p, *one).mean()))(params)
+    return lambda n: steps(n, state, everything, rows, jax.random.key(1)), product_flops(traced.jaxpr, 1.0)
+
+
+def units(data: critic.CriticData) -> tuple[np.ndarray, np.ndarray]:
+    """Every transition as a unit of its own."""
+    return np.arange(len(data.rewards)), np.ones(len(data.rewards), np.int64)
+
+
+def baseline_case(algorithm: Any, config: Any, data: Dataset) -> tuple[Callable[[int], Any], float]:
+    """The same for a baseline, the exponential average of its policy included."""
+    arrays = algorithm.prepare(config, data)
+    state = algorithm.create(config, 11, 3, jax.random.key(0))
+    batch = jax.tree.map(lambda x: x[: config.batch_size], arrays)
+    traced = jax.make_jaxpr(lambda s, b, k: algorithm.update(config, s, b, k))(state, batch, jax.random.key(0))
+    share = 1 / getattr(config, "policy_delay", 1)
+    carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, algorithm.actor(state)))
+    keys = jax.random.split(jax.random.key(1), 1)
+
+    def run(n: int) -> Any:
+        return training._baseline_steps(algorithm, config, 0.999, n, jax.tree.map(jnp.copy, carry), arrays, keys)
+
+    return run, product_flops(traced.jaxpr, share)
+
+
+def measure(run: Callable[[int], Any], steps: int) -> float:
+    """Steps per second."""
+    began = time.perf_counter()
+    jax.block_until_ready(run(steps))
+    return steps / (time.perf_counter() - began)
+
+
+def main(config: BenchConfig) -> None:
+    """Measure in turns, print one row per method and size."""
+    data = random_data(config.transitions)
+    arrays = critic.transitions(data)
+    defaults = stages.Settings()
+    cases: dict[tuple[str, str], tuple[Callable[[int], Any], float]] = {}
+    for method in config.methods:
+        if method == "bc":
+            own: Any = defaults.policy
+        elif method == "critic":
+            own = defaults.critic
+        else:
+            own = stages.baseline_config(defaults, method)
+        common = dataclasses.replace(own, hidden=(256, 256), batch_size=256)
+        for label, settings in {"256, 2 x 256": common, "default": own}.items():
+            if label == "default" and own == common:
+                continue
+            if label == "default":
+                label = f"{own.batch_size:,}, {len(own.hidden)} x {own.hidden[0]}"
+            if method == "bc":
+                cases[method, label] = bc_case(settings, arrays)
+            elif method == "critic":
+                cases[method, label] = critic_case(settings, arrays)
+            else:
+                if method == "cql":
+                    settings = dataclasses.replace(settings, cloning_steps=0)  # what most of its steps are
+                cases[method, label] = baseline_case(BASELINES[method], settings, data)
+    counts: dict[tuple[str, str], int] = {}
+    rates: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in cases}
+    limits = []
+    for name, (run, flops) in cases.items():  # compile, then choose how many steps fill the time
+        expected = max(20, int(config.seconds * 0.6 * limit_rate() / flops / 20) * 20)
+        jax.block_until_ready(run(expected))
+        counts[name] = expected
+    for _ in range(config.rounds):
+        limits.append(limit_rate())
+        for name, (run, _) in cases.items():
+            before = limit_rate()
+            rates[name].append((measure(run, counts[name]), (before + limit_rate()) / 2))
+    table = Table("method", "batch, layers", "GFLOP a step", "steps/s", "limit", "share")
+    for name, (_, flops) in cases.items():
+        speed, limit = np.array(rates[name]).T
+        share = np.median(speed * flops / limit)
+        table.add_row(
+            *name, f"{flops / 1e9:.3f}", f"{np.median(speed):.0f}", f"{np.median(limit) / flops:.0f}", f"{share:.2f}"
+        )
+    cli.console.print(f"256 x 256 products: {np.median(limits) / 1e9:.0f} GFLOP/s on one core")
+    cli.console.print(table)
+
+
+if __name__ == "__main__":
+    cli.command(BenchConfig, main, "python experiments/bench/training.py", __doc__)

@@ -1,0 +1,124 @@
+"""How many updates the baselines need: scores along training, on a tuning seed.
+
+    python experiments/learning_curve.py --methods iql td3-bc awac --steps 300000
+    python experiments/learning_curve.py --methods cql --steps 50000 --every 5000
+
+One process per core; a file per task and method in results/curves, written as the curve grows and not made again when
+it is whole; then a figure of all that are there. The scores are of 25 episodes on reset seeds that no result uses, so
+they are for choosing a number of updates, never for a table. A learning rate that decays (IQL's) does so over all
+steps, which is kinder to the end of a curve than to its middle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from iwsft_control import cli, evaluation, figures, files, results, run, stages, tasks, training, workers
+from iwsft_control.baselines import BASELINES
+from iwsft_control.files import require
+from iwsft_control.networks import greedy
+from iwsft_control.workers import Source
+
+FIRST_RESET_SEED = 3_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveConfig:
+    """What to draw."""
+
+    tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+    """Tasks."""
+    methods: tuple[str, ...] = ("iql", "td3-bc", "awac", "rebrac", "cql")
+    """Baselines."""
+    steps: int = 300_000
+    """Gradient steps of every run."""
+    every: int = 10_000
+    """Steps between two evaluations; a multiple of 500."""
+    seed: int = 100
+    """A tuning seed: not one that is reported."""
+    episodes: int = 25
+    workers: int = os.cpu_count() or 1
+    out: Path = Path("results/curves")
+
+
+def main(config: CurveConfig) -> None:
+    """Make the curves that are missing, then the figure."""
+    run.check_methods(config.methods)
+    require(all(m in BASELINES for m in config.methods), f"--methods must be among {', '.join(BASELINES)}.")
+    require(config.every % training.REPORT_STEPS == 0 < config.every, "--every must be a multiple of 500.")
+    cli.writable(config.out)
+    jobs = [(config, tasks.parse_task(task).name, method) for method in config.methods for task in config.tasks]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(config.workers, len(jobs)), context, workers.single_threaded, (1,)) as pool:
+        for future in as_completed([pool.submit(curve, *job) for job in jobs]):
+            cli.console.print(future.result())
+    found = [json.loads(path.read_text()) for path in sorted(config.out.glob("*.json"))]
+    figures.save(figures.curves(found), config.out, "curves")
+
+
+def curve(config: CurveConfig, task: str, method: str) -> str:
+    """Train one baseline on one task, evaluating as it goes; returns a line for the log."""
+    cli.cache_compiled_programs()
+    path = config.out / f"{task}-{method}-seed{config.seed}.json"
+    name = stages.BASELINE_SETTINGS[method]
+    defaults = stages.Settings()
+    settings = dataclasses.replace(defaults, **{name: dataclasses.replace(getattr(defaults, name), steps=config.steps)})
+    stage = stages.method_stage(method, "q", (config.seed,), settings, task)
+    own, algorithm = stages.baseline_config(stage.settings, method), BASELINES[method]
+    data = Source(task).load()
+    record: dict[str, Any] = {
+        "task": task,
+        "method": method,
+        "seed": config.seed,
+        "config": stages.configuration(stage),
+        "dataset": {"id": data.id, "sha256": data.sha256},
+        "episodes": config.episodes,
+        "first_reset_seed": FIRST_RESET_SEED,
+        "device": results.device(),
+        "versions": results.versions(),
+        "git_commit": results.git_commit(),
+        "step": [],
+        "normalised_score": [],
+        "standard_error": [],
+        "seconds": [],
+    }
+    if path.is_file():
+        known = json.loads(path.read_text())
+        same = ("config", "dataset", "episodes")
+        whole = known["step"][-1:] == [config.steps]
+        if whole and all(known[k] == json.loads(json.dumps(record[k])) for k in same):
+            return f"{path} is there"
+    began = time.perf_counter()
+
+    def point(step: int, average: Any) -> None:
+        if step % config.every and step != config.steps:
+            return
+        parameters = algorithm.policy(own, data, jax.tree.map(lambda x: x[0], average))
+        returns = evaluation.evaluate(
+            greedy(parameters), data.environment, config.episodes, first_seed=FIRST_RESET_SEED, threads=1
+        )
+        mean, error = results.score(np.asarray(returns), data.ref_min_score, data.ref_max_score)
+        seconds = round(time.perf_counter() - began, 1)
+        for key, value in (("step", step), ("normalised_score", mean), ("standard_error", error), ("seconds", seconds)):
+            record[key].append(value)
+        files.write_json(path, record)
+
+    prepared = algorithm.prepare(own, data)
+    decay = stage.settings.policy.average_decay
+    training.train_baselines(algorithm, own, decay, prepared, method, (config.seed,), lambda n: None, point)
+    scores = ", ".join(f"{x:.0f}" for x in record["normalised_score"])
+    return f"{task} {method}: {scores} ({record['seconds'][-1]:.0f} s)"
+
+
+if __name__ == "__main__":
+    cli.command(CurveConfig, main, "python experiments/learning_curve.py", __doc__)

@@ -1,0 +1,127 @@
+"""ReBRAC: Tarasov et al., "Revisiting the Minimalist Approach to Offline Reinforcement Learning", NeurIPS 2023.
+
+    Q       E[(r + gamma (1 - d) (min_i Q'_i(s', a') - beta_2 |a' - a'_data|^2) - Q_i(s, a))^2]      eq. 4
+    policy  E[beta_1 |pi(s) - a|^2 - lambda min_i Q_i(s, pi(s))],  lambda = 1 / E|min_i Q_i|         eq. 3
+
+on TD3's schedule and target smoothing, with three layers, layer normalisation in the critics (section 3) and batches of
+1,024 (table 10); |.|^2 is summed over action dimensions. a'_data is the data's next action.
+
+One default (beta_1, beta_2) serves all tasks: the middle of the paper's search grid, chosen before any return was seen.
+:data:`TUNED` holds the paper's values (table 11), tuned per task with online returns, which is more than the other
+methods are given.
+
+Deviations: where the data have no next action (the last transition of a truncated episode) the penalty of the critic is
+zero, and the transition stays; the policy's target follows the policy after its step (authors: before); Flax's
+initialisation; the policy that is evaluated is the exponential average of the parameters, as for every method here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwsft_control import critic as critics
+from iwsft_control.baselines.td3_bc import TD3State, create_td3, smoothed_actions, update_td3
+from iwsft_control.dataset import Dataset
+from iwsft_control.networks import DeterministicPolicy, TwinCritic
+
+# (beta_1, beta_2), the paper's table 11, for D4RL's medium-replay-v2.
+TUNED = {
+    "hopper-medium-replay": (0.05, 0.5),
+    "halfcheetah-medium-replay": (0.01, 0.001),
+    "walker2d-medium-replay": (0.05, 0.01),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReBRACConfig:
+    """Hyper-parameters."""
+
+    steps: int = 1_000_000
+    """Gradient steps of the critics; the policy takes one in ``policy_delay`` of them."""
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    discount: float = 0.99
+    target_rate: float = 0.005
+    hidden: tuple[int, ...] = (256, 256, 256)
+    beta_policy: float = 0.05
+    """beta_1: weight of behaviour cloning in the policy's loss."""
+    beta_critic: float = 0.1
+    """beta_2: weight of the behaviour penalty in the critics' backup."""
+    policy_delay: int = 2
+    noise: float = 0.2
+    """Standard deviation of the smoothing noise on target actions."""
+    noise_clip: float = 0.5
+
+
+class ReBRACData(NamedTuple):
+    """:class:`critic.CriticData` with the data's next action: (N, O), (N, A), (N,), (N, O), (N,), (N, A), (N,)."""
+
+    observations: Any
+    actions: Any
+    rewards: Any
+    next_observations: Any
+    terminations: Any
+    next_actions: Any
+    has_next: Any  # 1.0 where the episode goes on in the data
+
+
+def prepare(config: ReBRACConfig, data: Dataset) -> ReBRACData:
+    """Transitions, observations and rewards as they are, each with the next action of its episode."""
+    has_next = np.ones(len(data.rewards), np.float32)
+    has_next[data.starts[1:] - 1] = 0.0
+    following = np.roll(data.actions, -1, axis=0)
+    return ReBRACData(*critics.transitions(data), next_actions=jnp.asarray(following), has_next=jnp.asarray(has_next))
+
+
+def create(config: ReBRACConfig, observation_dim: int, action_dim: int, key: jax.Array) -> TD3State:
+    """Fresh parameters from ``key``."""
+    policy, critic = DeterministicPolicy(config.hidden, action_dim), TwinCritic(config.hidden, layer_norm=True)
+    return create_td3(policy, critic, config, observation_dim, action_dim, key)
+
+
+def critic_loss(config: ReBRACConfig, critic: Any, state: TD3State, batch: ReBRACData, key: jax.Array) -> jax.Array:
+    """E[sum_i (r + gamma (1 - d) (min_j Q'_j(s', a') - beta_2 |a' - a'_data|^2) - Q_i(s, a))^2] (eq. 4)."""
+    net = TwinCritic(config.hidden, layer_norm=True)
+    target_policy = DeterministicPolicy(config.hidden, batch.actions.shape[-1])
+    next_actions = smoothed_actions(config, target_policy.apply(state.policy_target, batch.next_observations), key)
+    penalty = batch.has_next * ((next_actions - batch.next_actions) ** 2).sum(axis=-1)
+    next_q = net.apply(state.target, batch.next_observations, next_actions).min(axis=0) - config.beta_critic * penalty
+    backup = batch.rewards + config.discount * (1 - batch.terminations) * next_q
+    q = net.apply(critic, batch.observations, batch.actions)
+    return ((q - jax.lax.stop_gradient(backup)) ** 2).mean(axis=-1).sum()
+
+
+def policy_loss(config: ReBRACConfig, policy: Any, critic: Any, batch: ReBRACData) -> jax.Array:
+    """E[beta_1 |pi(s) - a|^2 - lambda min_i Q_i(s, pi(s))], lambda = 1 / E|min_i Q_i| (eq. 3)."""
+    actions = DeterministicPolicy(config.hidden, batch.actions.shape[-1]).apply(policy, batch.observations)
+    q = TwinCritic(config.hidden, layer_norm=True).apply(critic, batch.observations, actions).min(axis=0)
+    weight = 1.0 / jax.lax.stop_gradient(jnp.abs(q).mean())
+    cloning = ((actions - batch.actions) ** 2).sum(axis=-1)
+    return (config.beta_policy * cloning - weight * q).mean()
+
+
+def update(
+    config: ReBRACConfig, state: TD3State, batch: ReBRACData, key: jax.Array
+) -> tuple[TD3State, dict[str, jax.Array]]:
+    """One step of the critics; every ``policy_delay`` steps one of the policy and the targets."""
+    return update_td3(
+        config,
+        state,
+        lambda critic: critic_loss(config, critic, state, batch, key),
+        lambda policy, critic: policy_loss(config, policy, critic, batch),
+    )
+
+
+def actor(state: TD3State) -> Any:
+    """Parameters of the policy."""
+    return state.policy
+
+
+def policy(config: ReBRACConfig, data: Dataset, parameters: Any) -> Any:
+    """The policy as it is."""
+    return parameters

@@ -1,0 +1,56 @@
+"""Learning curves of the baselines: drawn as they grow, and not made twice."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import learning_curve
+from iwsft_control import figures, stages
+from iwsft_control.baselines import td3_bc
+from iwsft_control.files import UserError
+
+
+def config(tmp_path, **changes):
+    small = {"tasks": ("hopper-medium-replay",), "methods": ("td3-bc",), "steps": 1000, "every": 500, "episodes": 2}
+    return learning_curve.CurveConfig(out=tmp_path, workers=1, **small | changes)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    settings = stages.Settings(td3_bc=td3_bc.TD3BCConfig(hidden=(8,), batch_size=16))
+    monkeypatch.setattr(stages, "Settings", lambda: settings)
+
+
+def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
+    settings = config(tmp_path)
+    line = learning_curve.curve(settings, "hopper-medium-replay", "td3-bc")
+    assert line.startswith("hopper-medium-replay td3-bc: ")
+    path = tmp_path / "hopper-medium-replay-td3-bc-seed100.json"
+    record = json.loads(path.read_text())
+    assert record["step"] == [500, 1000] and record["config"]["steps"] == 1000
+    assert np.isfinite(record["normalised_score"]).all() and record["seconds"] == sorted(record["seconds"])
+    assert learning_curve.curve(settings, "hopper-medium-replay", "td3-bc") == f"{path} is there"
+    unfinished = record | {"step": [500]}
+    path.write_text(json.dumps(unfinished))
+    learning_curve.curve(settings, "hopper-medium-replay", "td3-bc")
+    again = json.loads(path.read_text())
+    assert again["normalised_score"] == record["normalised_score"]
+    figure = figures.curves([record, again | {"task": "walker2d-medium-replay", "method": "iql"}])
+    assert [axis.get_title() for axis in figure.axes] == ["hopper-medium-replay", "walker2d-medium-replay"]
+    figures.save(figure, tmp_path, "curves")
+    assert (tmp_path / "curves.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"methods": ("bc",)}, "must be among iql"),
+        ({"every": 750}, "multiple of 500"),
+        ({"methods": ("x",)}, "unknown"),
+    ],
+)
+def test_user_errors(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        learning_curve.main(dataclasses.replace(config(tmp_path), **changes))
