@@ -17,6 +17,8 @@ def pytest_configure():
     # Compiled programs are kept between runs of the tests, apart from the user's.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    # The programs of tests are many and small: compiling costs more than running.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 
 @pytest.fixture(autouse=True)

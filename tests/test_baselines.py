@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,10 @@ CONFIGS = {
 }
 DATA = make_data((30, 5, 17, 40, 20, 8))
 KEY = jax.random.key(3)
+UPDATES = {name: jax.jit(BASELINES[name].update, static_argnums=0) for name in CONFIGS}
 
 
+@cache
 def start(name, seed=0):
     """A batch of all rows and a state whose targets differ from what they follow."""
     config, module = CONFIGS[name], BASELINES[name]
@@ -125,8 +127,8 @@ def test_iql_without_beta_is_behaviour_cloning():
 
 def test_iql_learns_the_critics_that_the_quality_critic_learns():
     config, state, batch = start("iql")
-    new, _ = iql.update(config, state, batch, KEY)
-    alone, _ = critics.update(config, state.critic, batch)
+    new, _ = UPDATES["iql"](config, state, batch, KEY)
+    alone, _ = jax.jit(critics.update, static_argnums=0)(config, state.critic, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), new.critic, alone)
 
 
@@ -316,11 +318,10 @@ def test_values_flow_through_truncations_and_not_through_terminal_states(name):
     """The critics' update sees the state after a truncation, and nothing of what comes after a terminal state."""
     config, state, batch = start(name)
     elsewhere = batch._replace(next_observations=batch.next_observations + 1.0)
-    module = BASELINES[name]
 
     def critic_after(rows):
         rows = jax.tree.map(lambda x: x[np.array(rows)], rows_of)
-        state_after, _ = module.update(config, state, rows, KEY)
+        state_after, _ = UPDATES[name](config, state, rows, KEY)
         return state_after.critic.critic if name == "iql" else state_after.critic
 
     ends = DATA.starts[1:] - 1
@@ -344,7 +345,7 @@ def test_targets_follow_at_their_rate(name):
     config, state, batch = start(name)
     parts = (lambda s: s.critic) if name == "iql" else (lambda s: s)
     for step in range(2):
-        new, info = BASELINES[name].update(config, state, batch, KEY)
+        new, info = UPDATES[name](config, state, batch, KEY)
         delayed = name in ("td3-bc", "rebrac") and step == 0
         rate = 0.0 if delayed else config.target_rate
         followed = [("target", "critic")] if name == "iql" else [("target", "critic"), ("policy_target", "policy")]
@@ -391,7 +392,7 @@ def same(one, other):
 def test_lambda_has_no_gradient_and_the_policy_climbs_the_new_critics(name):
     config, state, batch = start(name)
     critic_net, policy_net = TwinCritic(config.hidden, name == "rebrac"), DeterministicPolicy(config.hidden, 3)
-    new, _ = BASELINES[name].update(config, state._replace(step=jnp.int32(1)), batch, KEY)
+    new, _ = UPDATES[name](config, state._replace(step=jnp.int32(1)), batch, KEY)
     actions = policy_net.apply(state.policy, batch.observations)
     q = twins(new.critic, batch.observations, actions, name == "rebrac")
     scale = 2.5 / np.abs(q[0]).mean() if name == "td3-bc" else 1 / np.abs(q.min(axis=0)).mean()
@@ -408,7 +409,7 @@ def test_lambda_has_no_gradient_and_the_policy_climbs_the_new_critics(name):
 
 def test_awac_weights_have_no_gradient_and_are_those_of_the_new_critics():
     config, state, batch = start("awac")
-    new, _ = awac.update(config, state, batch, KEY)
+    new, _ = UPDATES["awac"](config, state, batch, KEY)
     noise = jax.random.normal(KEY, (2, *batch.actions.shape))[1]
     mean, log_std = gaussian(state.policy, batch.observations)
     drawn = np.clip(mean + np.exp(log_std) * np.float64(noise), -1, 1)
@@ -421,14 +422,14 @@ def test_awac_weights_have_no_gradient_and_are_those_of_the_new_critics():
 
 def test_iql_weighs_by_the_new_value_and_the_old_target_and_its_rate_decays_to_zero():
     config, state, batch = start("iql")
-    new, _ = iql.update(config, state, batch, KEY)
+    new, _ = UPDATES["iql"](config, state, batch, KEY)
     grad = jax.grad(partial(iql.policy_loss, config))
     expected = grad(state.policy, new.critic.value, state.critic.target, batch)
     same(new.policy, descended(config, state.policy, expected, config.policy_learning_rate))
     at_the_end = jax.tree.map(
         lambda x: jnp.full_like(x, config.steps) if jnp.issubdtype(x.dtype, jnp.integer) else x, state.optimiser
     )
-    last, _ = iql.update(config, state._replace(optimiser=at_the_end), batch, KEY)
+    last, _ = UPDATES["iql"](config, state._replace(optimiser=at_the_end), batch, KEY)
     same(last.policy, state.policy)
 
 
@@ -439,7 +440,7 @@ def test_cql_temperature_rises_for_a_narrow_policy_and_falls_for_a_wide_one(offs
     layers = dict(net(state.policy))
     last = layers["Dense_2"]
     layers["Dense_2"] = {"kernel": 0 * last["kernel"], "bias": jnp.array([0.0] * 3 + [offset] * 3)}
-    new, _ = cql.update(config, state._replace(policy={"params": {"net": layers}}), batch, KEY)
+    new, _ = UPDATES["cql"](config, state._replace(policy={"params": {"net": layers}}), batch, KEY)
     assert (new.log_temperature > state.log_temperature) == rises
 
 
@@ -515,10 +516,10 @@ def test_every_baseline_prefers_better_actions_to_frequent_ones(name):
         terminations=np.ones(n, bool),
     )
     changes = {
-        "cql": {"policy_learning_rate": 3e-4, "alpha": 0.1},
+        "cql": {"policy_learning_rate": 3e-4, "alpha": 0.1, "hidden": (32, 32), "batch_size": 64, "steps": 3000},
         "rebrac": {"beta_policy": 0.3, "learning_rate": 3e-4},
     }.get(name, {})
-    config = dataclasses.replace(CONFIGS[name], hidden=(64, 64), batch_size=128, steps=4000, **changes)
+    config = dataclasses.replace(CONFIGS[name], **{"hidden": (64, 64), "batch_size": 128, "steps": 4000} | changes)
     trained, _ = train(name, config=config, data=data, decay=0.99)
     own = jax.tree.map(lambda x: np.asarray(x[0]), trained)
     answers = greedy(BASELINES[name].policy(config, data, own))(data.observations[:200])

@@ -345,7 +345,8 @@ print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves((
     digests = set()
     for threads in ("1", "2", "16"):
         one = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}  # as in the workers of a sweep
-        flags = one if threads == "1" else {"NPROC": threads}  # NPROC is what XLA takes for the number of cores
+        # NPROC is what XLA takes for the number of cores.
+        flags = one if threads == "1" else {"NPROC": threads, "XLA_FLAGS": ""}
         run = subprocess.run(
             [sys.executable, "-c", program],
             env=os.environ | flags,
