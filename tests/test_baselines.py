@@ -516,7 +516,8 @@ def test_every_baseline_prefers_better_actions_to_frequent_ones(name):
         terminations=np.ones(n, bool),
     )
     changes = {
-        "cql": {"policy_learning_rate": 3e-4, "alpha": 0.1, "hidden": (32, 32), "batch_size": 64, "steps": 3000},
+        "cql": {"hidden": (32, 32), "batch_size": 64, "steps": 3000, "alpha": 0.1}
+        | {"learning_rate": 1e-3, "policy_learning_rate": 3e-4},
         "rebrac": {"beta_policy": 0.3, "learning_rate": 3e-4},
     }.get(name, {})
     config = dataclasses.replace(CONFIGS[name], **{"hidden": (64, 64), "batch_size": 128, "steps": 4000} | changes)
