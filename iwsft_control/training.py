@@ -7,6 +7,7 @@ on an accelerator all seeds are one program, on a CPU S is one. The data set is 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -323,15 +324,25 @@ def _per_seed(log: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
 # --- baselines -------------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
-def _baseline_steps(algorithm, config, average_decay, steps, states, data, keys):
-    n = data.rewards.shape[0]
+def _pack(data: Any) -> jax.Array:
+    """The arrays of a data set side by side, (N, D): a row of a batch is then one look-up in memory, not five."""
+    return jnp.concatenate([x.reshape(len(x), -1) for x in data], axis=1)
 
+
+def _unpack(rows: jax.Array, like: Any) -> Any:
+    """Packed rows (B, D) as the arrays of a batch, shaped as those of ``like``."""
+    widths = [math.prod(x.shape[1:]) for x in like]
+    parts = jnp.split(rows, np.cumsum(widths)[:-1], axis=1)
+    return type(like)(*(part.reshape(len(rows), *x.shape[1:]) for part, x in zip(parts, like, strict=True)))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
+def _baseline_steps(algorithm, config, average_decay, steps, shapes, states, data, keys):
     def step(carry, key):
         state, average = carry
         rows_key, update_key = jax.random.split(key)
-        rows = jax.random.randint(rows_key, (config.batch_size,), 0, n)
-        state, info = algorithm.update(config, state, jax.tree.map(lambda x: x[rows], data), update_key)
+        rows = jax.random.randint(rows_key, (config.batch_size,), 0, len(data))
+        state, info = algorithm.update(config, state, _unpack(data[rows], shapes), update_key)
         average = optax.incremental_update(algorithm.actor(state), average, 1 - average_decay)
         return (state, average), info
 
@@ -369,9 +380,12 @@ def train_baselines(
     dims = data.observations.shape[1], data.actions.shape[1]
     states = jax.vmap(lambda key: algorithm.create(config, *dims, key))(init_keys)
     carry = jax.tree.map(jnp.copy, (states, algorithm.actor(states)))  # one buffer cannot be donated twice
+    packed, shapes = _pack(data), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
     log = []
     for first, count in _calls(config.steps, REPORT_STEPS):
-        carry, info = _baseline_steps(algorithm, config, average_decay, count, carry, data, _fold(loop_keys, first))
+        carry, info = _baseline_steps(
+            algorithm, config, average_decay, count, shapes, carry, packed, _fold(loop_keys, first)
+        )
         log.append({"step": first + count, **info})
         jax.block_until_ready(info)
         progress(count)

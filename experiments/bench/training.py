@@ -153,9 +153,12 @@ def baseline_case(algorithm: Any, config: Any, data: Dataset) -> tuple[Callable[
     share = 1 / getattr(config, "policy_delay", 1)
     carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, algorithm.actor(state)))
     keys = jax.random.split(jax.random.key(1), 1)
+    packed, shapes = training._pack(arrays), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
 
     def run(n: int) -> Any:
-        return training._baseline_steps(algorithm, config, 0.999, n, jax.tree.map(jnp.copy, carry), arrays, keys)
+        return training._baseline_steps(
+            algorithm, config, 0.999, n, shapes, jax.tree.map(jnp.copy, carry), packed, keys
+        )
 
     return run, product_flops(traced.jaxpr, share)
 
