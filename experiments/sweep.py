@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iwsft_control import cli, export, files, results, run, stages, tasks, workers
+from iwsft_control import cli, files, run, stages, tasks, workers
 from iwsft_control.dataset import cache_home
 from iwsft_control.files import require
 from iwsft_control.objectives import METHODS
@@ -177,7 +177,7 @@ def main(plan: Plan) -> None:
     require(plan.workers is None or plan.workers > 0, "--workers must be positive.")
     require(plan.cpus_per_stage > 0 and plan.gpus_per_stage >= 0, "--cpus-per-stage and --gpus-per-stage count up.")
     require(not plan.whole_trajectory, "--whole-trajectory is for python -m iwsft_control.run.")
-    settings = stages.validate(Settings(**{f.name: getattr(plan, f.name) for f in dataclasses.fields(Settings)}))
+    settings = stages.validate(plan)
     folder = plan.results or Path("results/quick" if plan.quick else "results/sweep")
     store = Store(plan.stages or cache_home() / "stages")
     jobs = plan_jobs(plan, settings)
@@ -215,7 +215,7 @@ def main(plan: Plan) -> None:
         failures += failure is not None
         record_failure(folder, job, failure)
         if failure is None and job in wanted:
-            write(folder, store, job)
+            workers.write_results(folder, store, job)
         if job in pending:
             board.finished(job, failure)
 
@@ -235,25 +235,6 @@ def main(plan: Plan) -> None:
     if failures:
         cli.console.print(f"{failures} failed: see {folder / 'failures'}; start the sweep again to try them again.")
         raise SystemExit(1)
-
-
-def write(folder: Path, store: Store, job: Job) -> None:
-    """Result files and policies of a finished job, unless they are there."""
-    data = job.source.load()
-    artefact = store.read(job.stage, data)
-    if artefact is None:
-        raise files.UserError(f"what {job.name} made is gone from {store.folder}; start the sweep again.")
-    inputs = store.inputs(job.stage, data, lambda what, steps: lambda done: None)
-    expected = export.run_results(job.stage, data, job.source.task, inputs, artefact)
-    for result in expected:
-        path = export.result_path(folder, result)
-        try:
-            there = path.with_suffix(".safetensors").is_file() and results.read(path) == result
-        except files.UserError:
-            there = False
-        if not there:
-            export.write_results(folder, job.stage, data, job.source.task, inputs, artefact)
-            return
 
 
 if __name__ == "__main__":

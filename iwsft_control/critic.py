@@ -99,12 +99,23 @@ def value_loss(config: CriticConfig, value: Any, target: Any, batch: CriticData)
     return expectile_loss(q - ValueFunction(config.hidden).apply(value, batch.observations), config.expectile).mean()
 
 
+def temporal_difference_loss(discount: float, q: jax.Array, next_value: jax.Array, batch: Any) -> jax.Array:
+    """E[sum_i (r + gamma (1 - d) v' - Q_i(s, a))^2]: what every critic here descends, for its own v' and Q.
+
+    Args:
+        q: Q_i(s, a) of the batch, (2, N).
+        next_value: v', the value of the next states, (N,); no gradient flows into it.
+        batch: has rewards (N,) and terminations (N,).
+    """
+    backup = batch.rewards + discount * (1 - batch.terminations) * next_value
+    return ((q - jax.lax.stop_gradient(backup)) ** 2).mean(axis=-1).sum()
+
+
 def critic_loss(config: CriticConfig, critic: Any, value: Any, batch: CriticData) -> jax.Array:
     """E[sum_i (r + gamma (1 - d) V(s') - Q_i(s, a))^2] (IQL, eq. 6)."""
     next_value = ValueFunction(config.hidden).apply(value, batch.next_observations)
-    backup = batch.rewards + config.discount * (1 - batch.terminations) * next_value
     q = TwinCritic(config.hidden).apply(critic, batch.observations, batch.actions)
-    return ((jax.lax.stop_gradient(backup) - q) ** 2).mean(axis=-1).sum()
+    return temporal_difference_loss(config.discount, q, next_value, batch)
 
 
 def update(config: CriticConfig, state: CriticState, batch: CriticData) -> tuple[CriticState, dict[str, jax.Array]]:

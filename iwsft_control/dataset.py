@@ -94,6 +94,12 @@ class Dataset:
         return np.repeat(np.arange(len(self.starts) - 1), self.lengths)
 
 
+def describe_origin(origin: str) -> str:
+    """A data set's ``origin`` in words."""
+    kinds = {"reconstruction": "a reconstruction, not D4RL's own data", "D4RL": "D4RL's own data"}
+    return kinds.get(origin, "a Minari data set")
+
+
 def state_rows(starts: np.ndarray) -> np.ndarray:
     """Rows of the states s_t (not the final ones) in the (N + E) arrays of :class:`Episodes`."""
     return np.arange(starts[-1]) + np.repeat(np.arange(len(starts) - 1), np.diff(starts))

@@ -97,13 +97,22 @@ def result_path(folder: Path, result: results.RunResult) -> Path:
 def write_results(
     folder: Path, stage: Stage, data: Dataset, task: str, inputs: Mapping[str, Artefact], artefact: Artefact
 ) -> list[Path]:
-    """Write a result file and, beside it, the policy (safetensors) for every seed of a method's stage."""
+    """A result file and, beside it, the policy (safetensors) of every seed of a method's stage, where not there yet."""
     paths = []
     for s, result in enumerate(run_results(stage, data, task, inputs, artefact)):
         path = result_path(folder, result)
+        paths.append(path)
+        if _is_there(path, result):
+            continue
         params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays)
         description = {"task": task, "method": result.method, "seed": result.seed, "dataset": data.id}
         files.save_pytree(path.with_suffix(".safetensors"), params["params"], description)
         results.write(path, result)
-        paths.append(path)
     return paths
+
+
+def _is_there(path: Path, result: results.RunResult) -> bool:
+    try:
+        return path.with_suffix(".safetensors").is_file() and results.read(path) == result
+    except files.UserError:
+        return False

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwsft_control import statistics, tasks
+from iwsft_control.dataset import describe_origin
 from iwsft_control.files import UserError
 from iwsft_control.results import RunResult, read
 from iwsft_control.stages import NAMES, by_quality
@@ -369,10 +370,9 @@ def notes(report: Report) -> list[str]:
     lines = []
     for dataset in report.datasets:
         of = next(r for r in runs if r.dataset["id"] == dataset)
-        kind = {"reconstruction": "a reconstruction, not D4RL's own data", "D4RL": "D4RL's own data"}
         corrected = "corrected to D4RL's" if of.physics["corrections"] else "as installed"
         lines.append(
-            f"{dataset}: {kind.get(of.dataset['origin'], 'a Minari data set')}, "
+            f"{dataset}: {describe_origin(of.dataset['origin'])}, "
             f"{of.dataset['transitions']:,} transitions, sha256 {of.dataset['sha256'][:16]}; evaluated in "
             f"{of.physics['environment']}, MuJoCo {of.physics['mujoco']}, {corrected}."
         )

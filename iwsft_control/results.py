@@ -147,6 +147,11 @@ def device() -> str:
     return f"{kind}, {os.cpu_count()} cores"
 
 
+def provenance() -> dict[str, Any]:
+    """What made a result besides its settings and data: device, versions, git_commit."""
+    return {"device": device(), "versions": versions(), "git_commit": git_commit()}
+
+
 def git_commit() -> str | None:
     """Commit of the checkout that this package lies in."""
     folder = Path(__file__).parent

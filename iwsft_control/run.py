@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from iwsft_control import cli, export, results, stages, tasks, workers
-from iwsft_control.dataset import Dataset, cache_home
+from iwsft_control import cli, results, stages, tasks, workers
+from iwsft_control.dataset import Dataset, cache_home, describe_origin
 from iwsft_control.files import UserError, require
 from iwsft_control.objectives import METHODS, Method
 from iwsft_control.stages import Settings
@@ -67,7 +66,7 @@ def validate(config: RunConfig) -> Settings:
         weighted = all(kind.importance_weighted for kind in kinds)
         episodic = config.quality == "return" or all(kind.curation == "binary" for kind in kinds)
         require(weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return.")
-    return stages.validate(Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)}))
+    return stages.validate(config)
 
 
 def check_methods(methods: tuple[str, ...]) -> None:
@@ -130,7 +129,7 @@ def main(config: RunConfig) -> None:
             if failure is not None:
                 failures.append(failure)
             elif job in jobs:
-                _write(folder, store, data, job)
+                _write(folder, store, job)
 
         try:
             workers.execute(jobs, pool, store, lambda job: None, finished)
@@ -146,9 +145,8 @@ def main(config: RunConfig) -> None:
 
 def describe(data: Dataset) -> None:
     """Print which data set is used and what it is."""
-    kind = {"reconstruction": "a reconstruction, not D4RL's own data", "D4RL": "D4RL's own data"}
     cli.console.print(
-        f"data: {data.id} ({kind.get(data.origin, 'a Minari data set')}), {len(data.rewards):,} transitions, "
+        f"data: {data.id} ({describe_origin(data.origin)}), {len(data.rewards):,} transitions, "
         f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in {data.env_id}"
     )
 
@@ -191,11 +189,8 @@ def _progress_on(bar: Any, several: bool) -> workers.Progress:
     return progress
 
 
-def _write(folder: Path, store: Store, data: Dataset, job: Job) -> None:
-    quiet: Callable[[str, int], Callable[[int], None]] = lambda what, steps: lambda done: None  # noqa: E731
-    inputs, artefact = store.inputs(job.stage, data, quiet), store.read(job.stage, data)
-    assert artefact is not None
-    for path in export.write_results(folder, job.stage, data, job.source.task, inputs, artefact):
+def _write(folder: Path, store: Store, job: Job) -> None:
+    for path in workers.write_results(folder, store, job):
         result = results.read(path)
         start = result.diagnostics.get("bc_start")
         if start:

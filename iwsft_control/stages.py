@@ -27,9 +27,21 @@ from iwsft_control.training import PolicyConfig
 NAMES = (*METHODS, *BASELINES)
 QUICK_EPISODES = 5
 QUICK_BASELINE_STEPS = 300
-POSITIVE = ("steps", "batch_size", "policy_delay", "sampled_actions", "temperature", "max_weight")  # of baselines
+POSITIVE = (
+    "steps",
+    "batch_size",
+    "policy_delay",
+    "sampled_actions",
+    "temperature",
+    "max_weight",
+)  # of critic and baselines
 
 Start = Callable[[str, int], Callable[[int], None]]  # (what, steps) -> advance(steps)
+
+
+def silent(what: str, steps: int) -> Callable[[int], None]:
+    """A :data:`Start` that nobody listens to."""
+    return lambda done: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,33 +91,28 @@ def by_quality(method: str) -> bool:
 
 
 def validate(settings: Settings) -> Settings:
-    """The settings with ``quick`` applied.
+    """The settings alone (of a command, which has others besides), with ``quick`` applied.
 
     Raises:
         UserError: a value that cannot be meant; the sentence names it and what would do.
     """
-    p, c, i = settings.policy, settings.critic, settings.importance
+    settings = Settings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)})
+    p, i = settings.policy, settings.importance
     positive: dict[str, float] = {
         "policy.bc-steps": p.bc_steps,
         "policy.fine-tune-steps": p.fine_tune_steps,
         "policy.batch-size": p.batch_size,
         "policy.bc-learning-rate": p.bc_learning_rate,
         "policy.fine-tune-learning-rate": p.fine_tune_learning_rate,
-        "critic.steps": c.steps,
-        "critic.batch-size": c.batch_size,
-        "critic.learning-rate": c.learning_rate,
         "importance.refresh-every": i.refresh_every,
         "importance.high": i.high,
     }
     shares: dict[str, float] = {
         "policy.average-decay": p.average_decay,
-        "critic.expectile": c.expectile,
-        "critic.discount": c.discount,
-        "critic.target-rate": c.target_rate,
         "importance.lag": i.lag,
     }
-    widths = [*p.hidden, *c.hidden]
-    for name in dict.fromkeys(BASELINE_SETTINGS.values()):
+    widths = [*p.hidden]
+    for name in dict.fromkeys(("critic", *BASELINE_SETTINGS.values())):
         config = getattr(settings, name)
         widths += config.hidden
         for field in dataclasses.fields(config):
@@ -137,7 +144,7 @@ def validate(settings: Settings) -> Settings:
     return dataclasses.replace(
         settings,
         policy=dataclasses.replace(p, bc_steps=min(p.bc_steps, 500), fine_tune_steps=min(p.fine_tune_steps, 200)),
-        critic=dataclasses.replace(c, steps=min(c.steps, 1000)),
+        critic=dataclasses.replace(settings.critic, steps=min(settings.critic.steps, 1000)),
         **{
             name: dataclasses.replace(config, steps=min(config.steps, QUICK_BASELINE_STEPS))
             for name in BASELINE_SETTINGS.values()
@@ -266,12 +273,7 @@ def compute(
     """
     work = _critic if stage.method == "critic" else _baseline if stage.method in BASELINES else _policy
     arrays, record = work(stage, data, inputs, start, threads)
-    origin = {
-        "device": results.device(),
-        "versions": results.versions(),
-        "git_commit": results.git_commit(),
-    }
-    return Artefact(jax.tree.map(np.asarray, arrays), record | origin)
+    return Artefact(jax.tree.map(np.asarray, arrays), record | results.provenance())
 
 
 def _critic(stage: Stage, data: Dataset, inputs: Mapping[str, Artefact], start: Start, threads: int | None):

@@ -324,9 +324,13 @@ def _per_seed(log: list[dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
 # --- baselines -------------------------------------------------------------------------------------------------------
 
 
-def _pack(data: Any) -> jax.Array:
-    """The arrays of a data set side by side, (N, D): a row of a batch is then one look-up in memory, not five."""
-    return jnp.concatenate([x.reshape(len(x), -1) for x in data], axis=1)
+def _pack(data: Any) -> tuple[jax.Array, Any]:
+    """The arrays of a data set side by side, (N, D), and their shapes for :func:`_unpack`.
+
+    A row of a batch is then one look-up in memory, not five.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+    return jnp.concatenate([x.reshape(len(x), -1) for x in data], axis=1), shapes
 
 
 def _unpack(rows: jax.Array, like: Any) -> Any:
@@ -343,7 +347,7 @@ def _baseline_steps(algorithm, config, average_decay, steps, shapes, states, dat
         rows_key, update_key = jax.random.split(key)
         rows = jax.random.randint(rows_key, (config.batch_size,), 0, len(data))
         state, info = algorithm.update(config, state, _unpack(data[rows], shapes), update_key)
-        average = optax.incremental_update(algorithm.actor(state), average, 1 - average_decay)
+        average = optax.incremental_update(state.policy, average, 1 - average_decay)
         return (state, average), info
 
     def loop(carry, key):
@@ -362,7 +366,7 @@ def train_baselines(
     method: str,
     seeds: Sequence[int],
     progress: Progress,
-    checkpoint: Callable[[int, Any], None] = lambda step, average: None,
+    checkpoint: Callable[[int, Any], None] | None = None,
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Train a baseline for every seed.
 
@@ -379,8 +383,8 @@ def train_baselines(
     init_keys, loop_keys = _split(stage_keys(seeds, method))
     dims = data.observations.shape[1], data.actions.shape[1]
     states = jax.vmap(lambda key: algorithm.create(config, *dims, key))(init_keys)
-    carry = jax.tree.map(jnp.copy, (states, algorithm.actor(states)))  # one buffer cannot be donated twice
-    packed, shapes = _pack(data), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+    carry = jax.tree.map(jnp.copy, (states, states.policy))  # one buffer cannot be donated twice
+    packed, shapes = _pack(data)
     log = []
     for first, count in _calls(config.steps, REPORT_STEPS):
         carry, info = _baseline_steps(
@@ -389,7 +393,8 @@ def train_baselines(
         log.append({"step": first + count, **info})
         jax.block_until_ready(info)
         progress(count)
-        checkpoint(first + count, jax.tree.map(np.array, carry[1]))  # a copy: the next call takes the buffers
+        if checkpoint is not None:
+            checkpoint(first + count, jax.tree.map(np.array, carry[1]))  # a copy: the next call takes the buffers
     return carry[1], _per_seed(log, len(seeds))
 
 

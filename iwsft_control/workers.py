@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import jax
 
-from iwsft_control import cli, dataset, evaluation, stages, tasks
+from iwsft_control import cli, dataset, evaluation, export, stages, tasks
 from iwsft_control.dataset import Dataset
 from iwsft_control.files import UserError
 from iwsft_control.stages import Artefact, Stage
@@ -273,7 +273,7 @@ class RayCluster:
 
     def submit(self, job: Job) -> None:
         data = job.source.load()
-        inputs = self.store.inputs(job.stage, data, lambda what, steps: lambda done: None)
+        inputs = self.store.inputs(job.stage, data, stages.silent)
         key = key_of(job.stage, data, self.store.device)
         self.running[self.remote.remote(job.source, key, job.stage, inputs)] = job
 
@@ -316,7 +316,7 @@ def _ray_stage(source: Source, key: str, stage: Stage, inputs: dict[str, Artefac
                 f"{data.id}, this package, a version of another or the kind of device ({device_kind()} here) is not "
                 "the same on all nodes; make them the same."
             )
-        return stages.compute(stage, data, inputs, lambda what, steps: lambda done: None, threads)
+        return stages.compute(stage, data, inputs, stages.silent, threads)
     except Exception as error:
         return failure(error)
 
@@ -369,3 +369,17 @@ def execute(
             for job, outcome in pool.wait():
                 running.remove(job)
                 end(job, outcome)
+
+
+def write_results(folder: Path, store: Store, job: Job) -> list[Path]:
+    """Result files and policies of a finished job, where they are not there yet.
+
+    Raises:
+        UserError: what the job made is no longer in the store, or the folder cannot be written.
+    """
+    data = job.source.load()
+    artefact = store.read(job.stage, data)
+    if artefact is None:
+        raise UserError(f"what {job.name} made is gone from {store.folder}; start again.")
+    inputs = store.inputs(job.stage, data, stages.silent)
+    return export.write_results(folder, job.stage, data, job.source.task, inputs, artefact)

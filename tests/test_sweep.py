@@ -160,7 +160,7 @@ def test_a_sweep_is_the_runs_alone(tmp_path):
     workers.execute(jobs, pool, kept, lambda job: None, finished.__setitem__)
     assert all(outcome is None for outcome in finished.values())
     for job in jobs:
-        sweep.write(tmp_path / "here", kept, job)
+        workers.write_results(tmp_path / "here", kept, job)
     alone = found(tmp_path / "here")
     assert len(alone) == 8
     assert all(with_processes[name] == result for name, result in alone.items())
@@ -180,8 +180,8 @@ def test_a_group_of_seeds_is_the_seeds_alone(tmp_path):
     def returns(name, seeds):
         kept = store.Store(tmp_path / name)
         stage = stages.method_stage("iw-sft-q", "q", seeds, SETTINGS, TASK)
-        artefact = kept.perform(stage, data, lambda what, steps: lambda done: None)
-        inputs = kept.inputs(stage, data, lambda what, steps: lambda done: None)
+        artefact = kept.perform(stage, data, stages.silent)
+        inputs = kept.inputs(stage, data, stages.silent)
         read = export.run_results(stage, data, TASK, inputs, artefact)
         assert [r.seed for r in read] == list(seeds)
         return {r.seed: r for r in read}
@@ -274,7 +274,7 @@ def start_sweep(tmp_path, name, *options, count="2"):
     command = [sys.executable, "-m", "experiments.sweep", "--tasks", TASK, "--workers", count, *OPTIONS, *options]
     command += ["--results", str(tmp_path / name), "--stages", str(tmp_path / f"{name}-stages")]
     with (tmp_path / f"{name}.log").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[1])
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
 
 
 def children(pid: int) -> list[int]:
@@ -408,7 +408,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     assert [o for _, o in outcomes if o] == []
     assert len(outcomes) == len({job for job, _ in outcomes}) == total
     for job in jobs:
-        sweep.write(tmp_path / "ray", kept, job)
+        workers.write_results(tmp_path / "ray", kept, job)
     sweep.main(plan(tmp_path, "a", seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",), workers=2))
     assert found(tmp_path / "ray") == found(tmp_path / "a")
 

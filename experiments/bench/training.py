@@ -120,15 +120,15 @@ def critic_case(config: critic.CriticConfig, data: critic.CriticData) -> tuple[C
     return lambda n: critic.train(config, n, state, data, jax.random.key(1)), product_flops(traced.jaxpr, 1.0)
 
 
-def bc_case(config: training.PolicyConfig, data: critic.CriticData) -> tuple[Callable[[int], Any], float]:
+def bc_case(config: training.PolicyConfig, data: Dataset) -> tuple[Callable[[int], Any], float]:
     """The same for behaviour cloning."""
-    everything = training.Curated(*map(jnp.asarray, training.curate(np.arange(len(data.rewards)), units(data))))
+    everything = jax.tree.map(jnp.asarray, stages.curate(stages.CurationConfig(), "bc", None, data, None)[0])
     params = jax.tree.map(
         lambda x: x[0], training.create_policies(config, 11, 3, jax.random.split(jax.random.key(0), 1))
     )
     optimiser = training.optax.adam(config.bc_learning_rate)
     state = training.PolicyState(params, params, params, optimiser.init(params))
-    rows = data.observations, data.actions
+    rows = jnp.asarray(data.observations), jnp.asarray(data.actions)
     steps = jax.jit(
         lambda n, s, c, d, k: training._steps(config, config.bc_learning_rate, None, n, s, jnp.zeros(1), c, d, k),
         static_argnums=0,
@@ -139,11 +139,6 @@ def bc_case(config: training.PolicyConfig, data: critic.CriticData) -> tuple[Cal
     return lambda n: steps(n, state, everything, rows, jax.random.key(1)), product_flops(traced.jaxpr, 1.0)
 
 
-def units(data: critic.CriticData) -> tuple[np.ndarray, np.ndarray]:
-    """Every transition as a unit of its own."""
-    return np.arange(len(data.rewards)), np.ones(len(data.rewards), np.int64)
-
-
 def baseline_case(algorithm: Any, config: Any, data: Dataset) -> tuple[Callable[[int], Any], float]:
     """The same for a baseline, the exponential average of its policy included."""
     arrays = algorithm.prepare(config, data)
@@ -151,9 +146,9 @@ def baseline_case(algorithm: Any, config: Any, data: Dataset) -> tuple[Callable[
     batch = jax.tree.map(lambda x: x[: config.batch_size], arrays)
     traced = jax.make_jaxpr(lambda s, b, k: algorithm.update(config, s, b, k))(state, batch, jax.random.key(0))
     share = 1 / getattr(config, "policy_delay", 1)
-    carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, algorithm.actor(state)))
+    carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, state.policy))
     keys = jax.random.split(jax.random.key(1), 1)
-    packed, shapes = training._pack(arrays), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    packed, shapes = training._pack(arrays)
 
     def run(n: int) -> Any:
         return training._baseline_steps(
@@ -190,7 +185,7 @@ def main(config: BenchConfig) -> None:
             if label == "default":
                 label = f"{own.batch_size:,}, {len(own.hidden)} x {own.hidden[0]}"
             if method == "bc":
-                cases[method, label] = bc_case(settings, arrays)
+                cases[method, label] = bc_case(settings, data)
             elif method == "critic":
                 cases[method, label] = critic_case(settings, arrays)
             else:

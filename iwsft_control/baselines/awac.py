@@ -79,9 +79,8 @@ def critic_loss(config: AWACConfig, critic: Any, state: AWACState, batch: Critic
     """E[sum_i (r + gamma (1 - d) min_j Q'_j(s', a') - Q_i(s, a))^2], a' ~ pi(s') from ``noise`` (N, A) (eq. 3)."""
     next_actions = sample(config, state.policy, batch.next_observations, noise)
     next_q = TwinCritic(config.hidden).apply(state.target, batch.next_observations, next_actions).min(axis=0)
-    backup = batch.rewards + config.discount * (1 - batch.terminations) * next_q
     q = TwinCritic(config.hidden).apply(critic, batch.observations, batch.actions)
-    return ((q - jax.lax.stop_gradient(backup)) ** 2).mean(axis=-1).sum()
+    return critics.temporal_difference_loss(config.discount, q, next_q, batch)
 
 
 def policy_loss(config: AWACConfig, policy: Any, critic: Any, batch: CriticData, noise: jax.Array) -> jax.Array:
@@ -113,11 +112,6 @@ def update(
         "critic_loss": q_loss,
         "policy_loss": loss,
     }
-
-
-def actor(state: AWACState) -> Any:
-    """Parameters of the policy."""
-    return state.policy
 
 
 def policy(config: AWACConfig, data: Dataset, parameters: Any) -> Any:

@@ -131,10 +131,9 @@ def critic_loss(
     net, policy_net = TwinCritic(config.hidden), TanhGaussianPolicy(config.hidden, batch.actions.shape[-1])
     next_actions, _ = _draw(policy_net, state.policy, batch.next_observations, noise.next_policy)
     next_q = net.apply(state.target, batch.next_observations, next_actions).min(axis=0)
-    backup = jax.lax.stop_gradient(batch.rewards + config.discount * (1 - batch.terminations) * next_q)
     q = net.apply(critic, batch.observations, batch.actions)
     gap = conservative_term(config, critic, state.policy, batch, q, noise)
-    return ((q - backup) ** 2).mean(axis=-1).sum() + config.alpha * gap, gap
+    return critics.temporal_difference_loss(config.discount, q, next_q, batch) + config.alpha * gap, gap
 
 
 def policy_loss(
@@ -191,11 +190,6 @@ def update(
         "temperature": jnp.exp(log_temperature),
     }
     return CQLState(policy, critic, target, log_temperature, optimisers, state.step + 1), info
-
-
-def actor(state: CQLState) -> Any:
-    """Parameters of the policy."""
-    return state.policy
 
 
 def policy(config: CQLConfig, data: Dataset, parameters: Any) -> Any:

@@ -88,11 +88,6 @@ def update(
     return IQLState(critics, optax.apply_updates(state.policy, step), optimiser), info | {"policy_loss": loss}
 
 
-def actor(state: IQLState) -> Any:
-    """Parameters of the policy."""
-    return state.policy
-
-
 def policy(config: IQLConfig, data: Dataset, parameters: Any) -> Any:
     """The policy acts by its mean."""
     return parameters

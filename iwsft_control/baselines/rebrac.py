@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwsft_control import critic as critics
-from iwsft_control.baselines.td3_bc import TD3State, create_td3, smoothed_actions, update_td3
+from iwsft_control.baselines.td3_bc import TD3Config, TD3State, create_td3, smoothed_actions, update_td3
 from iwsft_control.dataset import Dataset
 from iwsft_control.networks import DeterministicPolicy, TwinCritic
 
@@ -38,24 +38,16 @@ TUNED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ReBRACConfig:
-    """Hyper-parameters."""
+class ReBRACConfig(TD3Config):
+    """Hyper-parameters; those that are not here are TD3's."""
 
-    steps: int = 1_000_000
-    """Gradient steps of the critics; the policy takes one in ``policy_delay`` of them."""
     batch_size: int = 1024
     learning_rate: float = 1e-3
-    discount: float = 0.99
-    target_rate: float = 0.005
     hidden: tuple[int, ...] = (256, 256, 256)
     beta_policy: float = 0.05
     """beta_1: weight of behaviour cloning in the policy's loss."""
     beta_critic: float = 0.1
     """beta_2: weight of the behaviour penalty in the critics' backup."""
-    policy_delay: int = 2
-    noise: float = 0.2
-    """Standard deviation of the smoothing noise on target actions."""
-    noise_clip: float = 0.5
 
 
 class ReBRACData(NamedTuple):
@@ -91,9 +83,8 @@ def critic_loss(config: ReBRACConfig, critic: Any, state: TD3State, batch: ReBRA
     next_actions = smoothed_actions(config, target_policy.apply(state.policy_target, batch.next_observations), key)
     penalty = batch.has_next * ((next_actions - batch.next_actions) ** 2).sum(axis=-1)
     next_q = net.apply(state.target, batch.next_observations, next_actions).min(axis=0) - config.beta_critic * penalty
-    backup = batch.rewards + config.discount * (1 - batch.terminations) * next_q
     q = net.apply(critic, batch.observations, batch.actions)
-    return ((q - jax.lax.stop_gradient(backup)) ** 2).mean(axis=-1).sum()
+    return critics.temporal_difference_loss(config.discount, q, next_q, batch)
 
 
 def policy_loss(config: ReBRACConfig, policy: Any, critic: Any, batch: ReBRACData) -> jax.Array:
@@ -115,11 +106,6 @@ def update(
         lambda critic: critic_loss(config, critic, state, batch, key),
         lambda policy, critic: policy_loss(config, policy, critic, batch),
     )
-
-
-def actor(state: TD3State) -> Any:
-    """Parameters of the policy."""
-    return state.policy
 
 
 def policy(config: ReBRACConfig, data: Dataset, parameters: Any) -> Any:

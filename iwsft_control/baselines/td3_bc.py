@@ -29,8 +29,8 @@ from iwsft_control.networks import DeterministicPolicy, TwinCritic
 
 
 @dataclasses.dataclass(frozen=True)
-class TD3BCConfig:
-    """Hyper-parameters."""
+class TD3Config:
+    """What every method on TD3's schedule has; the values are TD3+BC's."""
 
     steps: int = 1_000_000
     """Gradient steps of the critics; the policy takes one in ``policy_delay`` of them."""
@@ -39,12 +39,18 @@ class TD3BCConfig:
     discount: float = 0.99
     target_rate: float = 0.005
     hidden: tuple[int, ...] = (256, 256)
-    alpha: float = 2.5
-    """Weight of the Q-function against behaviour cloning."""
     policy_delay: int = 2
     noise: float = 0.2
     """Standard deviation of the smoothing noise on target actions."""
     noise_clip: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class TD3BCConfig(TD3Config):
+    """Hyper-parameters."""
+
+    alpha: float = 2.5
+    """Weight of the Q-function against behaviour cloning."""
 
 
 class TD3State(NamedTuple):
@@ -84,7 +90,9 @@ def create(config: TD3BCConfig, observation_dim: int, action_dim: int, key: jax.
     )
 
 
-def create_td3(policy_net, critic_net, config: Any, observation_dim: int, action_dim: int, key: jax.Array) -> TD3State:
+def create_td3(
+    policy_net, critic_net, config: TD3Config, observation_dim: int, action_dim: int, key: jax.Array
+) -> TD3State:
     """Fresh parameters of given networks."""
     policy_key, critic_key = jax.random.split(key)
     observation, action = jnp.zeros((1, observation_dim)), jnp.zeros((1, action_dim))
@@ -94,7 +102,7 @@ def create_td3(policy_net, critic_net, config: Any, observation_dim: int, action
     return TD3State(policy, policy, critic, critic, optimisers, jnp.zeros((), jnp.int32))
 
 
-def smoothed_actions(config: Any, actions: jax.Array, key: jax.Array) -> jax.Array:
+def smoothed_actions(config: TD3Config, actions: jax.Array, key: jax.Array) -> jax.Array:
     """TD3's target policy smoothing: clip(a + clip(noise, +-noise_clip), +-1), (N, A)."""
     noise = config.noise * jax.random.normal(key, actions.shape)
     return jnp.clip(actions + jnp.clip(noise, -config.noise_clip, config.noise_clip), -1.0, 1.0)
@@ -106,9 +114,8 @@ def critic_loss(config: TD3BCConfig, critic: Any, state: TD3State, batch: Critic
     target_policy = DeterministicPolicy(config.hidden, batch.actions.shape[-1])
     next_actions = smoothed_actions(config, target_policy.apply(state.policy_target, batch.next_observations), key)
     next_q = net.apply(state.target, batch.next_observations, next_actions).min(axis=0)
-    backup = batch.rewards + config.discount * (1 - batch.terminations) * next_q
     q = net.apply(critic, batch.observations, batch.actions)
-    return ((q - jax.lax.stop_gradient(backup)) ** 2).mean(axis=-1).sum()
+    return critics.temporal_difference_loss(config.discount, q, next_q, batch)
 
 
 def policy_loss(config: TD3BCConfig, policy: Any, critic: Any, batch: CriticData) -> jax.Array:
@@ -132,7 +139,7 @@ def update(
 
 
 def update_td3(
-    config: Any, state: TD3State, critic_loss: Any, policy_loss: Any
+    config: TD3Config, state: TD3State, critic_loss: Any, policy_loss: Any
 ) -> tuple[TD3State, dict[str, jax.Array]]:
     """TD3's schedule for given losses: ``critic_loss(critic)`` and ``policy_loss(policy, critic)``."""
     optimiser = optax.adam(config.learning_rate)
@@ -156,11 +163,6 @@ def update_td3(
     optimisers = (policy_optimiser, critic_optimiser)
     info = {"critic_loss": q_loss, "policy_loss": loss}  # not a number where the policy stays: left out of means
     return TD3State(policy, policy_target, critic, target, optimisers, state.step + 1), info
-
-
-def actor(state: TD3State) -> Any:
-    """Parameters of the policy."""
-    return state.policy
 
 
 def policy(config: TD3BCConfig, data: Dataset, parameters: Any) -> Any:
