@@ -420,11 +420,11 @@ def test_awac_weights_have_no_gradient_and_are_those_of_the_new_critics():
     same(new.policy, descended(config, state.policy, grad(state.policy)))
 
 
-def test_iql_weighs_by_the_new_value_and_the_old_target_and_its_rate_decays_to_zero():
+def test_iql_weighs_by_the_advantages_of_the_value_loss_and_its_rate_decays_to_zero():
     config, state, batch = start("iql")
     new, _ = UPDATES["iql"](config, state, batch, KEY)
     grad = jax.grad(partial(iql.policy_loss, config))
-    expected = grad(state.policy, new.critic.value, state.critic.target, batch)
+    expected = grad(state.policy, state.critic.value, state.critic.target, batch)
     same(new.policy, descended(config, state.policy, expected, config.policy_learning_rate))
     at_the_end = jax.tree.map(
         lambda x: jnp.full_like(x, config.steps) if jnp.issubdtype(x.dtype, jnp.integer) else x, state.optimiser

@@ -7,8 +7,8 @@
 Q' are Polyak-averaged targets. Hyper-parameters are the paper's for locomotion (appendix B and the authors' code):
 tau 0.7, beta 3, rewards scaled by 1000 / (best - worst return), cosine decay of the policy's learning rate.
 
-Deviations: Flax's initialisation (authors: orthogonal); the policy that is evaluated is the exponential average of its
-parameters, as for every method here.
+Deviations: advantages are those of V before its step, as in CORL (authors: after); Flax's initialisation (authors:
+orthogonal); the policy that is evaluated is the exponential average of its parameters, as for every method here.
 """
 
 from __future__ import annotations
@@ -79,10 +79,13 @@ def policy_loss(config: IQLConfig, policy: Any, value: Any, target: Any, batch: 
 def update(
     config: IQLConfig, state: IQLState, batch: CriticData, key: jax.Array
 ) -> tuple[IQLState, dict[str, jax.Array]]:
-    """One step of V, of the policy with the new V, of Q and of the targets, all on one batch."""
+    """One step of V, of Q, of the targets and of the policy, all on one batch.
+
+    The policy's advantages are those of V's own loss (compiled, they are computed once).
+    """
     critics, info = critic.update(config, state.critic, batch)
     loss, grad = jax.value_and_grad(partial(policy_loss, config))(
-        state.policy, critics.value, state.critic.target, batch
+        state.policy, state.critic.value, state.critic.target, batch
     )
     step, optimiser = _optimiser(config).update(grad, state.optimiser)
     return IQLState(critics, optax.apply_updates(state.policy, step), optimiser), info | {"policy_loss": loss}
