@@ -102,6 +102,12 @@ class TwinCritic(nn.Module):
         ).squeeze(-1)
 
 
+def first_critic(hidden: Sequence[int], params: Any, observations: jax.Array, actions: jax.Array) -> jax.Array:
+    """Q_1(s, a) of a :class:`TwinCritic`'s parameters, without the work of Q_2: (..., O), (..., A) -> (...)."""
+    first = jax.tree.map(lambda x: x[0], params["params"]["net"])
+    return MLP(hidden, 1).apply({"params": first}, jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
+
+
 class ValueFunction(nn.Module):
     """V(s): observations (..., O) -> (...)."""
 

@@ -7,6 +7,11 @@ traced program, recomputation included); the limit, which is the measured rate o
 that count; the share of the limit that is reached. Everything is measured in turns in one process, pinned to one core;
 medians over rounds.
 Data: random transitions of Hopper's shape. Batch 256 and two layers of 256 for all, then what the methods really use.
+
+    git clone https://github.com/EmptyJackson/unifloral && pip install distrax
+    python experiments/bench/training.py --unifloral unifloral --methods iql td3-bc rebrac
+
+measures unifloral's own loops in the same turns; last come the ratios of the same method and size.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 if hasattr(os, "sched_setaffinity"):  # before JAX starts its threads
@@ -25,10 +31,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_th
 import jax
 import jax.numpy as jnp
 import numpy as np
+import unifloral
 from rich.table import Table
 
 from iwsft_control import cli, critic, stages, training
-from iwsft_control.baselines import BASELINES
+from iwsft_control.baselines import BASELINES, rebrac
 from iwsft_control.dataset import Dataset
 
 PRODUCTS = 2000  # 256 x 256 products of one measurement of the limit
@@ -45,6 +52,8 @@ class BenchConfig:
     rounds: int = 5
     transitions: int = 400_000
     """Rows of the random data."""
+    unifloral: Path | None = None
+    """A clone of unifloral, to measure its loops too."""
 
 
 def random_data(n: int) -> Dataset:
@@ -192,6 +201,13 @@ def main(config: BenchConfig) -> None:
                 if method == "cql":
                     settings = dataclasses.replace(settings, cloning_steps=0)  # what most of its steps are
                 cases[method, label] = baseline_case(BASELINES[method], settings, data)
+    if config.unifloral is not None:
+        next_actions = rebrac.prepare(stages.Settings().rebrac, data)
+        for method in unifloral.CRITIC_STEPS:
+            if method in config.methods:
+                run, trace, critic_steps = unifloral.case(config.unifloral, method, next_actions)
+                label = "1,024, 3 x 256" if method == "rebrac" else "256, 2 x 256"
+                cases[f"{method}, unifloral", label] = run, product_flops(trace().jaxpr, 1.0) / critic_steps
     counts: dict[tuple[str, str], int] = {}
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in cases}
     limits = []
@@ -213,6 +229,13 @@ def main(config: BenchConfig) -> None:
         )
     cli.console.print(f"256 x 256 products: {np.median(limits) / 1e9:.0f} GFLOP/s on one core")
     cli.console.print(table)
+    for (method, size), values in rates.items():
+        if (peers := rates.get((f"{method}, unifloral", size))) is not None:
+            ratios = [own[0] / peer[0] for own, peer in zip(values, peers, strict=True)]
+            cli.console.print(
+                f"{method} ({size}): {np.median(ratios):.2f} times unifloral's critic steps a second "
+                f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
+            )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def create(config: IQLConfig, observation_dim: int, action_dim: int, key: jax.Ar
 
 
 def _optimiser(config: IQLConfig) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(config.policy_learning_rate, config.steps))
+    return critic.adam(optax.cosine_decay_schedule(config.policy_learning_rate, config.steps))
 
 
 def policy_loss(config: IQLConfig, policy: Any, value: Any, target: Any, batch: CriticData) -> jax.Array:

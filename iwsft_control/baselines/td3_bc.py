@@ -25,7 +25,7 @@ import optax
 from iwsft_control import critic as critics
 from iwsft_control.critic import CriticData
 from iwsft_control.dataset import Dataset
-from iwsft_control.networks import DeterministicPolicy, TwinCritic
+from iwsft_control.networks import DeterministicPolicy, TwinCritic, first_critic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def critic_loss(config: TD3BCConfig, critic: Any, state: TD3State, batch: Critic
 def policy_loss(config: TD3BCConfig, policy: Any, critic: Any, batch: CriticData) -> jax.Array:
     """-lambda E[Q_1(s, pi(s))] + E[(pi(s) - a)^2] (eq. 3), lambda = alpha / E|Q_1(s, pi(s))| (eq. 5)."""
     actions = DeterministicPolicy(config.hidden, batch.actions.shape[-1]).apply(policy, batch.observations)
-    q = TwinCritic(config.hidden).apply(critic, batch.observations, actions)[0]
+    q = first_critic(config.hidden, critic, batch.observations, actions)
     weight = config.alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
     return -weight * q.mean() + ((actions - batch.actions) ** 2).mean()
 
