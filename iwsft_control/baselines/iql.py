@@ -31,8 +31,8 @@ from iwsft_control.networks import GaussianPolicy, TwinCritic, ValueFunction, po
 class IQLConfig(CriticConfig):
     """Hyper-parameters; those of critics and value function are the quality critic's."""
 
-    steps: int = 1_000_000
-    """Gradient steps, of critics, value function and policy together."""
+    steps: int = 200_000
+    """Gradient steps, of critics, value function and policy together (paper: 1M; chosen by results/curves)."""
     beta: float = 3.0
     """Inverse temperature of the advantage weights."""
     max_weight: float = 100.0

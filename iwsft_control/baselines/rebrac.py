@@ -41,6 +41,7 @@ TUNED = {
 class ReBRACConfig(TD3Config):
     """Hyper-parameters; those that are not here are TD3's."""
 
+    steps: int = 1_000_000
     batch_size: int = 1024
     learning_rate: float = 1e-3
     hidden: tuple[int, ...] = (256, 256, 256)
