@@ -21,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +206,11 @@ def main(config: BenchConfig) -> None:
         next_actions = rebrac.prepare(stages.Settings().rebrac, data)
         for method in unifloral.CRITIC_STEPS:
             if method in config.methods:
-                run, trace, critic_steps = unifloral.case(config.unifloral, method, next_actions)
+                peer = unifloral.load(config.unifloral, method, next_actions)
+                traced = jax.make_jaxpr(peer.step)(peer.carry, None)
                 label = "1,024, 3 x 256" if method == "rebrac" else "256, 2 x 256"
-                cases[f"{method}, unifloral", label] = run, product_flops(trace().jaxpr, 1.0) / critic_steps
+                flops = product_flops(traced.jaxpr, 1.0) / peer.critic_steps
+                cases[f"{method}, unifloral", label] = partial(peer.run, carry=peer.carry), flops
     counts: dict[tuple[str, str], int] = {}
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in cases}
     limits = []

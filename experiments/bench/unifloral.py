@@ -1,39 +1,88 @@
-"""unifloral's own training loops, for the bench beside this: Jackson et al. 2025, github.com/EmptyJackson/unifloral.
+"""unifloral's own training loops (Jackson et al. 2025), for the speed bench beside this and for scores on our data.
 
-Its algorithms are read from a checkout and run as they are. They import D4RL, Gym and Weights & Biases for evaluation
-and logging; none of that is used here, so empty modules stand in for packages that no longer install. distrax, which
-its policies are made of, must be there.
+    git clone https://github.com/EmptyJackson/unifloral && pip install distrax
+    python experiments/bench/unifloral.py --checkout unifloral --tasks hopper-medium-replay --methods iql
+
+Where a baseline lands far from its paper, this tells a mistake of ours from a property of the data: another group's
+program, its own settings, on the same transitions, evaluated like ours. Curves go to results/curves beside those of
+experiments/learning_curve.py.
+
+unifloral's algorithms are read from a clone and run as they are. They import D4RL, Gym and Weights & Biases for
+evaluation and logging; none of that is used here, so empty modules stand in for packages that no longer install.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import json
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from iwsft_control.files import UserError
+from iwsft_control import cli, evaluation, figures, files, results, stages, tasks
+from iwsft_control.baselines import rebrac, td3_bc
+from iwsft_control.files import UserError, require
+from iwsft_control.networks import greedy
+from iwsft_control.workers import Source
 
 CRITIC_STEPS = {"iql": 1, "td3-bc": 2, "rebrac": 2}  # of one of its steps; ours are counted in critic steps
+FIRST_RESET_SEED = 3_000_000  # that of experiments/learning_curve.py
 
 
-def case(checkout: Path, method: str, data: Any) -> tuple[Callable[[int], Any], Callable[[], Any], int]:
+@dataclasses.dataclass(frozen=True)
+class PeerConfig:
+    """What to train."""
+
+    checkout: Path
+    """Folder of a clone of unifloral."""
+    tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+    """Tasks."""
+    methods: tuple[Literal["iql", "td3-bc", "rebrac"], ...] = ("iql", "td3-bc")
+    """Its algorithms."""
+    steps: int = 200_000
+    """Gradient steps of the critics."""
+    every: int = 10_000
+    """Steps between two evaluations."""
+    seed: int = 100
+    episodes: int = 25
+    out: Path = Path("results/curves")
+
+
+class Loop(NamedTuple):
+    """One of unifloral's algorithms, ready to run."""
+
+    step: Callable[[Any, Any], Any]  # for lax.scan
+    carry: Any
+    critic_steps: int  # of one step
+    settings: dict[str, Any]
+
+    def run(self, n: int, carry: Any) -> Any:
+        """The carry after ``n`` critic steps."""
+        return _scan(self.step, n // self.critic_steps, carry)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scan(step: Any, n: int, carry: Any) -> Any:
+    return jax.lax.scan(step, carry, None, n)[0]
+
+
+def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: int = 0) -> Loop:
     """unifloral's loop of ``method`` with its own settings.
 
     Args:
         checkout: folder of a clone.
         data: ReBRACData: the transitions and the data's next actions.
-
-    Returns:
-        A function that takes n critic steps, its one-step program for counting, and the critic steps of that.
+        steps: critic steps of the whole training, which its learning rates may depend on.
 
     Raises:
-        UserError: no checkout there, or distrax is missing.
+        UserError: no clone there, or distrax is missing.
     """
     for name in ("d4rl", "gym", "wandb"):
         sys.modules.setdefault(name, types.ModuleType(name))
@@ -42,12 +91,12 @@ def case(checkout: Path, method: str, data: Any) -> tuple[Callable[[int], Any], 
         module = importlib.import_module(method.replace("-", "_"))
     except ModuleNotFoundError as missing:
         raise UserError(
-            f"{missing.name} is missing: --unifloral takes the folder of a clone of "
+            f"No module {missing.name}: unifloral is read from the folder of a clone of "
             "https://github.com/EmptyJackson/unifloral, and needs `pip install distrax`."
         ) from missing
     finally:
         sys.path.pop(0)
-    arguments = module.Args()
+    arguments = module.Args(num_updates=steps // CRITIC_STEPS[method])
     named = {
         "obs": data.observations,
         "action": data.actions,
@@ -59,7 +108,7 @@ def case(checkout: Path, method: str, data: Any) -> tuple[Callable[[int], Any], 
     dataset = module.Transition(**{k: named[k] for k in module.Transition._fields})
     observation, action = dataset.obs[0], dataset.action[0]
     mean, std = dataset.obs.mean(axis=0), dataset.obs.std(axis=0)
-    policy_key, critic_key, value_key, key = jax.random.split(jax.random.key(0), 4)
+    policy_key, critic_key, value_key, key = jax.random.split(jax.random.key(seed), 4)
     if method == "iql":
         policy = module.TanhGaussianActor(len(action), mean, std)
         critic, value = module.DualQNetwork(mean, std), module.StateValueFunction(mean, std)
@@ -84,6 +133,55 @@ def case(checkout: Path, method: str, data: Any) -> tuple[Callable[[int], Any], 
     }
     state = module.AgentTrainState(**{k: parts[k]() for k in module.AgentTrainState._fields})
     step = module.make_train_step(arguments, *[network.apply for network in networks], dataset)
-    loop = jax.jit(lambda n, carry: jax.lax.scan(step, carry, None, n), static_argnums=0)
-    each = CRITIC_STEPS[method]
-    return lambda n: loop(n // each, (key, state)), lambda: jax.make_jaxpr(step)((key, state), jnp.zeros(())), each
+    return Loop(step, (key, state), CRITIC_STEPS[method], dataclasses.asdict(arguments))
+
+
+def curve(config: PeerConfig, task: str, method: str) -> None:
+    """Train one of its algorithms on one task, evaluating as it goes."""
+    data = Source(tasks.parse_task(task).name).load()
+    name = f"{method} (unifloral)"
+    loop = load(config.checkout, method, rebrac.prepare(stages.Settings().rebrac, data), config.steps, config.seed)
+    record: dict[str, Any] = {
+        "task": task,
+        "method": name,
+        "seed": config.seed,
+        "config": {k: v for k, v in loop.settings.items() if k not in ("dataset", "log") and "wandb" not in k},
+        "dataset": {"id": data.id, "sha256": data.sha256},
+        "episodes": config.episodes,
+        "first_reset_seed": FIRST_RESET_SEED,
+        **results.provenance(),
+        "step": [],
+        "normalised_score": [],
+        "standard_error": [],
+    }
+    carry = loop.carry
+    for step in range(config.every, config.steps + 1, config.every):
+        carry = loop.run(config.every, carry)
+        layers = {k: v for k, v in carry[1].actor.params["params"].items() if k.startswith("Dense_")}
+        parameters = jax.tree.map(np.asarray, {"params": {"net": layers}})
+        if method != "rebrac":  # which does not normalise observations
+            parameters = td3_bc.policy(stages.Settings().td3_bc, data, parameters)
+        returns = evaluation.evaluate(
+            greedy(parameters), data.environment, config.episodes, first_seed=FIRST_RESET_SEED, threads=1
+        )
+        score, error = results.score(np.asarray(returns), data.ref_min_score, data.ref_max_score)
+        for key, value in (("step", step), ("normalised_score", score), ("standard_error", error)):
+            record[key].append(value)
+        files.write_json(config.out / f"{task}-unifloral-{method}-seed{config.seed}.json", record)
+        cli.console.print(f"{task} {name}: {step:,} steps, normalised score {score:.1f} +- {error:.1f}")
+
+
+def main(config: PeerConfig) -> None:
+    """Every curve, one after another, then the figure of all that are there."""
+    require(config.every % 2 == 0 < config.every, "--every must be even: its steps are of two critic steps.")
+    require(config.steps % config.every == 0, "--steps must be a multiple of --every.")
+    cli.writable(config.out)
+    for method in config.methods:
+        for task in config.tasks:
+            curve(config, task, method)
+    found = [json.loads(path.read_text()) for path in sorted(config.out.glob("*.json"))]
+    figures.save(figures.curves(found), config.out, "curves")
+
+
+if __name__ == "__main__":
+    cli.command(PeerConfig, main, "python experiments/bench/unifloral.py", __doc__)

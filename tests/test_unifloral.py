@@ -1,0 +1,81 @@
+"""The bench against unifloral: its loops are driven as its own script would drive them."""
+
+import dataclasses
+import sys
+import textwrap
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.bench import unifloral
+from iwsft_control.files import UserError
+
+DATA = unifloral.rebrac.ReBRACData(
+    *(jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32) for shape in ((9, 4), (9, 2), (9,))),
+    jnp.zeros((9, 4)),
+    jnp.zeros(9),
+    jnp.zeros((9, 2)),
+    jnp.zeros(9),
+)
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder laid out like unifloral's, with an algorithm that counts; its modules are gone afterwards."""
+    for name in ("d4rl", "gym", "wandb"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    (tmp_path / "algorithms").mkdir()
+    (tmp_path / "algorithms" / "td3_bc.py").write_text(
+        textwrap.dedent(
+            """
+            import collections, dataclasses
+            import d4rl, gym, wandb
+            import flax.linen as nn
+
+            @dataclasses.dataclass
+            class Args:
+                num_updates: int = 0
+
+            AgentTrainState = collections.namedtuple("AgentTrainState", "actor actor_target dual_q dual_q_target")
+            Transition = collections.namedtuple("Transition", "obs action reward next_obs done")
+
+            class DeterministicTanhActor(nn.Module):
+                actions: int
+                mean: object
+                std: object
+
+            class DualQNetwork(nn.Module):
+                mean: object
+                std: object
+
+            def create_train_state(args, rng, network, inputs):
+                return args.num_updates
+
+            def make_train_step(args, actor, critic, dataset):
+                def step(carry, _):
+                    return (carry[0], carry[1]._replace(actor=carry[1].actor + len(dataset.reward))), None
+                return step
+            """
+        )
+    )
+    yield tmp_path
+    sys.modules.pop("td3_bc", None)
+
+
+def test_its_steps_are_counted_in_critic_steps(clone):
+    loop = unifloral.load(clone, "td3-bc", DATA, steps=100)
+    assert loop.settings == {"num_updates": 50} and loop.critic_steps == 2
+    _, state = loop.run(10, loop.carry)
+    assert int(state.actor) == 50 + 5 * 9
+
+
+def test_no_clone(tmp_path):
+    with pytest.raises(UserError, match="clone of"):
+        unifloral.load(tmp_path, "rebrac", DATA)
+    config = unifloral.PeerConfig(tmp_path, every=7)
+    with pytest.raises(UserError, match="must be even"):
+        unifloral.main(config)
+    with pytest.raises(UserError, match="multiple of --every"):
+        unifloral.main(dataclasses.replace(config, every=8, steps=100))
