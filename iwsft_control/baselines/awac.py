@@ -32,8 +32,8 @@ from iwsft_control.networks import GaussianPolicy, TwinCritic, policy_log_prob
 class AWACConfig:
     """Hyper-parameters."""
 
-    steps: int = 1_000_000
-    """Gradient steps of critics and policy."""
+    steps: int = 200_000
+    """Gradient steps of critics and policy (chosen by results/curves)."""
     batch_size: int = 256
     learning_rate: float = 3e-4
     discount: float = 0.99
