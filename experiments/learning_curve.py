@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ def main(config: CurveConfig) -> None:
             cli.console.print(future.result())
     found = [json.loads(path.read_text()) for path in sorted(config.out.glob("*.json"))]
     figures.save(figures.curves(found), config.out, "curves")
+    print(quarters(found))
+
+
+def quarters(records: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of curves: the mean normalised score of each quarter of training, after how many updates."""
+    lines = ["| task | method | updates | first quarter | second | third | last |", "|---|---|---|---|---|---|---|"]
+    for record in sorted(records, key=lambda r: (r["task"], r["method"])):
+        steps, scores = np.array(record["step"]), np.array(record["normalised_score"])
+        ends = steps[-1] * np.arange(1, 5) / 4
+        means = [scores[(steps > end - ends[0]) & (steps <= end)].mean() for end in ends]
+        cells = " | ".join(f"{mean:.0f}" for mean in means)
+        lines.append(f"| {record['task']} | {record['method']} | {steps[-1]:,} | {cells} |")
+    return "\n".join(lines)
 
 
 def curve(config: CurveConfig, task: str, method: str) -> str:

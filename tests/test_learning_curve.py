@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,3 +55,20 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
 def test_user_errors(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         learning_curve.main(dataclasses.replace(config(tmp_path), **changes))
+
+
+def test_quarters_are_means_of_the_points_in_them():
+    record = {
+        "task": "t",
+        "method": "m",
+        "step": list(range(100, 900, 100)),
+        "normalised_score": [1, 3, 5, 5, 0, 9, 7, 9],
+    }
+    assert learning_curve.quarters([record]).splitlines()[2:] == ["| t | m | 800 | 2 | 5 | 4 | 8 |"]
+
+
+def test_the_readme_shows_the_committed_curves():
+    folder = Path(__file__).parent.parent / "results" / "curves"
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    assert len(records) > 8
+    assert learning_curve.quarters(records) in (folder.parent.parent / "README.md").read_text()
