@@ -18,6 +18,7 @@ initialisation; the policy that is evaluated is the exponential average of the p
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -97,16 +98,7 @@ def policy_loss(config: ReBRACConfig, policy: Any, critic: Any, batch: ReBRACDat
     return (config.beta_policy * cloning - weight * q).mean()
 
 
-def update(
-    config: ReBRACConfig, state: TD3State, batch: ReBRACData, key: jax.Array
-) -> tuple[TD3State, dict[str, jax.Array]]:
-    """One step of the critics; every ``policy_delay`` steps one of the policy and the targets."""
-    return update_td3(
-        config,
-        state,
-        lambda critic: critic_loss(config, critic, state, batch, key),
-        lambda policy, critic: policy_loss(config, policy, critic, batch),
-    )
+update = partial(update_td3, critic_loss, policy_loss)
 
 
 def policy(config: ReBRACConfig, data: Dataset, parameters: Any) -> Any:

@@ -126,29 +126,22 @@ def policy_loss(config: TD3BCConfig, policy: Any, critic: Any, batch: CriticData
     return -weight * q.mean() + ((actions - batch.actions) ** 2).mean()
 
 
-def update(
-    config: TD3BCConfig, state: TD3State, batch: CriticData, key: jax.Array
-) -> tuple[TD3State, dict[str, jax.Array]]:
-    """One step of the critics; every ``policy_delay`` steps one of the policy and the targets."""
-    return update_td3(
-        config,
-        state,
-        lambda critic: critic_loss(config, critic, state, batch, key),
-        lambda policy, critic: policy_loss(config, policy, critic, batch),
-    )
-
-
 def update_td3(
-    config: TD3Config, state: TD3State, critic_loss: Any, policy_loss: Any
+    critic_loss: Any, policy_loss: Any, config: TD3Config, state: TD3State, batch: Any, key: jax.Array
 ) -> tuple[TD3State, dict[str, jax.Array]]:
-    """TD3's schedule for given losses: ``critic_loss(critic)`` and ``policy_loss(policy, critic)``."""
+    """One step of the critics; every ``policy_delay`` steps one of the policy and the targets.
+
+    Args:
+        critic_loss: of (config, critic, state, batch, key).
+        policy_loss: of (config, policy, critic, batch).
+    """
     optimiser = optax.adam(config.learning_rate)
-    q_loss, grad = jax.value_and_grad(critic_loss)(state.critic)
+    q_loss, grad = jax.value_and_grad(partial(critic_loss, config))(state.critic, state, batch, key)
     change, critic_optimiser = optimiser.update(grad, state.optimisers[1])
     critic = optax.apply_updates(state.critic, change)
 
     def move(state: TD3State):
-        loss, grad = jax.value_and_grad(partial(policy_loss, critic=critic))(state.policy)
+        loss, grad = jax.value_and_grad(partial(policy_loss, config))(state.policy, critic, batch)
         change, policy_optimiser = optimiser.update(grad, state.optimisers[0])
         policy = optax.apply_updates(state.policy, change)
         policy_target = optax.incremental_update(policy, state.policy_target, config.target_rate)
@@ -163,6 +156,9 @@ def update_td3(
     optimisers = (policy_optimiser, critic_optimiser)
     info = {"critic_loss": q_loss, "policy_loss": loss}  # not a number where the policy stays: left out of means
     return TD3State(policy, policy_target, critic, target, optimisers, state.step + 1), info
+
+
+update = partial(update_td3, critic_loss, policy_loss)
 
 
 def policy(config: TD3BCConfig, data: Dataset, parameters: Any) -> Any:
