@@ -16,21 +16,16 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from iwsft_control import cli, evaluation, figures, files, results, run, stages, tasks, training, workers
+from iwsft_control import cli, curves, run, stages, tasks, training, workers
 from iwsft_control.baselines import BASELINES
 from iwsft_control.files import require
-from iwsft_control.networks import greedy
 from iwsft_control.workers import Source
-
-FIRST_RESET_SEED = 3_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +58,7 @@ def main(config: CurveConfig) -> None:
     with ProcessPoolExecutor(min(config.workers, len(jobs)), context, workers.single_threaded, (1,)) as pool:
         for future in as_completed([pool.submit(curve, *job) for job in jobs]):
             cli.console.print(future.result())
-    found = [json.loads(path.read_text()) for path in sorted(config.out.glob("*.json"))]
-    figures.save(figures.curves(found), config.out, "curves")
-    print(quarters(found))
-
-
-def quarters(records: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of curves: the mean normalised score of each quarter of training, after how many updates."""
-    lines = ["| task | method | updates | first quarter | second | third | last |", "|---|---|---|---|---|---|---|"]
-    for record in sorted(records, key=lambda r: (r["task"], r["method"])):
-        steps, scores = np.array(record["step"]), np.array(record["normalised_score"])
-        ends = steps[-1] * np.arange(1, 5) / 4
-        means = [scores[(steps > end - ends[0]) & (steps <= end)].mean() for end in ends]
-        cells = " | ".join(f"{mean:.0f}" for mean in means)
-        lines.append(f"| {record['task']} | {record['method']} | {steps[-1]:,} | {cells} |")
-    return "\n".join(lines)
+    curves.draw(config.out)
 
 
 def curve(config: CurveConfig, task: str, method: str) -> str:
@@ -90,19 +71,8 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
     stage = stages.method_stage(method, "q", (config.seed,), settings, task)
     own, algorithm = stages.baseline_config(stage.settings, method), BASELINES[method]
     data = Source(task).load()
-    record: dict[str, Any] = {
-        "task": task,
-        "method": method,
-        "seed": config.seed,
-        "config": stages.configuration(stage),
-        "dataset": {"id": data.id, "sha256": data.sha256},
-        "episodes": config.episodes,
-        "first_reset_seed": FIRST_RESET_SEED,
-        **results.provenance(),
-        "step": [],
-        "normalised_score": [],
-        "standard_error": [],
-        "seconds": [],
+    record = curves.begin(task, method, config.seed, stages.configuration(stage), data, config.episodes) | {
+        "seconds": []
     }
     if path.is_file():
         known = json.loads(path.read_text())
@@ -116,14 +86,8 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
         if step % config.every and step != config.steps:
             return
         parameters = algorithm.policy(own, data, jax.tree.map(lambda x: x[0], average))
-        returns = evaluation.evaluate(
-            greedy(parameters), data.environment, config.episodes, first_seed=FIRST_RESET_SEED, threads=1
-        )
-        mean, error = results.score(np.asarray(returns), data.ref_min_score, data.ref_max_score)
-        seconds = round(time.perf_counter() - began, 1)
-        for key, value in (("step", step), ("normalised_score", mean), ("standard_error", error), ("seconds", seconds)):
-            record[key].append(value)
-        files.write_json(path, record)
+        record["seconds"].append(round(time.perf_counter() - began, 1))
+        curves.add_point(path, record, step, parameters, data)
 
     prepared = algorithm.prepare(own, data)
     decay = stage.settings.policy.average_decay

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import learning_curve
-from iwsft_control import figures, stages
+from iwsft_control import curves, figures, stages
 from iwsft_control.baselines import td3_bc
 from iwsft_control.files import UserError
 
@@ -64,11 +64,11 @@ def test_quarters_are_means_of_the_points_in_them():
         "step": list(range(100, 900, 100)),
         "normalised_score": [1, 3, 5, 5, 0, 9, 7, 9],
     }
-    assert learning_curve.quarters([record]).splitlines()[2:] == ["| t | m | 800 | 2 | 5 | 4 | 8 |"]
+    assert curves.quarters([record]).splitlines()[2:] == ["| t | m | 800 | 2 | 5 | 4 | 8 |"]
 
 
 def test_the_readme_shows_the_committed_curves():
     folder = Path(__file__).parent.parent / "results" / "curves"
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     assert len(records) > 8
-    assert learning_curve.quarters(records) in (folder.parent.parent / "README.md").read_text()
+    assert curves.quarters(records) in (folder.parent.parent / "README.md").read_text()

@@ -253,7 +253,7 @@ def test_the_modules_flow_one_way():
 
     order = (
         "files tasks physics simulation networks dataset sac critic quality curation objectives training evaluation "
-        "results baselines stages export store statistics report figures cli workers run collect d4rl"
+        "results baselines stages export store statistics report figures curves cli workers run collect d4rl"
     ).split()
     folder = Path(run.__file__).parent
     assert {p.stem for p in folder.glob("*.py")} | {"baselines"} == {*order, "__init__"}

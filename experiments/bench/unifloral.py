@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import sys
 import types
 from collections.abc import Callable
@@ -26,14 +25,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from iwsft_control import cli, evaluation, figures, files, results, stages, tasks
+from iwsft_control import cli, curves, stages, tasks
 from iwsft_control.baselines import rebrac, td3_bc
 from iwsft_control.files import UserError, require
-from iwsft_control.networks import greedy
 from iwsft_control.workers import Source
 
 CRITIC_STEPS = {"iql": 1, "td3-bc": 2, "rebrac": 2}  # of one of its steps; ours are counted in critic steps
-FIRST_RESET_SEED = 3_000_000  # that of experiments/learning_curve.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,19 +138,9 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
     data = Source(tasks.parse_task(task).name).load()
     name = f"{method} (unifloral)"
     loop = load(config.checkout, method, rebrac.prepare(stages.Settings().rebrac, data), config.steps, config.seed)
-    record: dict[str, Any] = {
-        "task": task,
-        "method": name,
-        "seed": config.seed,
-        "config": {k: v for k, v in loop.settings.items() if k not in ("dataset", "log") and "wandb" not in k},
-        "dataset": {"id": data.id, "sha256": data.sha256},
-        "episodes": config.episodes,
-        "first_reset_seed": FIRST_RESET_SEED,
-        **results.provenance(),
-        "step": [],
-        "normalised_score": [],
-        "standard_error": [],
-    }
+    settings = {k: v for k, v in loop.settings.items() if k not in ("dataset", "log") and "wandb" not in k}
+    record = curves.begin(task, name, config.seed, settings, data, config.episodes)
+    path = config.out / f"{task}-unifloral-{method}-seed{config.seed}.json"
     carry = loop.carry
     for step in range(config.every, config.steps + 1, config.every):
         carry = loop.run(config.every, carry)
@@ -161,13 +148,7 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
         parameters = jax.tree.map(np.asarray, {"params": {"net": layers}})
         if method != "rebrac":  # which does not normalise observations
             parameters = td3_bc.policy(stages.Settings().td3_bc, data, parameters)
-        returns = evaluation.evaluate(
-            greedy(parameters), data.environment, config.episodes, first_seed=FIRST_RESET_SEED, threads=1
-        )
-        score, error = results.score(np.asarray(returns), data.ref_min_score, data.ref_max_score)
-        for key, value in (("step", step), ("normalised_score", score), ("standard_error", error)):
-            record[key].append(value)
-        files.write_json(config.out / f"{task}-unifloral-{method}-seed{config.seed}.json", record)
+        score, error = curves.add_point(path, record, step, parameters, data)
         cli.console.print(f"{task} {name}: {step:,} steps, normalised score {score:.1f} +- {error:.1f}")
 
 
@@ -179,8 +160,7 @@ def main(config: PeerConfig) -> None:
     for method in config.methods:
         for task in config.tasks:
             curve(config, task, method)
-    found = [json.loads(path.read_text()) for path in sorted(config.out.glob("*.json"))]
-    figures.save(figures.curves(found), config.out, "curves")
+    curves.draw(config.out)
 
 
 if __name__ == "__main__":
