@@ -71,9 +71,7 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
     stage = stages.method_stage(method, "q", (config.seed,), settings, task)
     own, algorithm = stages.baseline_config(stage.settings, method), BASELINES[method]
     data = Source(task).load()
-    record = curves.begin(task, method, config.seed, stages.configuration(stage), data, config.episodes) | {
-        "seconds": []
-    }
+    record = curves.begin(task, method, config.seed, stages.configuration(stage), data, config.episodes)
     if path.is_file():
         known = json.loads(path.read_text())
         same = ("config", "dataset", "episodes")
@@ -86,8 +84,9 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
         if step % config.every and step != config.steps:
             return
         parameters = algorithm.policy(own, data, jax.tree.map(lambda x: x[0], average))
-        record["seconds"].append(round(time.perf_counter() - began, 1))
-        curves.add_point(path, record, step, parameters, data)
+        score, error = curves.score(record, parameters, data)
+        seconds = round(time.perf_counter() - began, 1)
+        curves.add_point(path, record, step=step, normalised_score=score, standard_error=error, seconds=seconds)
 
     prepared = algorithm.prepare(own, data)
     decay = stage.settings.policy.average_decay

@@ -27,26 +27,22 @@ def begin(task: str, method: str, seed: int, config: Mapping[str, Any], data: Da
         "episodes": episodes,
         "first_reset_seed": FIRST_RESET_SEED,
         **results.provenance(),
-        "step": [],
-        "normalised_score": [],
-        "standard_error": [],
     }
 
 
-def add_point(path: Path, record: dict[str, Any], step: int, parameters: Any, data: Dataset) -> tuple[float, float]:
-    """Evaluate a policy after ``step`` updates, add it to the curve and write that to ``path``.
-
-    Returns:
-        Mean normalised score and its standard error over episodes.
-    """
+def score(record: Mapping[str, Any], parameters: Any, data: Dataset) -> tuple[float, float]:
+    """Mean normalised score of a policy over the curve's episodes, and its standard error."""
     returns = evaluation.evaluate(
         greedy(parameters), data.environment, record["episodes"], first_seed=FIRST_RESET_SEED, threads=1
     )
-    score, error = results.score(np.asarray(returns), data.ref_min_score, data.ref_max_score)
-    for key, value in (("step", step), ("normalised_score", score), ("standard_error", error)):
-        record[key].append(value)
+    return results.score(np.asarray(returns), data.ref_min_score, data.ref_max_score)
+
+
+def add_point(path: Path, record: dict[str, Any], **point: float) -> None:
+    """Add a point (step, normalised_score, standard_error and the like) to a curve and write that to ``path``."""
+    for key, value in point.items():
+        record.setdefault(key, []).append(value)
     files.write_json(path, record)
-    return score, error
 
 
 def draw(folder: Path) -> None:

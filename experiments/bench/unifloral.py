@@ -148,7 +148,8 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
         parameters = jax.tree.map(np.asarray, {"params": {"net": layers}})
         if method != "rebrac":  # which does not normalise observations
             parameters = td3_bc.policy(stages.Settings().td3_bc, data, parameters)
-        score, error = curves.add_point(path, record, step, parameters, data)
+        score, error = curves.score(record, parameters, data)
+        curves.add_point(path, record, step=step, normalised_score=score, standard_error=error)
         cli.console.print(f"{task} {name}: {step:,} steps, normalised score {score:.1f} +- {error:.1f}")
 
 
