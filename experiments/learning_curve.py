@@ -6,7 +6,8 @@
 One process per core; a file per task and method in results/curves, written as the curve grows and not made again when
 it is whole; then a figure of all that are there. The scores are of 25 episodes on reset seeds that no result uses, so
 they are for choosing a number of updates, never for a table. A learning rate that decays (IQL's) does so over all
-steps, which is kinder to the end of a curve than to its middle.
+steps, which is kinder to the end of a curve than to its middle. `last_iterate_score` is of the parameters themselves,
+not of their exponential average, of which every other score here is: it tells what the average does for a method.
 """
 
 from __future__ import annotations
@@ -80,13 +81,16 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
             return f"{path} is there"
     began = time.perf_counter()
 
-    def point(step: int, average: Any) -> None:
+    def score(parameters: Any) -> tuple[float, float]:
+        return curves.score(record, algorithm.policy(own, data, jax.tree.map(lambda x: x[0], parameters)), data)
+
+    def point(step: int, average: Any, last: Any) -> None:
         if step % config.every and step != config.steps:
             return
-        parameters = algorithm.policy(own, data, jax.tree.map(lambda x: x[0], average))
-        score, error = curves.score(record, parameters, data)
-        seconds = round(time.perf_counter() - began, 1)
-        curves.add_point(path, record, step=step, normalised_score=score, standard_error=error, seconds=seconds)
+        (value, error), (last_value, last_error) = score(average), score(last)
+        measured = {"normalised_score": value, "standard_error": error}
+        measured |= {"last_iterate_score": last_value, "last_iterate_error": last_error}
+        curves.add_point(path, record, step=step, seconds=round(time.perf_counter() - began, 1), **measured)
 
     prepared = algorithm.prepare(own, data)
     decay = stage.settings.policy.average_decay

@@ -366,7 +366,7 @@ def train_baselines(
     method: str,
     seeds: Sequence[int],
     progress: Progress,
-    checkpoint: Callable[[int, Any], None] | None = None,
+    checkpoint: Callable[[int, Any, Any], None] | None = None,
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Train a baseline for every seed.
 
@@ -375,7 +375,8 @@ def train_baselines(
         average_decay: of the exponential average of the policy's parameters.
         data: what ``algorithm.prepare`` made.
         method: whose random numbers are drawn.
-        checkpoint: told the steps done and given the averaged parameters (S, ...) after every compiled call.
+        checkpoint: told the steps done and given the policy's averaged and its last parameters (S, ...) after every
+            compiled call.
 
     Returns:
         The averaged parameters of the policy (S, ...) and a log of mean losses for every seed.
@@ -394,7 +395,8 @@ def train_baselines(
         jax.block_until_ready(info)
         progress(count)
         if checkpoint is not None:
-            checkpoint(first + count, jax.tree.map(np.array, carry[1]))  # a copy: the next call takes the buffers
+            # Copies: the next call takes the buffers.
+            checkpoint(first + count, *jax.tree.map(np.array, (carry[1], carry[0].policy)))
     return carry[1], _per_seed(log, len(seeds))
 
 

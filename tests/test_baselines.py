@@ -471,13 +471,16 @@ def test_the_policy_that_is_evaluated_is_the_exponential_average():
     def trained(steps, decay):
         short = dataclasses.replace(config, steps=steps)
         result, _ = training.train_baselines(
-            td3_bc, short, decay, td3_bc.prepare(short, DATA), "td3-bc", (0,), lambda n: None, kept.__setitem__
+            td3_bc, short, decay, td3_bc.prepare(short, DATA), "td3-bc", (0,), lambda n: None, keep
         )
         return result
 
+    def keep(step, average, last):
+        kept[step] = average, last
+
     first, last, average = trained(1, 0.0), trained(2, 0.0), trained(2, 0.75)
     assert list(kept) == [1, 2]
-    jax.tree.map(np.testing.assert_array_equal, kept[2], average)
+    jax.tree.map(np.testing.assert_array_equal, kept[2], (average, last))
     # The policy does not move in the first step, so all of them start where `first` is.
     jax.tree.map(
         lambda a, b, c: np.testing.assert_allclose(c, 0.75 * a + 0.25 * b, rtol=1e-5, atol=1e-7), first, last, average
