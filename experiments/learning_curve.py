@@ -6,8 +6,8 @@
 One process per core; a file per task and method in results/curves, written as the curve grows and not made again when
 it is whole; then a figure of all that are there. The scores are of 25 episodes on reset seeds that no result uses, so
 they are for choosing a number of updates, never for a table. A learning rate that decays (IQL's) does so over all
-steps, which is kinder to the end of a curve than to its middle. `last_iterate_score` is of the parameters themselves,
-not of their exponential average, of which every other score here is: it tells what the average does for a method.
+steps, which is kinder to the end of a curve than to its middle. A curve's score is of what the method evaluates; beside
+it are those of the policy's last parameters and of their exponential average, to tell what the average does.
 """
 
 from __future__ import annotations
@@ -87,14 +87,15 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
     def point(step: int, average: Any, last: Any) -> None:
         if step % config.every and step != config.steps:
             return
-        (value, error), (last_value, last_error) = score(average), score(last)
+        averaged, iterate = score(average), score(last)
+        value, error = averaged if own.average_decay else iterate
         measured = {"normalised_score": value, "standard_error": error}
-        measured |= {"last_iterate_score": last_value, "last_iterate_error": last_error}
+        measured |= {"averaged_score": averaged[0], "last_iterate_score": iterate[0]}
         curves.add_point(path, record, step=step, seconds=round(time.perf_counter() - began, 1), **measured)
 
     prepared = algorithm.prepare(own, data)
-    decay = stage.settings.policy.average_decay
-    training.train_baselines(algorithm, own, decay, prepared, method, (config.seed,), lambda n: None, point)
+    averaging = dataclasses.replace(own, average_decay=own.average_decay or training.PolicyConfig().average_decay)
+    training.train_baselines(algorithm, averaging, prepared, method, (config.seed,), lambda n: None, point)
     scores = ", ".join(f"{x:.0f}" for x in record["normalised_score"])
     return f"{task} {method}: {scores} ({record['seconds'][-1]:.0f} s)"
 

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from iwsft_control import evaluation, files, physics, results
+from iwsft_control.baselines import BASELINES
 from iwsft_control.dataset import Dataset
 from iwsft_control.objectives import METHODS
-from iwsft_control.stages import Artefact, Stage, configuration
+from iwsft_control.stages import Artefact, Stage, baseline_config, configuration
 
 
 def whole_configuration(stage: Stage) -> dict[str, Any]:
@@ -41,6 +42,8 @@ def run_results(
     seconds: dict[str, float] = {}
     for each in (*inputs.values(), artefact):
         seconds |= each.record["seconds"]
+    own = baseline_config(settings, stage.method) if stage.method in BASELINES else settings.policy
+    evaluated = "exponential average of the parameters" if own.average_decay else "last parameters"
     found = []
     for s, seed in enumerate(stage.seeds):
         mean, error = results.score(np.array(record["returns"][s]), data.ref_min_score, data.ref_max_score)
@@ -70,7 +73,7 @@ def run_results(
                     "first_reset_seed": evaluation.FIRST_RESET_SEED,
                     "ref_min_score": data.ref_min_score,
                     "ref_max_score": data.ref_max_score,
-                    "policy": "mean action, exponential average of the parameters, last checkpoint",
+                    "policy": f"mean action, {evaluated}, last checkpoint",
                 },
                 episode_returns=list(record["returns"][s]),
                 normalised_score=mean,

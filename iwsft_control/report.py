@@ -161,7 +161,8 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
 
 
 def _protocol(run: RunResult) -> dict[str, Any]:
-    protocol = {k: v for k, v in run.evaluation.items() if k not in ("ref_min_score", "ref_max_score")}
+    # What of the policy was evaluated belongs to the method: TD3+BC's paper has no average of parameters.
+    protocol = {k: v for k, v in run.evaluation.items() if k not in ("ref_min_score", "ref_max_score", "policy")}
     return protocol | {"episodes": len(run.episode_returns)}
 
 

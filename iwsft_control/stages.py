@@ -117,7 +117,7 @@ def validate(settings: Settings) -> Settings:
         widths += config.hidden
         for field in dataclasses.fields(config):
             option, value = f"{name}.{field.name}".replace("_", "-"), getattr(config, field.name)
-            if field.name in ("expectile", "discount", "target_rate"):
+            if field.name in ("expectile", "discount", "target_rate", "average_decay"):
                 shares[option] = value
             elif field.name.endswith("learning_rate") or field.name in POSITIVE:
                 positive[option] = value
@@ -203,7 +203,6 @@ def configuration(stage: Stage) -> dict[str, Any]:
     """The settings that a stage's own work depends on (not those of the stages it needs)."""
     own: dict[str, Any] = {"quick": stage.settings.quick}
     if stage.method in BASELINES:
-        own["average_decay"] = stage.settings.policy.average_decay
         return own | dataclasses.asdict(baseline_config(stage.settings, stage.method))
     settings = {k: dataclasses.asdict(getattr(stage.settings, k)) for k in ("policy", "importance", "curation")}
     policy = settings["policy"]
@@ -326,7 +325,6 @@ def _baseline(stage: Stage, data: Dataset, inputs: Mapping[str, Artefact], start
     trained, logs = training.train_baselines(
         algorithm,
         config,
-        stage.settings.policy.average_decay,
         algorithm.prepare(config, data),
         method,
         stage.seeds,

@@ -47,7 +47,7 @@ class PolicyConfig:
     length_weighted: bool = True
     """A unit counts by its length, as in log p(tau) = sum_t log pi; otherwise by the mean over t (released code)."""
     average_decay: float = 0.999
-    """The policy that is evaluated is the exponential average of the parameters, for every method alike."""
+    """The policy that is evaluated is the exponential average of the parameters, for all of these methods alike."""
 
 
 class PolicyState(NamedTuple):
@@ -340,14 +340,14 @@ def _unpack(rows: jax.Array, like: Any) -> Any:
     return type(like)(*(part.reshape(len(rows), *x.shape[1:]) for part, x in zip(parts, like, strict=True)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
-def _baseline_steps(algorithm, config, average_decay, steps, shapes, states, data, keys):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
+def _baseline_steps(algorithm, config, steps, shapes, states, data, keys):
     def step(carry, key):
         state, average = carry
         rows_key, update_key = jax.random.split(key)
         rows = jax.random.randint(rows_key, (config.batch_size,), 0, len(data))
         state, info = algorithm.update(config, state, _unpack(data[rows], shapes), update_key)
-        average = optax.incremental_update(state.policy, average, 1 - average_decay)
+        average = optax.incremental_update(state.policy, average, 1 - config.average_decay)
         return (state, average), info
 
     def loop(carry, key):
@@ -361,7 +361,6 @@ def _baseline_steps(algorithm, config, average_decay, steps, shapes, states, dat
 def train_baselines(
     algorithm: Any,
     config: Any,
-    average_decay: float,
     data: Any,
     method: str,
     seeds: Sequence[int],
@@ -372,7 +371,6 @@ def train_baselines(
 
     Args:
         algorithm: module of :mod:`iwsft_control.baselines`; config: its configuration.
-        average_decay: of the exponential average of the policy's parameters.
         data: what ``algorithm.prepare`` made.
         method: whose random numbers are drawn.
         checkpoint: told the steps done and given the policy's averaged and its last parameters (S, ...) after every
@@ -388,9 +386,7 @@ def train_baselines(
     packed, shapes = _pack(data)
     log = []
     for first, count in _calls(config.steps, REPORT_STEPS):
-        carry, info = _baseline_steps(
-            algorithm, config, average_decay, count, shapes, carry, packed, _fold(loop_keys, first)
-        )
+        carry, info = _baseline_steps(algorithm, config, count, shapes, carry, packed, _fold(loop_keys, first))
         log.append({"step": first + count, **info})
         jax.block_until_ready(info)
         progress(count)

@@ -448,9 +448,9 @@ def test_cql_temperature_rises_for_a_narrow_policy_and_falls_for_a_wide_one(offs
 
 
 def train(name, seeds=(0,), config=None, data=DATA, decay=0.9):
-    config = config or CONFIGS[name]
+    config = dataclasses.replace(config or CONFIGS[name], average_decay=decay)
     module = BASELINES[name]
-    return training.train_baselines(module, config, decay, module.prepare(config, data), name, seeds, lambda n: None)
+    return training.train_baselines(module, config, module.prepare(config, data), name, seeds, lambda n: None)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -469,9 +469,9 @@ def test_the_policy_that_is_evaluated_is_the_exponential_average():
     config, kept = CONFIGS["td3-bc"], {}
 
     def trained(steps, decay):
-        short = dataclasses.replace(config, steps=steps)
+        short = dataclasses.replace(config, steps=steps, average_decay=decay)
         result, _ = training.train_baselines(
-            td3_bc, short, decay, td3_bc.prepare(short, DATA), "td3-bc", (0,), lambda n: None, keep
+            td3_bc, short, td3_bc.prepare(short, DATA), "td3-bc", (0,), lambda n: None, keep
         )
         return result
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import learning_curve
-from iwsft_control import curves, figures, stages, training
+from iwsft_control import curves, figures, stages
 from iwsft_control.baselines import td3_bc
 from iwsft_control.files import UserError
 
@@ -31,7 +31,6 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     path = tmp_path / "hopper-medium-replay-td3-bc-seed100.json"
     record = json.loads(path.read_text())
     assert record["step"] == [500, 1000] and record["config"]["steps"] == 1000
-    assert np.isfinite(record["last_iterate_score"]).all() and len(record["last_iterate_error"]) == 2
     assert np.isfinite(record["normalised_score"]).all() and record["seconds"] == sorted(record["seconds"])
     assert learning_curve.curve(settings, "hopper-medium-replay", "td3-bc") == f"{path} is there"
     unfinished = record | {"step": [500]}
@@ -45,14 +44,20 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     assert (tmp_path / "curves.svg").is_file()
 
 
-def test_without_an_average_both_scores_are_of_the_last_iterate(tmp_path, monkeypatch):
-    policy = training.PolicyConfig(average_decay=0)
-    settings = stages.Settings(policy=policy, td3_bc=td3_bc.TD3BCConfig(hidden=(8,), batch_size=16))
-    monkeypatch.setattr(stages, "Settings", lambda: settings)
-    learning_curve.curve(config(tmp_path), "hopper-medium-replay", "td3-bc")
-    record = json.loads((tmp_path / "hopper-medium-replay-td3-bc-seed100.json").read_text())
-    assert record["last_iterate_score"] == record["normalised_score"]
-    assert record["last_iterate_error"] == record["standard_error"]
+def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_path, monkeypatch):
+    records = []
+    for decay in (0.0, 0.999):
+        own = td3_bc.TD3BCConfig(hidden=(8,), batch_size=16, average_decay=decay)
+        monkeypatch.setattr(stages, "Settings", lambda own=own, kind=stages.Settings: kind(td3_bc=own))
+        folder = tmp_path / str(decay)
+        learning_curve.curve(config(folder), "hopper-medium-replay", "td3-bc")
+        records.append(json.loads((folder / "hopper-medium-replay-td3-bc-seed100.json").read_text()))
+        monkeypatch.undo()
+    plain, averaged = records
+    for name in ("last_iterate_score", "averaged_score"):  # the average changes nothing in training
+        assert plain[name] == averaged[name]
+    assert plain["normalised_score"] == plain["last_iterate_score"] != plain["averaged_score"]
+    assert averaged["normalised_score"] == averaged["averaged_score"]
 
 
 @pytest.mark.parametrize(

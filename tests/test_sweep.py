@@ -113,8 +113,7 @@ def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
     further = iql.IQLConfig(steps=7)
     assert key("iql", iql=further) != key("iql") == key("iql", critic=deeper, policy=longer)
     assert key("bc", iql=further) == key("bc") and key("td3-bc", iql=further) == key("td3-bc")
-    average = dataclasses.replace(POLICY, average_decay=0.5)
-    assert key("iql", policy=average) != key("iql")
+    assert key("iql", iql=iql.IQLConfig(average_decay=0.5)) != key("iql", iql=iql.IQLConfig())
     before = {m: key(m) for m in ("bc", "critic")}
     other = dataclasses.replace(data, sha256="1" * 64)
     assert store.key(stages.method_stage("bc", "q", (0,), SETTINGS, TASK), other) != before["bc"]

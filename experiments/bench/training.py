@@ -161,9 +161,7 @@ def baseline_case(algorithm: Any, config: Any, data: Dataset) -> tuple[Callable[
     packed, shapes = training._pack(arrays)
 
     def run(n: int) -> Any:
-        return training._baseline_steps(
-            algorithm, config, 0.999, n, shapes, jax.tree.map(jnp.copy, carry), packed, keys
-        )
+        return training._baseline_steps(algorithm, config, n, shapes, jax.tree.map(jnp.copy, carry), packed, keys)
 
     return run, product_flops(traced.jaxpr, share)
 

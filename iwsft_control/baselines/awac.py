@@ -9,7 +9,7 @@ Deviations, all but the first two CORL's as well: the policy has two layers of 2
 standard deviations are clamped to [-5, 2] and start at 0 (authors: a sigmoid's [-6, 0], from -3); weights are clipped
 at 100 instead of normalised over the batch (authors: a softmax); the advantage is that of the critics after their step
 (authors: before); batches of 256 (1,024); no weight decay; sampled actions are clipped to the action box. Flax's
-initialisation; the policy that is evaluated is the exponential average of the parameters, as for every method here.
+initialisation; the policy that is evaluated is the exponential average of the parameters, as for most methods here.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class AWACConfig:
     """lambda: what advantages are divided by."""
     max_weight: float = 100.0
     """Largest advantage weight."""
+    average_decay: float = 0.999
+    """The policy that is evaluated is the exponential average of its parameters."""
 
 
 class AWACState(NamedTuple):

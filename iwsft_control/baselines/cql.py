@@ -13,7 +13,7 @@ offers alpha 5 or 10 and a policy learning rate of 1e-4). At first the policy cl
 Deviations: it does so for 10,000 steps (authors: 40,000, "10,000 work similarly"); temperature and policy step at once
 (authors: the temperature first); the policy acts by its mean, as in the authors' code (TD3+BC's authors report that the
 paper chose among sampled actions); Flax's initialisation; the policy that is evaluated is the exponential average of
-the parameters, as for every method here.
+the parameters, as for most methods here.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class CQLConfig:
     """n: uniform, from pi(s) and from pi(s'), each."""
     cloning_steps: int = 10_000
     """Steps in which the policy maximises log pi(a|s) of the data instead of Q."""
+    average_decay: float = 0.999
+    """The policy that is evaluated is the exponential average of its parameters."""
 
 
 class CQLState(NamedTuple):

@@ -8,7 +8,8 @@ Q' are Polyak-averaged targets. Hyper-parameters are the paper's for locomotion 
 tau 0.7, beta 3, rewards scaled by 1000 / (best - worst return), cosine decay of the policy's learning rate.
 
 Deviations: advantages are those of V before its step, as in CORL (authors: after); Flax's initialisation (authors:
-orthogonal); the policy that is evaluated is the exponential average of its parameters, as for every method here.
+orthogonal); the policy that is evaluated is the exponential average of its parameters, as for
+most methods here.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class IQLConfig(CriticConfig):
     """Largest advantage weight."""
     policy_learning_rate: float = 3e-4
     """Decays to zero over all steps (cosine)."""
+    average_decay: float = 0.999
+    """The policy that is evaluated is the exponential average of its parameters."""
 
 
 class IQLState(NamedTuple):

@@ -12,7 +12,7 @@ methods are given.
 
 Deviations: where the data have no next action (the last transition of a truncated episode) the penalty of the critic is
 zero, and the transition stays; the policy's target follows the policy after its step (authors: before); Flax's
-initialisation; the policy that is evaluated is the exponential average of the parameters, as for every method here.
+initialisation.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ Observations are normalised by the data's mean and standard deviation (eq. 4); t
 folded into its first layer. Policy and targets move every second step. Hyper-parameters are the paper's (table 4):
 alpha 2.5, noise 0.2 clipped at 0.5, batch 256, learning rates 3e-4.
 
-Deviations: Flax's initialisation; the policy that is evaluated is the exponential average of the parameters, as for
-every method here.
+The policy that is evaluated has the last parameters, as in the paper, not their exponential average, as most methods
+here: on Walker2d the average costs TD3+BC about 12 points (results/curves, tuning seeds 100 to 102).
+
+Deviation: Flax's initialisation.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class TD3Config:
     noise: float = 0.2
     """Standard deviation of the smoothing noise on target actions."""
     noise_clip: float = 0.5
+    average_decay: float = 0.0
+    """Of the exponential average of the policy's parameters that is evaluated; 0: the last parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
