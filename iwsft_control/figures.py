@@ -158,19 +158,26 @@ def _baseline_training(run: RunResult) -> Figure:
     return figure
 
 
-def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Learning curves of experiments/learning_curve.py: score against updates, a panel per task."""
-    names = sorted({r["task"] for r in records})
-    methods = sorted({r["method"] for r in records})
+def curves(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
+    """Learning curves of experiments/learning_curve.py: score against updates, a panel per task.
+
+    Curves of a group differ in their seed only: their mean with its standard error over seeds; of a single seed the one
+    over episodes.
+    """
+    names = sorted({group[0]["task"] for group in groups})
+    methods = sorted({group[0]["method"] for group in groups})
     figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 1.2, 3.2), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        for record in records:
-            if record["task"] != name:
+        for group in groups:
+            first, scores = group[0], np.array([r["normalised_score"] for r in group])
+            if first["task"] != name:
                 continue
-            x, score = methods.index(record["method"]), np.array(record["normalised_score"])
-            error, steps = np.array(record["standard_error"]), np.array(record["step"]) / 1000
-            colour = COLOURS[1 + x % (len(COLOURS) - 1)]
-            axis.plot(steps, score, _line(x), color=colour, label=record["method"], linewidth=1.4)
+            over_seeds = len(group) > 1
+            score, steps = scores.mean(axis=0), np.array(first["step"]) / 1000
+            error = scores.std(axis=0, ddof=1) / len(group) ** 0.5 if over_seeds else np.array(first["standard_error"])
+            x = methods.index(first["method"])
+            colour, label = COLOURS[1 + x % (len(COLOURS) - 1)], first["method"]
+            axis.plot(steps, score, _line(x), color=colour, label=label, linewidth=1.4)
             axis.fill_between(steps, score - error, score + error, color=colour, alpha=0.15, linewidth=0)
         axis.set(xlabel="thousand updates", title=name)
     axes[0, 0].set_ylabel("normalised score")

@@ -38,7 +38,10 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     learning_curve.curve(settings, "hopper-medium-replay", "td3-bc")
     again = json.loads(path.read_text())
     assert again["normalised_score"] == record["normalised_score"]
-    figure = figures.curves([record, again | {"task": "walker2d-medium-replay", "method": "iql"}])
+    other = again | {"task": "walker2d-medium-replay", "method": "iql"}
+    second = other | {"seed": 101, "normalised_score": [x + 2 for x in other["normalised_score"]]}
+    figure = figures.curves([[record], [other, second]])
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), np.array(again["normalised_score"]) + 1, rtol=1e-6)
     assert [axis.get_title() for axis in figure.axes] == ["hopper-medium-replay", "walker2d-medium-replay"]
     figures.save(figure, tmp_path, "curves")
     assert (tmp_path / "curves.svg").is_file()
@@ -77,14 +80,27 @@ def test_quarters_are_means_of_the_points_in_them():
     record = {
         "task": "t",
         "method": "m",
+        "seed": 100,
         "step": list(range(100, 900, 100)),
         "normalised_score": [1, 3, 5, 5, 0, 9, 7, 9],
     }
-    assert curves.quarters([record]).splitlines()[2:] == ["| t | m | 800 | 2 | 5 | 4 | 8 |"]
+    assert curves.quarters([record]).splitlines()[2:] == ["| t | m | 1 | 800 | 2 | 5 | 4 | 8 |"]
+    better = record | {"seed": 99, "normalised_score": [5, 7, 9, 9, 4, 13, 11, 13]}
+    other = record | {"method": "a", "step": list(range(1, 9))}
+    assert curves.quarters([record, other, better]).splitlines()[2:] == [
+        "| t | a | 1 | 8 | 2 | 5 | 4 | 8 |",
+        "| t | m | 2 | 800 | 4 | 7 | 6 | 10 |",
+    ]
+    assert curves.averages([record, other, better]).splitlines()[2:] == []
+    both = [
+        r | {"averaged_score": [0] * 7 + [4], "last_iterate_score": r["normalised_score"]} for r in (record, better)
+    ]
+    assert curves.averages([*both, other]).splitlines()[2:] == ["| t | m | 10, 6 | 1, 1 |"]
 
 
 def test_the_readme_shows_the_committed_curves():
     folder = Path(__file__).parent.parent / "results" / "curves"
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     assert len(records) > 8
-    assert curves.quarters(records) in (folder.parent.parent / "README.md").read_text()
+    readme = (folder.parent.parent / "README.md").read_text()
+    assert curves.quarters(records) in readme and curves.averages(records) in readme
