@@ -169,15 +169,16 @@ def curves(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
     figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 1.2, 3.2), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for group in groups:
-            first, scores = group[0], np.array([r["normalised_score"] for r in group])
+            first = group[0]
             if first["task"] != name:
                 continue
-            over_seeds = len(group) > 1
-            score, steps = scores.mean(axis=0), np.array(first["step"]) / 1000
-            error = scores.std(axis=0, ddof=1) / len(group) ** 0.5 if over_seeds else np.array(first["standard_error"])
+            scores = np.array([r["normalised_score"] for r in group])
+            score, error, steps = scores.mean(axis=0), np.array(first["standard_error"]), np.array(first["step"]) / 1000
+            if len(group) > 1:
+                error = scores.std(axis=0, ddof=1) / len(group) ** 0.5
             x = methods.index(first["method"])
-            colour, label = COLOURS[1 + x % (len(COLOURS) - 1)], first["method"]
-            axis.plot(steps, score, _line(x), color=colour, label=label, linewidth=1.4)
+            colour = COLOURS[1 + x % (len(COLOURS) - 1)]
+            axis.plot(steps, score, _line(x), color=colour, label=first["method"], linewidth=1.4)
             axis.fill_between(steps, score - error, score + error, color=colour, alpha=0.15, linewidth=0)
         axis.set(xlabel="thousand updates", title=name)
     axes[0, 0].set_ylabel("normalised score")
