@@ -4,10 +4,11 @@
     python experiments/learning_curve.py --methods cql --steps 50000 --every 5000
 
 One process per core; a file per task and method in results/curves, written as the curve grows and not made again when
-it is whole; then a figure of all that are there. The scores are of 25 episodes on reset seeds that no result uses, so
-they are for choosing a number of updates, never for a table. A learning rate that decays (IQL's) does so over all
-steps, which is kinder to the end of a curve than to its middle. A curve's score is of what the method evaluates; beside
-it are those of the policy's last parameters and of their exponential average, to tell what the average does.
+it is whole; a killed curve goes on where it was; then a figure of all that are there. The scores are of 25 episodes on
+reset seeds that no result uses, so they are for choosing a number of updates, never for a table. A learning rate that
+decays (IQL's) does so over all steps, which is kinder to the end of a curve than to its middle. A curve's score is of
+what the method evaluates; beside it are those of the policy's last parameters and of their exponential average, to tell
+what the average does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ import jax
 
 from iwsft_control import cli, curves, run, stages, tasks, training, workers
 from iwsft_control.baselines import BASELINES
-from iwsft_control.files import require
+from iwsft_control.dataset import cache_home
+from iwsft_control.files import Snapshot, require
+from iwsft_control.store import Store
 from iwsft_control.workers import Source
 
 
@@ -56,7 +58,7 @@ def main(config: CurveConfig) -> None:
     cli.writable(config.out)
     jobs = [(config, tasks.parse_task(task).name, method) for method in config.methods for task in config.tasks]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.workers, len(jobs)), context, workers.single_threaded, (1,)) as pool:
+    with ProcessPoolExecutor(min(config.workers, len(jobs)), context, workers.begin, (1,)) as pool:
         for future in as_completed([pool.submit(curve, *job) for job in jobs]):
             cli.console.print(future.result())
     curves.draw(config.out)
@@ -75,27 +77,30 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
     record = curves.begin(task, method, config.seed, stages.configuration(stage), data, config.episodes)
     if path.is_file():
         known = json.loads(path.read_text())
-        same = ("config", "dataset", "episodes")
+        wanted = json.loads(json.dumps(record))
         whole = known["step"][-1:] == [config.steps]
-        if whole and all(known[k] == json.loads(json.dumps(record[k])) for k in same):
+        if whole and all(known[k] == wanted[k] for k in ("config", "dataset", "episodes")):
             return f"{path} is there"
-    began = time.perf_counter()
+        if not whole and all(known.get(k) == v for k, v in wanted.items()):  # this very code has begun it
+            record = known
+    snapshot = Snapshot(Store(cache_home() / "curves").path(stage, data).with_suffix(".unfinished"))
 
     def score(parameters: Any) -> tuple[float, float]:
         return curves.score(record, algorithm.policy(own, data, jax.tree.map(lambda x: x[0], parameters)), data)
 
     def point(step: int, average: Any, last: Any) -> None:
-        if step % config.every and step != config.steps:
+        if (step % config.every and step != config.steps) or step in record.get("step", ()):
             return
         averaged, iterate = score(average), score(last)
         value, error = averaged if own.average_decay else iterate
         measured = {"normalised_score": value, "standard_error": error}
         measured |= {"averaged_score": averaged[0], "last_iterate_score": iterate[0]}
-        curves.add_point(path, record, step=step, seconds=round(time.perf_counter() - began, 1), **measured)
+        curves.add_point(path, record, step=step, seconds=round(snapshot.seconds, 1), **measured)
 
     prepared = algorithm.prepare(own, data)
     averaging = dataclasses.replace(own, average_decay=own.average_decay or training.PolicyConfig().average_decay)
-    training.train_baselines(algorithm, averaging, prepared, method, (config.seed,), lambda n: None, point)
+    training.train_baselines(algorithm, averaging, prepared, method, (config.seed,), lambda n: None, point, snapshot)
+    snapshot.remove()
     scores = ", ".join(f"{x:.0f}" for x in record["normalised_score"])
     return f"{task} {method}: {scores} ({record['seconds'][-1]:.0f} s)"
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+SNAPSHOT_SECONDS = 60.0  # of training, at most, that a kill loses
 
 
 class UserError(Exception):
@@ -128,3 +131,46 @@ def load_pytree(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:
         raise UserError(f"{path} holds other arrays than this version expects; delete it and make it again.")
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected]), metadata
+
+
+class Snapshot:
+    """How far a long training has come, kept in a file so that it goes on there after a kill, bit for bit the same.
+
+    Args:
+        path: of the file, which must be of this training alone; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path, self.before = path, 0.0
+        self.began = self.saved = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a kill included."""
+        return self.before + time.perf_counter() - self.began
+
+    def load(self, start: Any) -> tuple[Any, dict[str, Any]]:
+        """The pytree and the record that were saved last; ``start`` and {} where there are none or they are damaged."""
+        if self.path is None or not self.path.is_file():
+            return start, {}
+        try:
+            state, record = load_pytree(self.path, start)
+        except UserError:
+            return start, {}
+        self.before = record.pop("seconds")
+        return state, record
+
+    def save(self, state: Any, record: Mapping[str, Any]) -> None:
+        """Keep a pytree of arrays and a record that JSON can hold, once a minute.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if self.path is not None and time.perf_counter() - self.saved >= SNAPSHOT_SECONDS:
+            save_pytree(self.path, state, {**record, "seconds": self.seconds})
+            self.saved = time.perf_counter()
+
+    def remove(self) -> None:
+        """Delete the file: the training is over."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

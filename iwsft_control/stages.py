@@ -19,7 +19,7 @@ from iwsft_control import critic, curation, evaluation, quality, results, traini
 from iwsft_control.baselines import BASELINES, awac, cql, iql, rebrac, td3_bc
 from iwsft_control.critic import CriticConfig
 from iwsft_control.dataset import Dataset
-from iwsft_control.files import UserError, require
+from iwsft_control.files import Snapshot, UserError, require
 from iwsft_control.networks import greedy
 from iwsft_control.objectives import METHODS, ImportanceConfig
 from iwsft_control.training import PolicyConfig
@@ -257,7 +257,12 @@ def curate(
 
 
 def compute(
-    stage: Stage, data: Dataset, inputs: Mapping[str, Artefact], start: Start, threads: int | None = None
+    stage: Stage,
+    data: Dataset,
+    inputs: Mapping[str, Artefact],
+    start: Start,
+    threads: int | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Artefact:
     """Do the work of a stage.
 
@@ -266,12 +271,15 @@ def compute(
         inputs: the artefacts of :func:`needs`, under the same names.
         start: told of every loop before it begins; what it returns is told the steps as they are done.
         threads: of evaluation; all cores by default.
+        snapshot: where a baseline's training goes on that a kill has cut short; the other stages take minutes.
 
     Raises:
         PolicyError: a trained policy answers with something that is not an action.
     """
-    work = _critic if stage.method == "critic" else _baseline if stage.method in BASELINES else _policy
-    arrays, record = work(stage, data, inputs, start, threads)
+    if stage.method in BASELINES:
+        arrays, record = _baseline(stage, data, start, threads, snapshot or Snapshot())
+    else:
+        arrays, record = (_critic if stage.method == "critic" else _policy)(stage, data, inputs, start, threads)
     return Artefact(jax.tree.map(np.asarray, arrays), record | results.provenance())
 
 
@@ -319,8 +327,8 @@ def _policy(stage: Stage, data: Dataset, inputs: Mapping[str, Artefact], start: 
     return {"params": params}, record
 
 
-def _baseline(stage: Stage, data: Dataset, inputs: Mapping[str, Artefact], start: Start, threads: int | None):
-    method, config, began = stage.method, baseline_config(stage.settings, stage.method), time.perf_counter()
+def _baseline(stage: Stage, data: Dataset, start: Start, threads: int | None, snapshot: Snapshot):
+    method, config = stage.method, baseline_config(stage.settings, stage.method)
     algorithm = BASELINES[method]
     trained, logs = training.train_baselines(
         algorithm,
@@ -329,12 +337,13 @@ def _baseline(stage: Stage, data: Dataset, inputs: Mapping[str, Artefact], start
         method,
         stage.seeds,
         start(method, config.steps),
+        snapshot=snapshot,
     )
     each = [jax.tree.map(lambda x, s=s: np.asarray(x[s]), trained) for s in range(len(stage.seeds))]
     params = jax.tree.map(lambda *x: np.stack(x), *(algorithm.policy(config, data, own) for own in each))
-    middle = time.perf_counter()
+    training_seconds, middle = snapshot.seconds, time.perf_counter()
     returns = _evaluate(stage, data, params, start, threads)
-    seconds = {method: round(middle - began, 3), f"{method} evaluation": round(time.perf_counter() - middle, 3)}
+    seconds = {method: round(training_seconds, 3), f"{method} evaluation": round(time.perf_counter() - middle, 3)}
     diagnostics: list[dict[str, Any]] = [{} for _ in stage.seeds]
     return {"params": params}, {"returns": returns, "logs": logs, "diagnostics": diagnostics, "seconds": seconds}
 

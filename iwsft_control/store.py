@@ -173,6 +173,8 @@ class Store:
         with self.alone(stage, data):
             found = self.read(stage, data)  # made by another process while this one waited
             if found is None:
-                found = stages.compute(stage, data, inputs, start, threads)
+                snapshot = files.Snapshot(self.path(stage, data).with_suffix(".unfinished"))
+                found = stages.compute(stage, data, inputs, start, threads, snapshot)
                 self.write(stage, data, found)
+                snapshot.remove()
         return found

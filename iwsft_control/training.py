@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from iwsft_control import critic, objectives
+from iwsft_control.files import Snapshot
 from iwsft_control.networks import GaussianPolicy, policy_log_prob
 from iwsft_control.objectives import ImportanceConfig
 from iwsft_control.quality import Units
@@ -366,6 +367,7 @@ def train_baselines(
     seeds: Sequence[int],
     progress: Progress,
     checkpoint: Callable[[int, Any, Any], None] | None = None,
+    snapshot: Snapshot | None = None,
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Train a baseline for every seed.
 
@@ -375,6 +377,7 @@ def train_baselines(
         method: whose random numbers are drawn.
         checkpoint: told the steps done and given the policy's averaged and its last parameters (S, ...) after every
             compiled call.
+        snapshot: where the training goes on that a kill has cut short.
 
     Returns:
         The averaged parameters of the policy (S, ...) and a log of mean losses for every seed.
@@ -384,15 +387,22 @@ def train_baselines(
     states = jax.vmap(lambda key: algorithm.create(config, *dims, key))(init_keys)
     carry = jax.tree.map(jnp.copy, (states, states.policy))  # one buffer cannot be donated twice
     packed, shapes = _pack(data)
-    log = []
+    snapshot = snapshot or Snapshot()
+    carry, record = snapshot.load(carry)
+    log: list[dict[str, Any]] = record.get("log", [])
+    done = log[-1]["step"] if log else 0
+    progress(done)
+    carry = jax.tree.map(jnp.asarray, carry)
     for first, count in _calls(config.steps, REPORT_STEPS):
+        if first < done:
+            continue
         carry, info = _baseline_steps(algorithm, config, count, shapes, carry, packed, _fold(loop_keys, first))
-        log.append({"step": first + count, **info})
-        jax.block_until_ready(info)
+        log.append({"step": first + count, **{k: np.asarray(v).tolist() for k, v in info.items()}})
         progress(count)
         if checkpoint is not None:
             # Copies: the next call takes the buffers.
             checkpoint(first + count, *jax.tree.map(np.array, (carry[1], carry[0].policy)))
+        snapshot.save(carry, {"log": log})
     return carry[1], _per_seed(log, len(seeds))
 
 

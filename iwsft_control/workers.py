@@ -222,6 +222,19 @@ def _serve(pipe: connection.Connection, folder: Path, threads: int) -> None:
         return
 
 
+def begin(threads: int) -> None:
+    """Prepare a process of a pool: :func:`single_threaded`, and an end when the process that started it has ended."""
+    single_threaded(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def single_threaded(threads: int) -> None:
     """Keep XLA's products on one thread; must come before the process's first computation."""
     if threads == 1:

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from iwsft_control import critic as critics
-from iwsft_control import sac, training
+from iwsft_control import files, sac, training
 from iwsft_control.baselines import BASELINES, awac, cql, iql, rebrac, td3_bc
 from iwsft_control.networks import (
     DeterministicPolicy,
@@ -463,6 +463,43 @@ def test_training_repeats_bit_for_bit_and_seeds_differ(name):
         assert np.isfinite(a).all() and not np.array_equal(a, c)
     assert logs[0]["step"] == [20]
     assert all(np.isfinite(v).all() for v in logs[0].values())
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_killed_training_goes_on_where_it_was(name, damaged, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "REPORT_STEPS", 5)
+    monkeypatch.setattr(files, "SNAPSHOT_SECONDS", 0)
+    module, config = BASELINES[name], CONFIGS[name]
+    path, told = tmp_path / "x.unfinished", []
+
+    def run(checkpoint=None):
+        told.clear()
+        snapshot = files.Snapshot(path)
+        result = training.train_baselines(
+            module, config, module.prepare(config, DATA), name, (0, 1), told.append, checkpoint, snapshot
+        )
+        return *result, snapshot
+
+    def kill(step, average, last):
+        if step == 15:
+            raise KeyboardInterrupt
+
+    whole, logs, _ = run()
+    path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(kill)
+    record = files.read_metadata(path)
+    assert [row["step"] for row in record["log"]] == [5, 10]
+    if damaged:
+        path.write_bytes(path.read_bytes()[:-1])
+    resumed, logs_again, snapshot = run()
+    assert told == ([0, 5, 5, 5, 5] if damaged else [10, 5, 5])
+    assert logs_again == logs
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert snapshot.seconds > (0 if damaged else record["seconds"])
+    snapshot.remove()
+    assert not path.exists()
 
 
 def test_the_policy_that_is_evaluated_is_the_exponential_average():

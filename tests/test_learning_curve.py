@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import learning_curve
-from iwsft_control import curves, figures, stages
+from iwsft_control import curves, figures, files, stages, training
 from iwsft_control.baselines import td3_bc
 from iwsft_control.files import UserError
 
@@ -33,7 +33,7 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     assert record["step"] == [500, 1000] and record["config"]["steps"] == 1000
     assert np.isfinite(record["normalised_score"]).all() and record["seconds"] == sorted(record["seconds"])
     assert learning_curve.curve(settings, "hopper-medium-replay", "td3-bc") == f"{path} is there"
-    unfinished = record | {"step": [500]}
+    unfinished = {k: v[:1] if isinstance(v, list) else v for k, v in record.items()}
     path.write_text(json.dumps(unfinished))
     learning_curve.curve(settings, "hopper-medium-replay", "td3-bc")
     again = json.loads(path.read_text())
@@ -45,6 +45,37 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     assert [axis.get_title() for axis in figure.axes] == ["hopper-medium-replay", "walker2d-medium-replay"]
     figures.save(figure, tmp_path, "curves")
     assert (tmp_path / "curves.svg").is_file()
+
+
+def test_a_killed_curve_goes_on_where_it_was(tmp_path, narrow, monkeypatch):
+    path = tmp_path / "killed" / "hopper-medium-replay-td3-bc-seed100.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(files, "SNAPSHOT_SECONDS", 0)
+    steps_done, scored, score = [], [], curves.score
+    loop = training._baseline_steps
+    monkeypatch.setattr(training, "_baseline_steps", lambda *x: steps_done.append(x[2]) or loop(*x))
+
+    def dying(*arguments):
+        scored.append(1)
+        if len(scored) > 4:  # two scores a point
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    def draw(folder):
+        learning_curve.curve(config(tmp_path / folder, steps=2000), "hopper-medium-replay", "td3-bc")
+        return json.loads((tmp_path / folder / path.name).read_text())
+
+    monkeypatch.setattr(curves, "score", dying)
+    with pytest.raises(KeyboardInterrupt):
+        draw("killed")
+    assert json.loads(path.read_text())["step"] == [500, 1000] and steps_done == [500] * 3
+    (kept,) = (tmp_path / "iwsft_control" / "curves").glob("*.unfinished")
+    scored.clear()
+    monkeypatch.setattr(curves, "score", lambda *x: scored.append(1) or score(*x))
+    resumed, whole = draw("killed"), draw("whole")
+    assert len(steps_done) == 3 + 2 + 4 and len(scored) == 4 + 8 and not kept.exists()
+    for name in ("step", "normalised_score", "averaged_score", "last_iterate_score"):
+        assert resumed[name] == whole[name]
 
 
 def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_path, monkeypatch):

@@ -211,6 +211,29 @@ def test_a_damaged_stage_is_made_again(tmp_path):
     assert found(tmp_path / "a") == before
 
 
+def test_a_killed_baseline_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SNAPSHOT_SECONDS", 0)
+    small = dataclasses.replace(stages.Settings(quick=True), iql=iql.IQLConfig(steps=1000, hidden=(8,), batch_size=16))
+    data, stage = Source(TASK).load(), stages.method_stage("iql", "q", (0,), small, TASK)
+    loop, firsts = training._baseline_steps, []
+
+    def dying(*arguments):
+        firsts.append(arguments[2])
+        if len(firsts) == 2:
+            raise KeyboardInterrupt
+        return loop(*arguments)
+
+    killed = store.Store(tmp_path / "killed")
+    monkeypatch.setattr(training, "_baseline_steps", dying)
+    with pytest.raises(KeyboardInterrupt):
+        killed.perform(stage, data, stages.silent)
+    (kept,) = killed.folder.glob("*.unfinished")
+    resumed = killed.perform(stage, data, stages.silent)
+    assert len(firsts) == 3 and not kept.exists()
+    whole = store.Store(tmp_path / "whole").perform(stage, data, stages.silent)
+    assert resumed.record["returns"] == whole.record["returns"] and resumed.record["logs"] == whole.record["logs"]
+
+
 class Scripted:
     """A pool whose jobs end as a script says, without doing anything."""
 
@@ -307,6 +330,39 @@ def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
     killed, whole = found(tmp_path / "killed"), found(tmp_path / "whole")
     assert killed == whole
     assert len(whole) == 6
+
+
+POOL = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from iwsft_control import workers
+
+def work(path):
+    open(path, "w").write(str(os.getpid()))
+    time.sleep(300)
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), workers.begin, (1,)) as pool:
+        pool.submit(work, sys.argv[1]).result()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for a process in /proc")
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL)
+    pid = tmp_path / "pid"
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "pool.py"), str(pid)], env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    wait_for(lambda: pid.exists() and pid.read_text())
+    process.kill()
+    process.wait()
+    wait_for(lambda: not Path("/proc", pid.read_text()).exists() or stopped(pid.read_text()), 20)
+
+
+def stopped(pid):
+    """Whether a process has ended and only its parent does not know yet."""
+    return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_worker_that_dies_while_it_has_nothing_to_do_is_replaced(tmp_path):
