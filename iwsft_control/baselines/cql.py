@@ -6,14 +6,15 @@
 
 with a' ~ pi(s'). The log of the integral over actions is estimated by importance sampling (appendix F): n uniform
 actions, n from pi(s) and n from pi(s'), each Q minus the log density of what it was drawn from. (The constant
-log 3n is left out: it has no gradient.) n = 10, three layers of 256 and no entropy in the backup are the authors' code;
-alpha 10 without the Lagrange form and learning rates of 3e-5 and 3e-4 are CORL's for these tasks (the authors' code
-offers alpha 5 or 10 and a policy learning rate of 1e-4). At first the policy clones the data, as in the authors' code.
+log 3n is left out: it has no gradient.) n = 10 and no entropy in the backup are the authors' code; alpha 5 without the
+Lagrange form, two layers of 256, learning rates of 3e-4 and no cloning at first are Geng's
+(https://github.com/young-geng/JaxCQL).
 
-Deviations: it does so for 10,000 steps (authors: 40,000, "10,000 work similarly"); temperature and policy step at once
-(authors: the temperature first); the policy acts by its mean, as in the authors' code (TD3+BC's authors report that the
-paper chose among sampled actions); Flax's initialisation; the policy that is evaluated is the exponential average of
-the parameters, as for most methods here.
+Deviations: the authors' code has three layers, a policy learning rate of 1e-4 (paper: 3e-5), alpha 5 or 10, and a
+policy that clones the data for 40,000 steps; that is made for 1M updates, more than a day of one core, and each has an
+option here. Temperature and policy step at once (authors: the temperature first); the policy acts by its mean, as in
+the authors' code (TD3+BC's authors report that the paper chose among sampled actions); Flax's initialisation; the
+policy that is evaluated is the exponential average of the parameters, as for most methods here.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ class CQLConfig:
     batch_size: int = 256
     learning_rate: float = 3e-4
     """Of the critics."""
-    policy_learning_rate: float = 3e-5
+    policy_learning_rate: float = 3e-4
     """Of policy and temperature."""
     discount: float = 0.99
     target_rate: float = 0.005
-    hidden: tuple[int, ...] = (256, 256, 256)
-    alpha: float = 10.0
+    hidden: tuple[int, ...] = (256, 256)
+    alpha: float = 5.0
     """Weight of the conservative term."""
     sampled_actions: int = 10
     """n: uniform, from pi(s) and from pi(s'), each."""
-    cloning_steps: int = 10_000
+    cloning_steps: int = 0
     """Steps in which the policy maximises log pi(a|s) of the data instead of Q."""
     average_decay: float = 0.999
     """The policy that is evaluated is the exponential average of its parameters."""
