@@ -197,8 +197,6 @@ def main(config: BenchConfig) -> None:
             elif method == "critic":
                 cases[method, label] = critic_case(settings, arrays)
             else:
-                if method == "cql":
-                    settings = dataclasses.replace(settings, cloning_steps=0)  # what most of its steps are
                 cases[method, label] = baseline_case(BASELINES[method], settings, data)
     if config.unifloral is not None:
         next_actions = rebrac.prepare(stages.Settings().rebrac, data)

@@ -40,8 +40,8 @@ DATA_ACTION_BOUND = 1 - 1e-5  # the tanh policy's density of the data's actions 
 class CQLConfig:
     """Hyper-parameters."""
 
-    steps: int = 1_000_000
-    """Gradient steps of critics and policy."""
+    steps: int = 100_000
+    """Gradient steps of critics and policy (paper: 1M; results/curves)."""
     batch_size: int = 256
     learning_rate: float = 3e-4
     """Of the critics."""
@@ -119,10 +119,13 @@ def conservative_term(
     actions = jax.lax.stop_gradient(jnp.concatenate([noise.uniform, current, following]))
     log_uniform = jnp.full(log_current.shape, -batch.actions.shape[-1] * jnp.log(2.0))
     log_density = jax.lax.stop_gradient(jnp.concatenate([log_uniform, log_current, log_following]))
-    # One action per state at a time, and again for the gradient: 3n N rows at once do not fit into a CPU's cache,
-    # which costs more than the second pass.
+    # One action per state at a time, since 3n N rows at once do not fit into a CPU's cache. Products are kept for the
+    # gradient, what lies between them is computed again: that costs less than to fetch it.
     at_once = 1 if jax.default_backend() == "cpu" else len(actions)
-    q_of = jax.checkpoint(lambda a: TwinCritic(config.hidden).apply(critic, batch.observations, a))
+    q_of = jax.checkpoint(
+        lambda a: TwinCritic(config.hidden).apply(critic, batch.observations, a),
+        policy=jax.checkpoint_policies.dots_saveable,
+    )
     q = jax.lax.map(q_of, actions, batch_size=at_once)  # (3n, 2, N)
     return (jax.nn.logsumexp(q - log_density[:, None], axis=0) - data_q).mean(axis=-1).sum()
 
