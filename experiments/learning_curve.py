@@ -1,7 +1,7 @@
 """How many updates the baselines need: scores along training, on a tuning seed.
 
     python experiments/learning_curve.py --methods iql td3-bc awac --steps 300000
-    python experiments/learning_curve.py --methods cql --steps 50000 --every 5000
+    python experiments/learning_curve.py --methods cql --steps 100000 --every 5000
 
 One process per core; a file per task and method in results/curves, written as the curve grows and not made again when
 it is whole; a killed curve goes on where it was; then a figure of all that are there. The scores are of 25 episodes on
@@ -26,7 +26,7 @@ import jax
 from iwsft_control import cli, curves, run, stages, tasks, training, workers
 from iwsft_control.baselines import BASELINES
 from iwsft_control.dataset import cache_home
-from iwsft_control.files import Snapshot, require
+from iwsft_control.files import require
 from iwsft_control.store import Store
 from iwsft_control.workers import Source
 
@@ -83,7 +83,7 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
             return f"{path} is there"
         if not whole and all(known.get(k) == v for k, v in wanted.items()):  # this very code has begun it
             record = known
-    snapshot = Snapshot(Store(cache_home() / "curves").path(stage, data).with_suffix(".unfinished"))
+    snapshot = Store(cache_home() / "curves").snapshot(stage, data)
 
     def score(parameters: Any) -> tuple[float, float]:
         return curves.score(record, algorithm.policy(own, data, jax.tree.map(lambda x: x[0], parameters)), data)

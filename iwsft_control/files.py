@@ -151,7 +151,7 @@ class Snapshot:
 
     def load(self, start: Any) -> tuple[Any, dict[str, Any]]:
         """The pytree and the record that were saved last; ``start`` and {} where there are none or they are damaged."""
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
             return start, {}
         try:
             state, record = load_pytree(self.path, start)

@@ -160,6 +160,10 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def snapshot(self, stage: Stage, data: Dataset) -> files.Snapshot:
+        """How far the training of a stage has come that was killed."""
+        return files.Snapshot(self.path(stage, data).with_suffix(".unfinished"))
+
     def inputs(self, stage: Stage, data: Dataset, start: Start, threads: int | None = None) -> dict[str, Artefact]:
         """The artefacts of the stages that a stage needs, made where they are not there."""
         return {name: self.perform(need, data, start, threads) for name, need in stages.needs(stage).items()}
@@ -173,7 +177,7 @@ class Store:
         with self.alone(stage, data):
             found = self.read(stage, data)  # made by another process while this one waited
             if found is None:
-                snapshot = files.Snapshot(self.path(stage, data).with_suffix(".unfinished"))
+                snapshot = self.snapshot(stage, data)
                 found = stages.compute(stage, data, inputs, start, threads, snapshot)
                 self.write(stage, data, found)
                 snapshot.remove()
