@@ -33,7 +33,7 @@ from iwsft_control.workers import Failure, Job, Source
 # Seconds per 1,000 steps and per evaluation on one core of a small cloud machine: only for the estimate before any
 # stage has been timed here.
 CRITIC_SECONDS, POLICY_SECONDS, EVALUATION_SECONDS = 1.5, 1.5, 6.0
-BASELINE_SECONDS = {"iql": 3.2, "td3_bc": 2.5, "awac": 3.3, "cql": 65, "rebrac": 22}
+BASELINE_SECONDS = {"iql": 3.2, "td3_bc": 2.5, "awac": 3.3, "cql": 55, "rebrac": 6}
 
 
 @dataclasses.dataclass(frozen=True)

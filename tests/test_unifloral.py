@@ -37,6 +37,7 @@ def clone(tmp_path, monkeypatch):
             @dataclasses.dataclass
             class Args:
                 num_updates: int = 0
+                lr: float = 0.1
 
             AgentTrainState = collections.namedtuple("AgentTrainState", "actor actor_target dual_q dual_q_target")
             Transition = collections.namedtuple("Transition", "obs action reward next_obs done")
@@ -66,9 +67,14 @@ def clone(tmp_path, monkeypatch):
 
 def test_its_steps_are_counted_in_critic_steps(clone):
     loop = unifloral.load(clone, "td3-bc", DATA, steps=100)
-    assert loop.settings == {"num_updates": 50} and loop.critic_steps == 2
+    assert loop.settings == {"num_updates": 50, "lr": 0.1} and loop.critic_steps == 2
     _, state = loop.run(10, loop.carry)
     assert int(state.actor) == 50 + 5 * 9
+
+
+def test_given_settings_take_the_place_of_its_own(clone):
+    loop = unifloral.load(clone, "td3-bc", DATA, steps=100, lr=0.5)
+    assert loop.settings == {"num_updates": 50, "lr": 0.5}
 
 
 def test_no_clone(tmp_path):

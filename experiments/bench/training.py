@@ -186,12 +186,11 @@ def main(config: BenchConfig) -> None:
             own = defaults.critic
         else:
             own = stages.baseline_config(defaults, method)
-        common = dataclasses.replace(own, hidden=(256, 256), batch_size=256)
-        for label, settings in {"256, 2 x 256": common, "default": own}.items():
-            if label == "default" and own == common:
-                continue
-            if label == "default":
-                label = f"{own.batch_size:,}, {len(own.hidden)} x {own.hidden[0]}"
+        sizes = [dataclasses.replace(own, hidden=(256, 256), batch_size=256), own]
+        if method == "rebrac":
+            sizes.append(dataclasses.replace(own, batch_size=1024))  # its paper's and unifloral's
+        for settings in dict.fromkeys(sizes):
+            label = f"{settings.batch_size:,}, {len(settings.hidden)} x {settings.hidden[0]}"
             if method == "bc":
                 cases[method, label] = bc_case(settings, data)
             elif method == "critic":

@@ -4,8 +4,8 @@
     python experiments/bench/unifloral.py --checkout unifloral --tasks hopper-medium-replay --methods iql
 
 Where a baseline lands far from its paper, this tells a mistake of ours from a property of the data: another group's
-program, its own settings, on the same transitions, evaluated like ours. Curves go to results/curves beside those of
-experiments/learning_curve.py.
+program, its own settings (but ReBRAC's batch, learning rate and weights, which are ours), on the same transitions,
+evaluated like ours. Curves go to results/curves beside those of experiments/learning_curve.py.
 
 unifloral's algorithms are read from a clone and run as they are. They import D4RL, Gym and Weights & Biases for
 evaluation and logging; none of that is used here, so empty modules stand in for packages that no longer install.
@@ -70,8 +70,8 @@ def _scan(step: Any, n: int, carry: Any) -> Any:
     return jax.lax.scan(step, carry, None, n)[0]
 
 
-def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: int = 0) -> Loop:
-    """unifloral's loop of ``method`` with its own settings.
+def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: int = 0, **settings: float) -> Loop:
+    """unifloral's loop of ``method`` with its own settings, but for those that are given.
 
     Args:
         checkout: folder of a clone.
@@ -93,7 +93,7 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
         ) from missing
     finally:
         sys.path.pop(0)
-    arguments = module.Args(num_updates=steps // CRITIC_STEPS[method])
+    arguments = module.Args(num_updates=steps // CRITIC_STEPS[method], **settings)
     named = {
         "obs": data.observations,
         "action": data.actions,
@@ -136,8 +136,15 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
 def curve(config: PeerConfig, task: str, method: str) -> None:
     """Train one of its algorithms on one task, evaluating as it goes."""
     data = Source(tasks.parse_task(task).name).load()
-    name = f"{method} (unifloral)"
-    loop = load(config.checkout, method, rebrac.prepare(stages.Settings().rebrac, data), config.steps, config.seed)
+    name, ours, changes = f"{method} (unifloral)", stages.Settings().rebrac, {}
+    if method == "rebrac":  # its own are those of one task
+        changes = {
+            "batch_size": ours.batch_size,
+            "lr": ours.learning_rate,
+            "actor_bc_coef": ours.beta_policy,
+            "critic_bc_coef": ours.beta_critic,
+        }
+    loop = load(config.checkout, method, rebrac.prepare(ours, data), config.steps, config.seed, **changes)
     settings = {k: v for k, v in loop.settings.items() if k not in ("dataset", "log") and "wandb" not in k}
     record = curves.begin(task, name, config.seed, settings, data, config.episodes)
     path = config.out / f"{task}-unifloral-{method}-seed{config.seed}.json"
