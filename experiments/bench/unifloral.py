@@ -71,12 +71,13 @@ def _scan(step: Any, n: int, carry: Any) -> Any:
 
 
 def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: int = 0, **settings: float) -> Loop:
-    """unifloral's loop of ``method`` with its own settings, but for those that are given.
+    """unifloral's loop of ``method``.
 
     Args:
         checkout: folder of a clone.
         data: ReBRACData: the transitions and the data's next actions.
         steps: critic steps of the whole training, which its learning rates may depend on.
+        settings: of its ``Args``, in place of its own.
 
     Raises:
         UserError: no clone there, or distrax is missing.
@@ -136,7 +137,9 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
 def curve(config: PeerConfig, task: str, method: str) -> None:
     """Train one of its algorithms on one task, evaluating as it goes."""
     data = Source(tasks.parse_task(task).name).load()
-    name, ours, changes = f"{method} (unifloral)", stages.Settings().rebrac, {}
+    name = f"{method} (unifloral)"
+    ours = stages.Settings().rebrac
+    changes = {}
     if method == "rebrac":  # its own are those of one task
         changes = {
             "batch_size": ours.batch_size,
