@@ -31,7 +31,7 @@ from iwsft_control import critic as critics
 from iwsft_control import sac
 from iwsft_control.critic import CriticData
 from iwsft_control.dataset import Dataset
-from iwsft_control.networks import TanhGaussianPolicy, TwinCritic
+from iwsft_control.networks import MLP, TanhGaussianPolicy, TwinCritic
 
 DATA_ACTION_BOUND = 1 - 1e-5  # the tanh policy's density of the data's actions is taken inside the action box
 
@@ -119,14 +119,19 @@ def conservative_term(
     actions = jax.lax.stop_gradient(jnp.concatenate([noise.uniform, current, following]))
     log_uniform = jnp.full(log_current.shape, -batch.actions.shape[-1] * jnp.log(2.0))
     log_density = jax.lax.stop_gradient(jnp.concatenate([log_uniform, log_current, log_following]))
-    # One action per state at a time, since 3n N rows at once do not fit into a CPU's cache. Products are kept for the
-    # gradient, what lies between them is computed again: that costs less than to fetch it.
-    at_once = 1 if jax.default_backend() == "cpu" else len(actions)
-    q_of = jax.checkpoint(
-        lambda a: TwinCritic(config.hidden).apply(critic, batch.observations, a),
-        policy=jax.checkpoint_policies.dots_saveable,
-    )
-    q = jax.lax.map(q_of, actions, batch_size=at_once)  # (3n, 2, N)
+    # On a CPU one action per state and one critic at a time, since 3n N rows at once do not fit into its cache. For the
+    # gradient only the products of hidden layers are kept: to compute the rest again costs less than to fetch it.
+    twins = [jax.tree.map(lambda x, i=i: x[i], critic["params"]["net"]) for i in range(2)]
+
+    def q_of(action: jax.Array) -> jax.Array:
+        x = jnp.concatenate([batch.observations, action], axis=-1)
+        return jnp.stack([MLP(config.hidden, 1).apply({"params": twin}, x).squeeze(-1) for twin in twins])
+
+    def kept(primitive: Any, *operands: Any, **_: Any) -> bool:
+        return primitive.name == "dot_general" and operands[0].shape[-1] in config.hidden
+
+    over_actions = jax.lax.map if jax.default_backend() == "cpu" else lambda f, xs: jax.vmap(f)(xs)
+    q = over_actions(jax.checkpoint(q_of, policy=kept), actions)  # (3n, 2, N)
     return (jax.nn.logsumexp(q - log_density[:, None], axis=0) - data_q).mean(axis=-1).sum()
 
 
