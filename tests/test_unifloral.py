@@ -38,6 +38,7 @@ def clone(tmp_path, monkeypatch):
             class Args:
                 num_updates: int = 0
                 lr: float = 0.1
+                num_critic_updates_per_step: int = 2
 
             AgentTrainState = collections.namedtuple("AgentTrainState", "actor actor_target dual_q dual_q_target")
             Transition = collections.namedtuple("Transition", "obs action reward next_obs done")
@@ -67,14 +68,15 @@ def clone(tmp_path, monkeypatch):
 
 def test_its_steps_are_counted_in_critic_steps(clone):
     loop = unifloral.load(clone, "td3-bc", DATA, steps=100)
-    assert loop.settings == {"num_updates": 50, "lr": 0.1} and loop.critic_steps == 2
+    assert loop.settings["num_updates"] == 50 and loop.critic_steps == 2
     _, state = loop.run(10, loop.carry)
     assert int(state.actor) == 50 + 5 * 9
 
 
 def test_given_settings_take_the_place_of_its_own(clone):
-    loop = unifloral.load(clone, "td3-bc", DATA, steps=100, lr=0.5)
-    assert loop.settings == {"num_updates": 50, "lr": 0.5}
+    loop = unifloral.load(clone, "td3-bc", DATA, steps=100, lr=0.5, num_critic_updates_per_step=4)
+    assert loop.settings == {"num_updates": 25, "lr": 0.5, "num_critic_updates_per_step": 4}
+    assert loop.critic_steps == 4
 
 
 def test_no_clone(tmp_path):

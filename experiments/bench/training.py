@@ -12,7 +12,8 @@ Data: random transitions of Hopper's shape. Batch 256 and two layers of 256 for 
     python experiments/bench/training.py --unifloral unifloral --methods iql td3-bc rebrac
 
 measures unifloral's own loops in the same turns (ReBRAC's with our batch); last come the ratios of the same method and
-size.
+size. unifloral takes TD3+BC's and ReBRAC's two critic steps on one batch, which spares it every second pass of the
+target policy. So ReBRAC is measured with a step of the policy after every critic step too, where both do the same work.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import dataclasses
 import math
 import os
 import time
+import typing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,9 @@ from rich.table import Table
 from iwsft_control import cli, critic, stages, training
 from iwsft_control.baselines import BASELINES, rebrac
 from iwsft_control.dataset import Dataset
+
+# By method and size: how to take n steps, and the operations of one.
+Cases = dict[tuple[str, str], tuple[Callable[[int], Any], float]]
 
 PRODUCTS = 2000  # 256 x 256 products of one measurement of the limit
 
@@ -167,6 +172,16 @@ def baseline_case(algorithm: Any, config: Any, data: Dataset) -> tuple[Callable[
     return run, product_flops(traced.jaxpr, share)
 
 
+def add_peer(cases: Cases, clone: Path, method: unifloral.Method, label: str, data: Any, **settings: float) -> None:
+    """The same for unifloral's loop; its operations are those of a critic's step."""
+    peer = unifloral.load(clone, method, data, batch_size=256, **settings)
+    traced = jax.make_jaxpr(peer.step)(peer.carry, None)
+    cases[f"{method}, unifloral", label] = (
+        partial(peer.run, carry=peer.carry),
+        product_flops(traced.jaxpr, 1.0) / peer.critic_steps,
+    )
+
+
 def measure(run: Callable[[int], Any], steps: int) -> float:
     """Steps per second."""
     began = time.perf_counter()
@@ -179,7 +194,7 @@ def main(config: BenchConfig) -> None:
     data = random_data(config.transitions)
     arrays = critic.transitions(data)
     defaults = stages.Settings()
-    cases: dict[tuple[str, str], tuple[Callable[[int], Any], float]] = {}
+    cases: Cases = {}
     for method in config.methods:
         if method == "bc":
             own: Any = defaults.policy
@@ -197,14 +212,15 @@ def main(config: BenchConfig) -> None:
             else:
                 cases[method, label] = baseline_case(BASELINES[method], settings, data)
     if config.unifloral is not None:
-        next_actions = rebrac.prepare(stages.Settings().rebrac, data)
-        for method in unifloral.CRITIC_STEPS:
-            if method in config.methods:
-                peer = unifloral.load(config.unifloral, method, next_actions, batch_size=256)
-                traced = jax.make_jaxpr(peer.step)(peer.carry, None)
-                label = "256, 3 x 256" if method == "rebrac" else "256, 2 x 256"
-                flops = product_flops(traced.jaxpr, 1.0) / peer.critic_steps
-                cases[f"{method}, unifloral", label] = partial(peer.run, carry=peer.carry), flops
+        next_actions = rebrac.prepare(defaults.rebrac, data)
+        for method in [m for m in typing.get_args(unifloral.Method) if m in config.methods]:
+            label = "256, 3 x 256" if method == "rebrac" else "256, 2 x 256"
+            add_peer(cases, config.unifloral, method, label, next_actions)
+        if "rebrac" in config.methods:
+            label = "256, 3 x 256, policy every step"
+            every = dataclasses.replace(defaults.rebrac, policy_delay=1)
+            cases["rebrac", label] = baseline_case(rebrac, every, data)
+            add_peer(cases, config.unifloral, "rebrac", label, next_actions, num_critic_updates_per_step=1)
     counts: dict[tuple[str, str], int] = {}
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in cases}
     limits = []

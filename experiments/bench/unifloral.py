@@ -30,7 +30,7 @@ from iwsft_control.baselines import rebrac, td3_bc
 from iwsft_control.files import UserError, require
 from iwsft_control.workers import Source
 
-CRITIC_STEPS = {"iql": 1, "td3-bc": 2, "rebrac": 2}  # of one of its steps; ours are counted in critic steps
+Method = Literal["iql", "td3-bc", "rebrac"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PeerConfig:
     """Folder of a clone of unifloral."""
     tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
     """Tasks."""
-    methods: tuple[Literal["iql", "td3-bc", "rebrac"], ...] = ("iql", "td3-bc")
+    methods: tuple[Method, ...] = ("iql", "td3-bc")
     """Its algorithms."""
     steps: int = 200_000
     """Gradient steps of the critics."""
@@ -94,7 +94,9 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
         ) from missing
     finally:
         sys.path.pop(0)
-    arguments = module.Args(num_updates=steps // CRITIC_STEPS[method], **settings)
+    arguments = module.Args(**settings)
+    critic_steps = getattr(arguments, "num_critic_updates_per_step", 1)  # of one of its steps; ours are the critics'
+    arguments.num_updates = steps // critic_steps
     named = {
         "obs": data.observations,
         "action": data.actions,
@@ -131,7 +133,7 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
     }
     state = module.AgentTrainState(**{k: parts[k]() for k in module.AgentTrainState._fields})
     step = module.make_train_step(arguments, *[network.apply for network in networks], dataset)
-    return Loop(step, (key, state), CRITIC_STEPS[method], dataclasses.asdict(arguments))
+    return Loop(step, (key, state), critic_steps, dataclasses.asdict(arguments))
 
 
 def curve(config: PeerConfig, task: str, method: str) -> None:

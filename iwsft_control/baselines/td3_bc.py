@@ -101,7 +101,7 @@ def create_td3(
     policy_key, critic_key = jax.random.split(key)
     observation, action = jnp.zeros((1, observation_dim)), jnp.zeros((1, action_dim))
     policy, critic = policy_net.init(policy_key, observation), critic_net.init(critic_key, observation, action)
-    optimiser = optax.adam(config.learning_rate)
+    optimiser = critics.adam(config.learning_rate)
     optimisers = (optimiser.init(policy), optimiser.init(critic))
     return TD3State(policy, policy, critic, critic, optimisers, jnp.zeros((), jnp.int32))
 
@@ -139,7 +139,7 @@ def update_td3(
         critic_loss: of (config, critic, state, batch, key).
         policy_loss: of (config, policy, critic, batch).
     """
-    optimiser = optax.adam(config.learning_rate)
+    optimiser = critics.adam(config.learning_rate)
     q_loss, grad = jax.value_and_grad(partial(critic_loss, config))(state.critic, state, batch, key)
     change, critic_optimiser = optimiser.update(grad, state.optimisers[1])
     critic = optax.apply_updates(state.critic, change)
