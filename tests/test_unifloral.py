@@ -68,7 +68,8 @@ def clone(tmp_path, monkeypatch):
 
 def test_its_steps_are_counted_in_critic_steps(clone):
     loop = unifloral.load(clone, "td3-bc", DATA, steps=100)
-    assert loop.settings["num_updates"] == 50 and loop.critic_steps == 2
+    assert loop.settings == {"num_updates": 50, "lr": 0.1, "num_critic_updates_per_step": 2}
+    assert loop.critic_steps == 2
     _, state = loop.run(10, loop.carry)
     assert int(state.actor) == 50 + 5 * 9
 

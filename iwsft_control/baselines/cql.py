@@ -130,8 +130,8 @@ def conservative_term(
     def kept(primitive: Any, *operands: Any, **_: Any) -> bool:
         return primitive.name == "dot_general" and operands[0].shape[-1] in config.hidden
 
-    over_actions = jax.lax.map if jax.default_backend() == "cpu" else lambda f, xs: jax.vmap(f)(xs)
-    q = over_actions(jax.checkpoint(q_of, policy=kept), actions)  # (3n, 2, N)
+    q_of = jax.checkpoint(q_of, policy=kept)
+    q = jax.lax.map(q_of, actions) if jax.default_backend() == "cpu" else jax.vmap(q_of)(actions)  # (3n, 2, N)
     return (jax.nn.logsumexp(q - log_density[:, None], axis=0) - data_q).mean(axis=-1).sum()
 
 
