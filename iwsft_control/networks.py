@@ -102,10 +102,14 @@ class TwinCritic(nn.Module):
         ).squeeze(-1)
 
 
+def twin(params: Any, i: int) -> Any:
+    """The :class:`MLP` parameters of one of the two Q-functions, i = 0 or 1, of a :class:`TwinCritic`."""
+    return {"params": jax.tree.map(lambda x: x[i], params["params"]["net"])}
+
+
 def first_critic(hidden: Sequence[int], params: Any, observations: jax.Array, actions: jax.Array) -> jax.Array:
     """Q_1(s, a) of a :class:`TwinCritic`'s parameters, without the work of Q_2: (..., O), (..., A) -> (...)."""
-    first = jax.tree.map(lambda x: x[0], params["params"]["net"])
-    return MLP(hidden, 1).apply({"params": first}, jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
+    return MLP(hidden, 1).apply(twin(params, 0), jnp.concatenate([observations, actions], axis=-1)).squeeze(-1)
 
 
 class ValueFunction(nn.Module):

@@ -31,7 +31,7 @@ from iwsft_control import critic as critics
 from iwsft_control import sac
 from iwsft_control.critic import CriticData
 from iwsft_control.dataset import Dataset
-from iwsft_control.networks import MLP, TanhGaussianPolicy, TwinCritic
+from iwsft_control.networks import MLP, TanhGaussianPolicy, TwinCritic, twin
 
 DATA_ACTION_BOUND = 1 - 1e-5  # the tanh policy's density of the data's actions is taken inside the action box
 
@@ -121,11 +121,11 @@ def conservative_term(
     log_density = jax.lax.stop_gradient(jnp.concatenate([log_uniform, log_current, log_following]))
     # On a CPU one action per state and one critic at a time, since 3n N rows at once do not fit into its cache. For the
     # gradient only the products of hidden layers are kept: to compute the rest again costs less than to fetch it.
-    twins = [jax.tree.map(lambda x, i=i: x[i], critic["params"]["net"]) for i in range(2)]
+    twins = [twin(critic, i) for i in range(2)]  # sliced once, outside the loop
 
     def q_of(action: jax.Array) -> jax.Array:
         x = jnp.concatenate([batch.observations, action], axis=-1)
-        return jnp.stack([MLP(config.hidden, 1).apply({"params": twin}, x).squeeze(-1) for twin in twins])
+        return jnp.stack([MLP(config.hidden, 1).apply(one, x).squeeze(-1) for one in twins])
 
     def kept(primitive: Any, *operands: Any, **_: Any) -> bool:
         return primitive.name == "dot_general" and operands[0].shape[-1] in config.hidden
