@@ -7,8 +7,8 @@ Every module offers the same four functions, which :func:`iwsft_control.training
     update(config, state, batch, key)         one gradient step: the new state and scalars for the log
     policy(config, data, parameters)          the policy's as parameters of :func:`iwsft_control.networks.greedy`
 
-A state has a field ``policy``, the parameters that act; their exponential average (``average_decay``) is
-evaluated.
+A state has a field ``policy``, the parameters that act; their exponential average (``average_decay``; with 0 the
+last parameters) is evaluated.
 
 Only true terminal states stop a bootstrap: a truncated episode goes on in the value of its last state, which the data
 hold (D4RL's loader, which the papers used, drops that transition instead).
