@@ -1,8 +1,17 @@
 """``python -m iwsft_control.collect``: reconstruct D4RL's locomotion data by D4RL's own protocol.
 
-rlkit's batch loop: SAC alternates 1,000 environment steps of a fixed, sampled policy with its gradient updates; paths
-are cut at 1,000 steps and at the end of each iteration. ``medium-replay`` is every transition from the first until
-the policy reaches the medium level (D4RL's sizes). What comes out is a reconstruction, not D4RL's own data.
+rlkit's, as far as its code tells (github.com/rail-berkeley/rlkit, examples/sac.py and what it calls):
+
+- the loop: 1,000 rows of the untrained stochastic policy, then again and again 1,000 environment steps of a fixed,
+  sampled policy and 1,000 updates; paths are cut at 1,000 steps and at the end of each block;
+- the learner: soft actor-critic with twin critics, two layers of 256, batches of 256, learning rates of 3e-4, discount
+  0.99, target rate 0.005, automatic temperature with target entropy -A, its initialisation (:mod:`.sac`).
+
+Not rlkit's: the updates per step where ``--updates-per-step`` says other than 1, the random numbers, JAX and float32
+sums in another order. D4RL's authors do not say which version of rlkit they ran, nor their seed.
+
+``medium-replay`` is every transition from the first until the policy reaches the medium level (D4RL's sizes). What
+comes out is a reconstruction, not D4RL's own data.
 """
 
 from __future__ import annotations
@@ -30,12 +39,12 @@ ROLLOUT_STEPS = 1_000_000  # transitions of random, medium and expert data
 ROLLOUT_LANES = 40  # environments that share them, each for 25,000 steps
 STREAMS = {"random": 1, "medium": 2, "expert": 3}  # random streams of the fixed policies' data
 
-# SAC here learns faster than rlkit's did. These settings slow it until the data have D4RL's fingerprint; they were
-# found by running this command, the seeds beside them are those of the embedded data.
+# The embedded data of version 0 were made by an earlier form of this learner (uniform first actions, Flax's
+# initialisation, fewer updates); git's history keeps it.
 SAC_CONFIGS = {
-    "hopper": sac.SACConfig(updates_per_step=0.4),
-    "halfcheetah": sac.SACConfig(updates_per_step=0.6, random_steps=1000),
-    "walker2d": sac.SACConfig(updates_per_step=1.5, random_steps=6000, batch_size=128),
+    "hopper": sac.SACConfig(),
+    "halfcheetah": sac.SACConfig(),
+    "walker2d": sac.SACConfig(),
 }
 EMBEDDED_SEEDS = {"hopper": 1, "halfcheetah": 0, "walker2d": 9}
 
@@ -81,10 +90,7 @@ class Run:
         observation = self._reset(rng)
         length = 0
         for t in range(start, stop):
-            if t < self.config.random_steps:
-                action = rng.uniform(-1, 1, self.batch.action_dim).astype(np.float32)
-            else:
-                action = sac.act(policy, observation, rng.standard_normal(self.batch.action_dim, np.float32))
+            action = sac.act(policy, observation, rng.standard_normal(self.batch.action_dim, np.float32))
             record["qpos"][t], record["qvel"][t] = (x[0] for x in self.batch.state(only))
             next_observation, reward, terminated = self.batch.step(only, action[None])
             record["observations"][t], record["actions"][t] = observation, action
@@ -109,7 +115,7 @@ class Run:
         rows = self._transitions(start, stop)
         self._replay = sac.insert(self._replay, rows, np.int32(start))
         updates = round(stop * self.config.updates_per_step) - round(start * self.config.updates_per_step)
-        if stop >= self.config.random_steps and updates:
+        if stop > self.config.first_steps and updates:
             key = jax.random.fold_in(jax.random.key(self.seed), iteration)
             self.learner = sac.train(self.config, updates, self.learner, self._replay, np.int32(stop), key)
 

@@ -13,7 +13,7 @@ from iwsft_control import collect, dataset, sac, tasks
 from iwsft_control.files import UserError
 from iwsft_control.networks import TanhGaussianPolicy
 
-TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), random_steps=1000)
+TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), first_steps=1000)
 
 
 @pytest.fixture
@@ -151,6 +151,32 @@ def test_numpy_action_is_the_networks():
     mean, log_std = net.apply(params, o)
     ours = sac.act(jax.tree.map(np.asarray, params), o, noise)
     np.testing.assert_allclose(ours, np.tanh(mean + np.exp(log_std) * noise), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_start_as_rlkit_starts_them():
+    state = sac.create(sac.SACConfig(), 11, 3, jax.random.key(0))
+    for params, last in ((state.policy, 1e-3), (state.critic, 3e-3)):
+        layers = params["params"]["net"]
+        for name in ("Dense_0", "Dense_1"):
+            kernel = np.abs(layers[name]["kernel"])
+            assert 0.99 / 16 < kernel.max() <= 1 / 16  # 1 / sqrt(256): rlkit takes a layer's width for its fan-in
+            assert kernel.mean() == pytest.approx(0.5 / 16, rel=0.05)
+            np.testing.assert_array_equal(layers[name]["bias"], np.float32(0.1))
+        assert 0.9 * last < np.abs(layers["Dense_2"]["kernel"]).max() <= last
+        assert 0 < np.abs(layers["Dense_2"]["bias"]).max() <= last
+    kernels = state.critic["params"]["net"]["Dense_0"]["kernel"]
+    assert not np.array_equal(kernels[0], kernels[1])
+
+
+def test_the_first_rows_are_the_untrained_policys_and_learning_begins_after_the_next_block():
+    run = collect.Run("d4rl/Hopper-v2", TINY, 0, 2000)
+    before = jax.tree.map(np.array, run.learner.policy)
+    run.iterate()
+    same(before, run.learner.policy)
+    actions = run.record["actions"][:1000]
+    assert np.abs(np.arctanh(np.clip(actions, -0.999999, 0.999999))).mean() == pytest.approx(0.8, abs=0.1)  # N(0, 1)
+    run.iterate()
+    assert not np.array_equal(jax.tree.leaves(before)[0], jax.tree.leaves(run.learner.policy)[0])
 
 
 def test_sac_solves_a_bandit():
