@@ -18,8 +18,10 @@ import mujoco
 import numpy as np
 from rich.table import Table
 
-from iwsft_control import cli, evaluation, sac, tasks
-from iwsft_control.files import require
+from iwsft_control.base import console
+from iwsft_control.base.errors import require
+from iwsft_control.envs import evaluation, tasks
+from iwsft_control.reconstruction import sac
 
 STOCK = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
 MAX_ERROR = 1e-4  # of observation and reward
@@ -98,7 +100,7 @@ def main(config: FidelityConfig) -> None:
             steps.add_row(env_id, f"{len(observation)} of {len(piece['actions'])}", *cells)
             if env_id != stock and max(observation.max(), reward.max()) > MAX_ERROR:
                 failures.append(f"{env_id}: one-step error above {MAX_ERROR}")
-    cli.console.print(steps)
+    console.console.print(steps)
     returns = Table(
         "environment", "published", "here", "standard error", "deviation (s.e.)", title="D4RL's behaviour policies"
     )
@@ -118,11 +120,11 @@ def main(config: FidelityConfig) -> None:
         )
         if abs(deviation) > MAX_DEVIATION:
             failures.append(f"{environment.env_id}: {deviation:+.2f} standard errors from the published mean")
-    cli.console.print(returns)
+    console.console.print(returns)
     if failures:
         print("outside its bound: " + "; ".join(failures), file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    cli.command(FidelityConfig, main, "python experiments/fidelity.py", __doc__)
+    console.command(FidelityConfig, main, "python experiments/fidelity.py", __doc__)

@@ -23,12 +23,18 @@ from typing import Any
 
 import jax
 
-from iwsft_control import cli, curves, run, stages, tasks, training, workers
-from iwsft_control.baselines import BASELINES
-from iwsft_control.dataset import cache_home
-from iwsft_control.files import require
-from iwsft_control.store import Store
-from iwsft_control.workers import Source
+from iwsft_control import run
+from iwsft_control.base import console
+from iwsft_control.base.errors import require
+from iwsft_control.base.files import cache_home
+from iwsft_control.benchmark import processes, settings, stages
+from iwsft_control.benchmark.jobs import Source
+from iwsft_control.benchmark.store import Store
+from iwsft_control.envs import tasks
+from iwsft_control.learning import loop
+from iwsft_control.methods import supervised
+from iwsft_control.methods.registry import BASELINES
+from iwsft_control.report import curves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,25 +60,25 @@ def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
     run.check_methods(config.methods)
     require(all(m in BASELINES for m in config.methods), f"--methods must be among {', '.join(BASELINES)}.")
-    require(config.every % training.REPORT_STEPS == 0 < config.every, "--every must be a multiple of 500.")
-    cli.writable(config.out)
+    require(config.every % loop.REPORT_STEPS == 0 < config.every, "--every must be a multiple of 500.")
+    console.writable(config.out)
     jobs = [(config, tasks.parse_task(task).name, method) for method in config.methods for task in config.tasks]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.workers, len(jobs)), context, workers.begin, (1,)) as pool:
+    with ProcessPoolExecutor(min(config.workers, len(jobs)), context, processes.begin, (1,)) as pool:
         for future in as_completed([pool.submit(curve, *job) for job in jobs]):
-            cli.console.print(future.result())
+            console.console.print(future.result())
     curves.draw(config.out)
 
 
 def curve(config: CurveConfig, task: str, method: str) -> str:
     """Train one baseline on one task, evaluating as it goes; returns a line for the log."""
-    cli.cache_compiled_programs()
+    console.cache_compiled_programs()
     path = config.out / f"{task}-{method}-seed{config.seed}.json"
-    name = stages.BASELINE_SETTINGS[method]
-    defaults = stages.Settings()
+    name = settings.BASELINE_SETTINGS[method]
+    defaults = settings.Settings()
     settings = dataclasses.replace(defaults, **{name: dataclasses.replace(getattr(defaults, name), steps=config.steps)})
     stage = stages.method_stage(method, "q", (config.seed,), settings, task)
-    own, algorithm = stages.baseline_config(stage.settings, method), BASELINES[method]
+    own, algorithm = settings.baseline_config(stage.settings, method), BASELINES[method]
     data = Source(task).load()
     record = curves.begin(task, method, config.seed, stages.configuration(stage), data, config.episodes)
     if path.is_file():
@@ -98,12 +104,12 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
         curves.add_point(path, record, step=step, seconds=round(snapshot.seconds, 1), **measured)
 
     prepared = algorithm.prepare(own, data)
-    averaging = dataclasses.replace(own, average_decay=own.average_decay or training.PolicyConfig().average_decay)
-    training.train_baselines(algorithm, averaging, prepared, method, (config.seed,), lambda n: None, point, snapshot)
+    averaging = dataclasses.replace(own, average_decay=own.average_decay or supervised.PolicyConfig().average_decay)
+    loop.train_baselines(algorithm, averaging, prepared, method, (config.seed,), lambda n: None, point, snapshot)
     snapshot.remove()
     scores = ", ".join(f"{x:.0f}" for x in record["normalised_score"])
     return f"{task} {method}: {scores} ({record['seconds'][-1]:.0f} s)"
 
 
 if __name__ == "__main__":
-    cli.command(CurveConfig, main, "python experiments/learning_curve.py", __doc__)
+    console.command(CurveConfig, main, "python experiments/learning_curve.py", __doc__)

@@ -22,13 +22,16 @@ from typing import Any, Literal
 import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iwsft_control import cli, files, run, stages, tasks, workers
-from iwsft_control.dataset import cache_home
-from iwsft_control.files import require
-from iwsft_control.objectives import METHODS
-from iwsft_control.stages import Settings
-from iwsft_control.store import Store
-from iwsft_control.workers import Failure, Job, Source
+from iwsft_control import run
+from iwsft_control.base import console, files
+from iwsft_control.base.errors import require
+from iwsft_control.base.files import cache_home
+from iwsft_control.benchmark import jobs, processes, ray_pool, settings, stages
+from iwsft_control.benchmark.jobs import Failure, Job, Source
+from iwsft_control.benchmark.settings import Settings
+from iwsft_control.benchmark.store import Store
+from iwsft_control.envs import tasks
+from iwsft_control.methods.supervised import METHODS
 
 # Seconds per 1,000 steps and per evaluation on one core of a small cloud machine: only for the estimate before any
 # stage has been timed here.
@@ -67,11 +70,11 @@ class Plan(Settings):
 def plan_jobs(plan: Plan, settings: Settings) -> list[Job]:
     """The runs of a plan, seed by seed, so that a sweep that is cut short has whole seeds."""
     jobs = []
-    for group in workers.groups(plan.seeds):
+    for group in jobs.groups(plan.seeds):
         for task in plan.tasks:
             for method in plan.methods:
                 name = tasks.parse_task(task).name
-                for source in plan.qualities if stages.by_quality(method) else ("q",):
+                for source in plan.qualities if settings.by_quality(method) else ("q",):
                     jobs.append(Job(Source(name), stages.method_stage(method, source, group, settings, name)))
     return jobs
 
@@ -90,8 +93,8 @@ def seconds_of(job: Job, seen: dict[tuple[str, str], list[float]]) -> float:
     if job.stage.method == "critic":
         return seeds * CRITIC_SECONDS * settings.critic.steps / 1000
     if kind is None:
-        each: float = BASELINE_SECONDS[stages.BASELINE_SETTINGS[job.stage.method]]
-        steps = stages.baseline_config(settings, job.stage.method).steps
+        each: float = BASELINE_SECONDS[settings.BASELINE_SETTINGS[job.stage.method]]
+        steps = settings.baseline_config(settings, job.stage.method).steps
     else:
         each, steps = POLICY_SECONDS, settings.policy.fine_tune_steps if kind.fine_tunes else settings.policy.bc_steps
     return seeds * (each * steps / 1000 + EVALUATION_SECONDS * (0.05 if settings.quick else 1))
@@ -100,7 +103,7 @@ def seconds_of(job: Job, seen: dict[tuple[str, str], list[float]]) -> float:
 class Board:
     """Live progress: what is done, running and failed, the time left, and the loops of every running stage."""
 
-    def __init__(self, jobs: Sequence[Job], slots: int, done: int, console: Any = cli.console):
+    def __init__(self, jobs: Sequence[Job], slots: int, done: int, console: Any = console.console):
         self.left, self.slots = set(jobs), slots
         self.seen: dict[tuple[str, str], list[float]] = {}
         self.began: dict[Job, float] = {}
@@ -178,7 +181,7 @@ def main(plan: Plan) -> None:
     require(plan.workers is None or plan.workers > 0, "--workers must be positive.")
     require(plan.cpus_per_stage > 0 and plan.gpus_per_stage >= 0, "--cpus-per-stage and --gpus-per-stage count up.")
     require(not plan.whole_trajectory, "--whole-trajectory is for python -m iwsft_control.run.")
-    settings = stages.validate(plan)
+    settings = settings.validate(plan)
     folder = plan.results or Path("results/quick" if plan.quick else "results/sweep")
     store = Store(plan.stages or cache_home() / "stages")
     jobs = plan_jobs(plan, settings)
@@ -186,25 +189,25 @@ def main(plan: Plan) -> None:
         data = source.load()
         run.check_environment(tasks.parse_task(source.task), data)
         run.describe(data)
-    cli.writable(folder)
-    cli.writable(store.folder)
+    console.writable(folder)
+    console.writable(store.folder)
 
-    pool: workers.Pool | None = None
+    pool: jobs.Pool | None = None
     if plan.ray is not None and not plan.dry_run:
         # First of all, since artefacts are named after the kind of device that the cluster offers.
-        pool = workers.RayCluster(store, plan.ray, plan.cpus_per_stage, plan.gpus_per_stage)
+        pool = ray_pool.RayCluster(store, plan.ray, plan.cpus_per_stage, plan.gpus_per_stage)
     everything = with_needs(jobs)
     missing = [job for job in everything if not store.has(job.stage, job.source.load())]
     on_cpu = jax.default_backend() == "cpu"
     slots = (plan.workers or os.cpu_count() or 1) if on_cpu else 1
     counts = Counter(job.stage.name for job in missing)
-    cli.console.print(
+    console.console.print(
         f"{len(jobs)} runs in {len(everything)} stages, {len(everything) - len(missing)} of them finished before. "
         + (f"To do: {', '.join(f'{n} {name}' for name, n in counts.items())}." if counts else "Nothing is left to do.")
     )
     guess = sum(seconds_of(job, {}) for job in missing) / slots
     if plan.ray is None:
-        cli.console.print(f"estimate: {_duration(guess)} with {slots} at a time; results in {folder}")
+        console.console.print(f"estimate: {_duration(guess)} with {slots} at a time; results in {folder}")
     if plan.dry_run:
         return
 
@@ -216,27 +219,27 @@ def main(plan: Plan) -> None:
         failures += failure is not None
         record_failure(folder, job, failure)
         if failure is None and job in wanted:
-            workers.write_results(folder, store, job)
+            jobs.write_results(folder, store, job)
         if job in pending:
             board.finished(job, failure)
 
     wanted, pending = set(jobs), set(missing)
     if pool is None and on_cpu:
-        pool = workers.Processes(store, lambda *event: board.progress(*event), min(slots, max(1, len(missing))))
+        pool = processes.Processes(store, lambda *event: board.progress(*event), min(slots, max(1, len(missing))))
     elif pool is None:
-        cli.cache_compiled_programs()
-        pool = workers.Here(store, lambda *event: board.progress(*event))
+        console.cache_compiled_programs()
+        pool = jobs.Here(store, lambda *event: board.progress(*event))
     board = Board(missing, pool.slots, len(everything) - len(missing))
     try:
         with board.bar:
-            workers.execute(jobs, pool, store, lambda job: board.started(job), finished)
+            jobs.execute(jobs, pool, store, lambda job: board.started(job), finished)
     finally:
         pool.close()
-    cli.console.print(f"{len(everything) - failures} of {len(everything)} stages are done; results in {folder}")
+    console.console.print(f"{len(everything) - failures} of {len(everything)} stages are done; results in {folder}")
     if failures:
-        cli.console.print(f"{failures} failed: see {folder / 'failures'}; start the sweep again to try them again.")
+        console.console.print(f"{failures} failed: see {folder / 'failures'}; start the sweep again to try them again.")
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    cli.command(Plan, main, "python experiments/sweep.py", __doc__)
+    console.command(Plan, main, "python experiments/sweep.py", __doc__)

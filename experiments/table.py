@@ -15,8 +15,11 @@ from typing import Annotated
 
 import tyro
 
-from iwsft_control import cli, figures, report, results
-from iwsft_control.files import atomic_path
+from iwsft_control.base import console
+from iwsft_control.base.files import atomic_path
+from iwsft_control.benchmark import results
+from iwsft_control.report import figures, formats
+from iwsft_control.report import runs as grouped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +42,11 @@ class TableConfig:
 
 def main(config: TableConfig) -> None:
     """Read, check, compare and write."""
-    baseline, focus = report.parse_row(config.baseline), report.parse_row(config.focus)
-    runs = report.find(config.folders, config.quick)
-    table = report.collect(runs, baseline, focus, report.find_failures(config.folders))
+    baseline, focus = grouped.parse_row(config.baseline), grouped.parse_row(config.focus)
+    runs = grouped.find(config.folders, config.quick)
+    table = grouped.collect(runs, baseline, focus, grouped.find_failures(config.folders))
     shown = results.read(config.run) if config.run else figures.pick(table, focus)
-    cli.writable(config.out)
+    console.writable(config.out)
     pages = {
         "Scores": (figures.bars(table), "bars", "Mean over seeds, 95% t interval, and every seed."),
         "Performance profile": (
@@ -68,17 +71,17 @@ def main(config: TableConfig) -> None:
         for title, (figure, name, caption) in pages.items()
     }
     texts = {
-        "table.md": report.to_markdown(table),
-        "table.tex": report.to_latex(table),
-        "table.csv": report.to_csv(table),
-        report.SCORES_FILE: report.to_json(report.to_rliable(table)),
-        "report.html": report.to_html(table, drawn),
+        "table.md": formats.to_markdown(table),
+        "table.tex": formats.to_latex(table),
+        "table.csv": formats.to_csv(table),
+        grouped.SCORES_FILE: formats.to_json(formats.to_rliable(table)),
+        "report.html": formats.to_html(table, drawn),
     }
     for name, text in texts.items():
         with atomic_path(config.out / name) as path:
             path.write_text(text)
-    cli.console.print(f"{len(runs)} runs -> {', '.join(texts)} and figures in {config.out}")
+    console.console.print(f"{len(runs)} runs -> {', '.join(texts)} and figures in {config.out}")
 
 
 if __name__ == "__main__":
-    cli.command(TableConfig, main, "python experiments/table.py", __doc__)
+    console.command(TableConfig, main, "python experiments/table.py", __doc__)

@@ -3,8 +3,7 @@
 Importing the package registers D4RL's environments (``d4rl/Hopper-v2``, ...) with Gymnasium.
 """
 
-from iwsft_control import physics
-from iwsft_control.networks import load_policy
+from iwsft_control.envs import physics
 
 __all__ = ["load_policy"]
 

@@ -7,182 +7,16 @@ imports one that was fetched by other means. The result is ``D4RL/hopper/medium-
 from __future__ import annotations
 
 import dataclasses
-import http.client
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
-import h5py
-import numpy as np
 import tyro
 
-from iwsft_control import cli, dataset, files, tasks
-from iwsft_control.dataset import Episodes
-from iwsft_control.files import UserError, require
-from iwsft_control.tasks import Fingerprint, Task
-
-BASE_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
-BLOCK = 1 << 20  # bytes
-KEYS = ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts", "infos/qpos", "infos/qvel")
-
-
-class OfficialFile(NamedTuple):
-    """An entry of D4RL's checksums."""
-
-    size: int
-    sha256: str
-
-
-def official_files() -> dict[str, OfficialFile]:
-    """Name -> size and sha256 of every v2 locomotion file of D4RL."""
-    lines = (dataset.EMBEDDED / "d4rl_checksums.tsv").read_text().splitlines()
-    return {name: OfficialFile(int(size), digest) for name, size, digest in (line.split("\t") for line in lines)}
-
-
-def file_name(task: Task) -> str:
-    """D4RL's name of a task's file: ``hopper_medium_replay-v2.hdf5``."""
-    return f"{task.environment.name}_{task.level.replace('-', '_')}-v2.hdf5"
-
-
-def verify(path: Path, expected: OfficialFile) -> None:
-    """Hold a file against D4RL's size and sha256.
-
-    Raises:
-        UserError: it is missing or not the official file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; check the path.")
-    size = path.stat().st_size
-    if size != expected.size:
-        raise UserError(
-            f"{path} has {size:,} bytes, D4RL's has {expected.size:,}: it is truncated or another file; fetch it again."
-        )
-    if files.sha256(path) != expected.sha256:
-        raise UserError(
-            f"{path} does not have the sha256 of D4RL's file; it is damaged or another file: fetch it again."
-        )
-
-
-def download(url: str, path: Path, expected: OfficialFile, progress: Callable[[int], None] = lambda n: None) -> None:
-    """Fetch ``url`` to ``path``: what a stopped download left in ``path.part`` is continued, then verified and moved.
-
-    Raises:
-        UserError: the server cannot be reached, or what came is not the official file.
-    """
-    if path.is_file():
-        verify(path, expected)
-        return
-    part = path.with_name(path.name + ".part")
-    have = part.stat().st_size if part.is_file() else 0
-    if have > expected.size:
-        part.unlink()
-        have = 0
-    if have < expected.size:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-                progress(have if resumed else 0)
-                with part.open("ab" if resumed else "wb") as file:
-                    while block := response.read(BLOCK):
-                        file.write(block)
-                        progress(len(block))
-        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            raise UserError(
-                f"cannot fetch {url} ({error}); what came is kept and continued next time, or fetch it by other means "
-                f"and run 'python -m iwsft_control.d4rl import FILE'."
-            ) from error
-    try:
-        verify(part, expected)
-    except UserError:
-        if part.stat().st_size >= expected.size:  # complete but wrong: continuing it would never mend it
-            part.unlink()
-        raise
-    part.replace(path)
-
-
-def read_legacy(path: Path, root_coordinates: int = 1, expected: Fingerprint | None = None) -> Episodes:
-    """Read a D4RL v2 HDF5 file as whole episodes.
-
-    An episode ends where ``terminals`` or ``timeouts`` is set; its final observation is ``next_observations`` of its
-    last row; a trailing piece without a flag is a truncated episode. The simulator's final state is not recorded: its
-    positions and (clipped) velocities are the final observation's, its root coordinates NaN.
-
-    Args:
-        root_coordinates: leading positions that observations leave out (1; Ant 2).
-        expected: transitions, episodes and mean return that the file must have.
-
-    Raises:
-        UserError: the file is damaged, lacks a key, has lengths that disagree, NaNs, or not the expected facts.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; check the path.")
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [key for key in KEYS if key not in file]
-            if missing:
-                raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL v2 locomotion file.")
-            raw = {key: np.asarray(file[key][()]) for key in KEYS}  # type: ignore[index]
-    except OSError as error:
-        raise UserError(f"{path} is not a readable HDF5 file ({error}); fetch it again.") from error
-    lengths = {key: len(value) for key, value in raw.items()}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"{path}: lengths disagree ({lengths}); it is damaged: fetch it again.")
-    terminations = raw["terminals"].astype(bool)
-    truncations = raw["timeouts"].astype(bool) & ~terminations
-    if len(terminations) and not terminations[-1]:
-        truncations[-1] = True
-    ends = np.flatnonzero(terminations | truncations)
-    finals = raw["next_observations"][ends].astype(np.float32)
-    nq, nv = raw["infos/qpos"].shape[1], raw["infos/qvel"].shape[1]
-    positions = nq - root_coordinates
-    unknown = np.full((len(ends), root_coordinates), np.nan)
-    final_qpos = np.concatenate([unknown, finals[:, :positions]], axis=1)
-    episodes = Episodes(
-        observations=np.insert(raw["observations"].astype(np.float32), ends + 1, finals, axis=0),
-        actions=raw["actions"].astype(np.float32),
-        rewards=raw["rewards"].astype(np.float32),
-        terminations=terminations,
-        truncations=truncations,
-        starts=np.concatenate([[0], ends + 1]),
-        qpos=np.insert(raw["infos/qpos"], ends + 1, final_qpos, axis=0),
-        qvel=np.insert(raw["infos/qvel"], ends + 1, finals[:, positions : positions + nv], axis=0),
-    )
-    dataset.check(episodes, str(path))
-    if expected is not None:
-        returns = np.add.reduceat(episodes.rewards.astype(np.float64), episodes.starts[:-1])
-        found = (len(episodes.rewards), len(returns))
-        if found != (expected.transitions, expected.episodes) or abs(returns.mean() - expected.mean) > 0.1:
-            raise UserError(
-                f"{path} has {found[0]:,} transitions in {found[1]:,} episodes with mean return {returns.mean():.1f}, "
-                f"D4RL's has {expected.transitions:,}, {expected.episodes:,} and {expected.mean}; fetch it again."
-            )
-    return episodes
-
-
-def import_file(path: Path, task: Task, official: OfficialFile, expected: Fingerprint | None) -> Path:
-    """Verify a legacy file, convert it and write it into the Minari root; returns the data set's folder.
-
-    Raises:
-        UserError: the file is not the official one, or the data set exists already.
-    """
-    verify(path, official)
-    environment = task.environment
-    episodes = read_legacy(path, 2 if environment.name == "ant" else 1, expected)
-    metadata: dict[str, Any] = {
-        "ref_min_score": environment.ref_min_score,
-        "ref_max_score": environment.ref_max_score,
-        "algorithm_name": "uniform" if task.level == "random" else "SAC",
-        "author": ["Justin Fu", "Aviral Kumar", "Ofir Nachum", "George Tucker", "Sergey Levine"],
-        "description": f"D4RL's {task.name}-v2 (arXiv 2004.07219), CC-BY-4.0, converted from {path.name}.",
-        "reconstruction": False,
-        "source": BASE_URL + file_name(task),
-        "source_sha256": official.sha256,
-    }
-    return dataset.write_minari(task.d4rl_id, episodes, environment.env_id, metadata)
-
+from iwsft_control.base import console, files
+from iwsft_control.base.errors import require
+from iwsft_control.datasets import facts, minari_files
+from iwsft_control.datasets.d4rl_files import BASE_URL, download, file_name, import_file, official_files
+from iwsft_control.envs import tasks
 
 # --- the command -------------------------------------------------------------------------------------------------
 
@@ -220,21 +54,21 @@ def main(config: Download | Import) -> None:
     task = tasks.parse_task(name)
     official, expected = known[file_name(task)], None
     if task.level == "medium-replay":
-        expected = tasks.D4RL_MEDIUM_REPLAY.get(task.environment.name)
-    target = dataset.minari_path(task.d4rl_id)
+        expected = facts.D4RL_MEDIUM_REPLAY.get(task.environment.name)
+    target = minari_files.minari_path(task.d4rl_id)
     require(not target.exists(), f"{task.d4rl_id} is already in {target}; delete that folder to import it again.")
     if isinstance(config, Import):
         path = config.file
     else:
-        folder = config.folder or dataset.cache_home() / "d4rl"
-        cli.writable(folder)
+        folder = config.folder or files.cache_home() / "d4rl"
+        console.writable(folder)
         path = folder / file_name(task)
-        with cli.progress_bar() as bar:
+        with console.progress_bar() as bar:
             line = bar.add_task(path.name, total=official.size)
             download(BASE_URL + path.name, path, official, lambda n: bar.advance(line, n))
     written = import_file(path, task, official, expected)
-    cli.console.print(f"imported: {task.d4rl_id} in {written}; runs of {task.name} use it from now on.")
+    console.console.print(f"imported: {task.d4rl_id} in {written}; runs of {task.name} use it from now on.")
 
 
 if __name__ == "__main__":
-    cli.command(Command, main, "python -m iwsft_control.d4rl", __doc__)  # type: ignore[arg-type]
+    console.command(Command, main, "python -m iwsft_control.d4rl", __doc__)  # type: ignore[arg-type]

@@ -15,13 +15,16 @@ from typing import Any, Literal
 
 import jax
 
-from iwsft_control import cli, results, stages, tasks, workers
-from iwsft_control.dataset import Dataset, cache_home, describe_origin
-from iwsft_control.files import UserError, require
-from iwsft_control.objectives import METHODS, Method
-from iwsft_control.stages import Settings
-from iwsft_control.store import Store
-from iwsft_control.workers import Failure, Job, Source
+from iwsft_control.base import console, errors
+from iwsft_control.base.errors import UserError, require
+from iwsft_control.base.files import cache_home
+from iwsft_control.benchmark import processes, results, settings, stages
+from iwsft_control.benchmark.jobs import Failure, Here, Job, Pool, Progress, Source, execute, groups, write_results
+from iwsft_control.benchmark.settings import Settings
+from iwsft_control.benchmark.store import Store
+from iwsft_control.datasets.types import Dataset, describe_origin
+from iwsft_control.envs import tasks
+from iwsft_control.methods.supervised import METHODS, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ def validate(config: RunConfig) -> Settings:
         weighted = all(kind.importance_weighted for kind in kinds)
         episodic = config.quality == "return" or all(kind.curation == "binary" for kind in kinds)
         require(weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return.")
-    return stages.validate(config)
+    return settings.validate(config)
 
 
 def check_methods(methods: tuple[str, ...]) -> None:
@@ -76,8 +79,8 @@ def check_methods(methods: tuple[str, ...]) -> None:
         UserError: in these cases; unknown names list the near ones.
     """
     for method in methods:
-        if method not in stages.NAMES:
-            raise UserError(f"unknown method {method!r}: {tasks.near(method, list(stages.NAMES))}")
+        if method not in settings.NAMES:
+            raise UserError(f"unknown method {method!r}: {errors.near(method, list(settings.NAMES))}")
     require(len(set(methods)) == len(methods) > 0, "name one or more different methods.")
 
 
@@ -103,27 +106,27 @@ def main(config: RunConfig) -> None:
     check_environment(task, data)
     folder = config.results or Path("results/quick" if settings.quick else "results/runs")
     store = Store(config.stages or cache_home() / "stages")
-    cli.writable(folder)
-    cli.writable(store.folder)
+    console.writable(folder)
+    console.writable(store.folder)
     describe(data)
     if settings.quick:
-        cli.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
+        console.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
     jobs = [
         Job(source, stages.method_stage(method, config.quality, group, settings, source.task))
-        for group in workers.groups(config.seeds)
+        for group in groups(config.seeds)
         for method in config.method
     ]
     failures: list[Failure] = []
     count = min(len(config.seeds), os.cpu_count() or 1)
-    with cli.progress_bar() as bar:
+    with console.progress_bar() as bar:
         progress = _progress_on(bar, several=len(config.seeds) > 1)
-        pool: workers.Pool
+        pool: Pool
         if jax.default_backend() == "cpu" and count > 1:
             # One process per core and seed: on a CPU that beats a vmap over seeds and one seed on all cores.
-            pool = workers.Processes(store, progress, count)
+            pool = processes.Processes(store, progress, count)
         else:
-            cli.cache_compiled_programs()
-            pool = workers.Here(store, progress)
+            console.cache_compiled_programs()
+            pool = Here(store, progress)
 
         def finished(job: Job, failure: Failure | None) -> None:
             if failure is not None:
@@ -132,7 +135,7 @@ def main(config: RunConfig) -> None:
                 _write(folder, store, job)
 
         try:
-            workers.execute(jobs, pool, store, lambda job: None, finished)
+            execute(jobs, pool, store, lambda job: None, finished)
         finally:
             pool.close()
     for failure in failures:
@@ -145,7 +148,7 @@ def main(config: RunConfig) -> None:
 
 def describe(data: Dataset) -> None:
     """Print which data set is used and what it is."""
-    cli.console.print(
+    console.console.print(
         f"data: {data.id} ({describe_origin(data.origin)}), {len(data.rewards):,} transitions, "
         f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in {data.env_id}"
     )
@@ -163,7 +166,7 @@ def check_environment(task: tasks.Task | None, data: Dataset) -> None:
             f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
         )
     try:
-        from iwsft_control.simulation import make_batch
+        from iwsft_control.envs.batch import make_batch
 
         batch = make_batch(data.environment, 1)
     except Exception as error:  # whatever Gymnasium or an environment's package raises
@@ -176,7 +179,7 @@ def check_environment(task: tasks.Task | None, data: Dataset) -> None:
     )
 
 
-def _progress_on(bar: Any, several: bool) -> workers.Progress:
+def _progress_on(bar: Any, several: bool) -> Progress:
     """A line for every loop of every job."""
     lines: dict[tuple[Job, str], Any] = {}
 
@@ -190,19 +193,19 @@ def _progress_on(bar: Any, several: bool) -> workers.Progress:
 
 
 def _write(folder: Path, store: Store, job: Job) -> None:
-    for path in workers.write_results(folder, store, job):
+    for path in write_results(folder, store, job):
         result = results.read(path)
         start = result.diagnostics.get("bc_start")
         if start:
-            cli.console.print(
+            console.console.print(
                 f"seed {result.seed}  bc (its start)  normalised score {start['normalised_score']:6.1f} "
                 f"+- {start['standard_error']:.1f}"
             )
-        cli.console.print(
+        console.console.print(
             f"seed {result.seed}  {result.method:<14}  normalised score {result.normalised_score:6.1f} "
             f"+- {result.standard_error:.1f} (standard error over {len(result.episode_returns)} episodes) -> {path}"
         )
 
 
 if __name__ == "__main__":
-    cli.command(RunConfig, main, "python -m iwsft_control.run", __doc__)
+    console.command(RunConfig, main, "python -m iwsft_control.run", __doc__)

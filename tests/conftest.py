@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwsft_control.dataset import Dataset, Episodes
+from iwsft_control.datasets.types import Dataset, Episodes
 
 SHARED = Path(os.environ.get("IWSFT_SHARED", Path(__file__).parents[2] / "shared"))
 

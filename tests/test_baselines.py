@@ -10,14 +10,17 @@ import numpy as np
 import optax
 import pytest
 
-from iwsft_control import critic as critics
-from iwsft_control import files, sac, training
-from iwsft_control.baselines import BASELINES, awac, cql, iql, rebrac, td3_bc
-from iwsft_control.networks import (
+from iwsft_control.base import files
+from iwsft_control.datasets import transitions
+from iwsft_control.learning import loop
+from iwsft_control.methods import awac, cql, critic, iql, rebrac, td3_bc
+from iwsft_control.methods.registry import BASELINES
+from iwsft_control.networks import policies
+from iwsft_control.networks.mlp import TwinCritic
+from iwsft_control.networks.policies import (
     DeterministicPolicy,
     GaussianPolicy,
     TanhGaussianPolicy,
-    TwinCritic,
     greedy,
     policy_log_prob,
 )
@@ -128,7 +131,7 @@ def test_iql_without_beta_is_behaviour_cloning():
 def test_iql_learns_the_critics_that_the_quality_critic_learns():
     config, state, batch = start("iql")
     new, _ = UPDATES["iql"](config, state, batch, KEY)
-    alone, _ = jax.jit(critics.update, static_argnums=0)(config, state.critic, batch)
+    alone, _ = jax.jit(critic.update, static_argnums=0)(config, state.critic, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), new.critic, alone)
 
 
@@ -258,7 +261,7 @@ def test_the_conservative_term_estimates_the_log_integral():
     scaled = dict(net(state.critic))
     scaled["Dense_2"] = jax.tree.map(lambda x: 5.0 * x, scaled["Dense_2"])
     critic = {"params": {"net": scaled}}
-    batch = critics.CriticData(observations, actions, jnp.zeros(1), 2 * observations, jnp.zeros(1))
+    batch = transitions.CriticData(observations, actions, jnp.zeros(1), 2 * observations, jnp.zeros(1))
     keys = jax.random.split(KEY, 3)
     shape = (config.sampled_actions, 1, 1)
     uniform = jax.random.uniform(keys[0], shape, minval=-1, maxval=1)
@@ -294,7 +297,7 @@ def test_the_conservative_term_lowers_q_away_from_the_data():
 def test_squashed_actions_have_the_density_of_their_noise():
     mean, log_std = jnp.array([[0.3, -0.5]]), jnp.array([[-0.2, 0.4]])
     noise = jax.random.normal(KEY, (7, 1, 2))
-    actions, log_prob = sac.squash(mean, log_std, noise)
+    actions, log_prob = policies.squash(mean, log_std, noise)
     u = np.float64(mean) + np.exp(np.float64(log_std)) * np.float64(noise)
     np.testing.assert_allclose(actions, np.tanh(u), rtol=1e-5)
     np.testing.assert_allclose(log_prob, tanh_log_prob(u, np.float64(mean), np.float64(log_std)), rtol=1e-4)
@@ -450,7 +453,7 @@ def test_cql_temperature_rises_for_a_narrow_policy_and_falls_for_a_wide_one(offs
 def train(name, seeds=(0,), config=None, data=DATA, decay=0.9):
     config = dataclasses.replace(config or CONFIGS[name], average_decay=decay)
     module = BASELINES[name]
-    return training.train_baselines(module, config, module.prepare(config, data), name, seeds, lambda n: None)
+    return loop.train_baselines(module, config, module.prepare(config, data), name, seeds, lambda n: None)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -474,8 +477,8 @@ def test_a_killed_training_goes_on_where_it_was(name, damaged, tmp_path, monkeyp
 
     def run(checkpoint=None):
         told.clear()
-        snapshot = files.Snapshot(path)
-        result = training.train_baselines(
+        snapshot = snapshot.Snapshot(path)
+        result = loop.train_baselines(
             module, config, module.prepare(config, DATA), name, (0, 1), told.append, checkpoint, snapshot
         )
         return *result, snapshot
@@ -506,7 +509,7 @@ def test_the_policy_that_is_evaluated_is_the_exponential_average():
 
     def trained(steps, decay):
         short = dataclasses.replace(config, steps=steps, average_decay=decay)
-        result, _ = training.train_baselines(
+        result, _ = loop.train_baselines(
             td3_bc, short, td3_bc.prepare(short, DATA), "td3-bc", (0,), lambda n: None, keep
         )
         return result
@@ -525,7 +528,7 @@ def test_the_policy_that_is_evaluated_is_the_exponential_average():
 
 
 def test_a_log_holds_none_where_the_policy_did_not_move():
-    config = dataclasses.replace(CONFIGS["td3-bc"], steps=training.REPORT_STEPS + 1)
+    config = dataclasses.replace(CONFIGS["td3-bc"], steps=loop.REPORT_STEPS + 1)
     _, (log,) = train("td3-bc", config=config)
     assert log["policy_loss"][0] is not None and log["policy_loss"][1] is None
     json.dumps(log, allow_nan=False)

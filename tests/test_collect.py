@@ -9,9 +9,12 @@ import minari
 import numpy as np
 import pytest
 
-from iwsft_control import collect, dataset, sac, tasks
-from iwsft_control.files import UserError
-from iwsft_control.networks import TanhGaussianPolicy
+from iwsft_control import collect
+from iwsft_control.base.errors import UserError
+from iwsft_control.datasets import facts, load, minari_files, packed, transitions, types
+from iwsft_control.envs import tasks
+from iwsft_control.networks.policies import TanhGaussianPolicy
+from iwsft_control.reconstruction import acceptance, collection, sac
 
 TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), first_steps=1000)
 
@@ -21,7 +24,7 @@ def tiny(monkeypatch):
     """Collections that take seconds: 3,000 SAC steps and 2,000 of each fixed policy."""
     monkeypatch.setattr(collect, "ROLLOUT_STEPS", 2000)
     monkeypatch.setattr(collect, "SAC_CONFIGS", dict.fromkeys(collect.SAC_CONFIGS, TINY))
-    short = {k: dataclasses.replace(v, transitions=3000) for k, v in tasks.D4RL_MEDIUM_REPLAY.items()}
+    short = {k: dataclasses.replace(v, transitions=3000) for k, v in facts.D4RL_MEDIUM_REPLAY.items()}
     monkeypatch.setattr(tasks, "D4RL_MEDIUM_REPLAY", short)
 
 
@@ -31,14 +34,14 @@ def same(a, b):
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path):
-    whole = collect.Run("d4rl/Hopper-v2", TINY, 3, 4000)
+    whole = collection.Run("d4rl/Hopper-v2", TINY, 3, 4000)
     for _ in range(4):
         whole.iterate()
-    first = collect.Run("d4rl/Hopper-v2", TINY, 3, 2000)
+    first = collection.Run("d4rl/Hopper-v2", TINY, 3, 2000)
     for _ in range(2):
         first.iterate()
     first.save(tmp_path / "x.safetensors")
-    second = collect.Run("d4rl/Hopper-v2", TINY, 3, 4000)
+    second = collection.Run("d4rl/Hopper-v2", TINY, 3, 4000)
     second.load(tmp_path / "x.safetensors")
     for _ in range(2):
         second.iterate()
@@ -47,22 +50,22 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    run = collect.Run("d4rl/Hopper-v2", TINY, 3, 1000)
+    run = collection.Run("d4rl/Hopper-v2", TINY, 3, 1000)
     run.iterate()
     run.save(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="another configuration"):
-        collect.Run("d4rl/Hopper-v2", TINY, 4, 1000).load(tmp_path / "x.safetensors")
+        collection.Run("d4rl/Hopper-v2", TINY, 4, 1000).load(tmp_path / "x.safetensors")
 
 
 def test_seeds_differ_and_episodes_are_whole():
-    runs = [collect.Run("d4rl/Hopper-v2", TINY, seed, 2000) for seed in (0, 1)]
+    runs = [collection.Run("d4rl/Hopper-v2", TINY, seed, 2000) for seed in (0, 1)]
     for run in runs:
         run.iterate()
         run.iterate()
     assert not np.array_equal(runs[0].record["observations"], runs[1].record["observations"])
     episodes = runs[0].episodes()
-    dataset.check(episodes, "run")
-    rows = dataset.state_rows(episodes.starts)
+    types.check(episodes, "run")
+    rows = types.state_rows(episodes.starts)
     np.testing.assert_array_equal(episodes.observations[rows], runs[0].record["observations"])
     np.testing.assert_array_equal(episodes.observations[rows + 1], runs[0].record["next_observations"])
     np.testing.assert_allclose(episodes.observations[:, :5], episodes.qpos[:, 1:], rtol=1e-6)
@@ -73,13 +76,13 @@ def test_seeds_differ_and_episodes_are_whole():
 
 def test_fingerprint_and_acceptance():
     hopper = tasks.ENVIRONMENTS["hopper"]
-    wanted = tasks.D4RL_MEDIUM_REPLAY["hopper"]
-    assert collect.acceptance(wanted, wanted, hopper) == []
+    wanted = facts.D4RL_MEDIUM_REPLAY["hopper"]
+    assert acceptance.acceptance(wanted, wanted, hopper) == []
     for change in ({"transitions": 401_999}, {"mean": 560.0}, {"mean": 380.0}, {"max": 2500.0}, {"max": 3700.0}):
-        assert len(collect.acceptance(dataclasses.replace(wanted, **change), wanted, hopper)) == 1
-    run = collect.Run("d4rl/Hopper-v2", TINY, 0, 1000)
+        assert len(acceptance.acceptance(dataclasses.replace(wanted, **change), wanted, hopper)) == 1
+    run = collection.Run("d4rl/Hopper-v2", TINY, 0, 1000)
     run.iterate()
-    found = collect.fingerprint(run.episodes())
+    found = acceptance.fingerprint(run.episodes())
     returns = run.returns()
     assert (found.transitions, found.episodes) == (1000, len(returns))
     assert found.mean == pytest.approx(returns.mean(), rel=1e-6)
@@ -91,9 +94,9 @@ def test_fixed_policies(level, tiny, tmp_path):
     collect.main(collect.CollectConfig(name, expert_steps=4000, work=tmp_path / "work"))
     data = minari.load_dataset(f"iwsft/hopper/{level}-v0")
     assert data.total_steps == (4000 if level == "medium-expert" else 2000)
-    assert dataset.load(tasks.parse_task(name)).origin == "reconstruction"
+    assert load.load(tasks.parse_task(name)).origin == "reconstruction"
     if level == "random":
-        actions = dataset.load(tasks.parse_task(name)).actions
+        actions = load.load(tasks.parse_task(name)).actions
         assert actions.min() < -0.99
         assert abs(actions.mean()) < 0.05
     with pytest.raises(UserError, match="exists already"):
@@ -105,7 +108,7 @@ def test_what_is_not_accepted_is_not_written(tiny, tmp_path, capsys):
         collect.main(collect.CollectConfig("hopper-medium-replay", work=tmp_path / "work"))
     assert error.value.code == 1
     assert "not accepted: mean normalised return" in capsys.readouterr().err
-    assert not dataset.minari_path("iwsft/hopper/medium-replay-v0").exists()
+    assert not minari_files.minari_path("iwsft/hopper/medium-replay-v0").exists()
     assert list((tmp_path / "work").iterdir())  # the run itself is kept
 
 
@@ -115,10 +118,10 @@ def test_accepted_data_are_written_and_packed(tiny, tmp_path, monkeypatch, capsy
     manifest = json.loads((tmp_path / "packed/manifest.json").read_text())
     entry = manifest["iwsft/hopper/medium-replay-v0"]
     monkeypatch.setattr(dataset, "EMBEDDED", tmp_path / "packed")
-    packed, metadata = dataset.read_embedded("iwsft/hopper/medium-replay-v0")
+    packed, metadata = packed.read_embedded("iwsft/hopper/medium-replay-v0")
     assert metadata["generation_config"]["updates_per_step"] == 0.02
-    in_minari = dataset.load(tasks.parse_task("hopper-medium-replay"))
-    assert dataset.content_sha256(packed) == in_minari.sha256
+    in_minari = load.load(tasks.parse_task("hopper-medium-replay"))
+    assert types.content_sha256(packed) == in_minari.sha256
     assert (tmp_path / "packed" / entry["file"]).stat().st_size == entry["bytes"]
 
 
@@ -169,7 +172,7 @@ def test_networks_start_as_rlkit_starts_them():
 
 
 def test_the_first_rows_are_the_untrained_policys_and_learning_begins_after_the_next_block():
-    run = collect.Run("d4rl/Hopper-v2", TINY, 0, 2000)
+    run = collection.Run("d4rl/Hopper-v2", TINY, 0, 2000)
     before = jax.tree.map(np.array, run.learner.policy)
     run.iterate()
     same(before, run.learner.policy)
@@ -185,7 +188,7 @@ def test_sac_solves_a_bandit():
     rng = np.random.default_rng(0)
     n = 2000
     actions = rng.uniform(-1, 1, (n, 1)).astype(np.float32)
-    replay = sac.Transitions(
+    replay = transitions.Transitions(
         np.ones((n, 2), np.float32), actions, -10 * (actions[:, 0] - 0.6) ** 2, np.ones((n, 2), np.float32), np.ones(n)
     )
     replay = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), replay)

@@ -11,8 +11,9 @@ import minari
 import numpy as np
 import pytest
 
-from iwsft_control import d4rl, dataset, tasks
-from iwsft_control.files import UserError
+from iwsft_control.base.errors import UserError
+from iwsft_control.datasets import d4rl_files, facts, load, minari_files, types
+from iwsft_control.envs import tasks
 from tests.conftest import make_episodes, real_piece
 
 REPLAY = tasks.parse_task("hopper-medium-replay")
@@ -26,13 +27,13 @@ def legacy(path, arrays):
 
 
 def official(path):
-    return d4rl.OfficialFile(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    return d4rl_files.OfficialFile(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def synthetic():
     """Three episodes in the legacy layout: one terminal, one timeout, one trailing piece without a flag."""
     e = make_episodes((4, 3, 5))
-    rows = dataset.state_rows(e.starts)
+    rows = types.state_rows(e.starts)
     flags = np.zeros((2, 12), bool)
     flags[0, 3] = flags[1, 6] = True
     return {
@@ -50,10 +51,10 @@ def synthetic():
 @pytest.mark.parametrize("name", ["hopper", "halfcheetah", "walker2d", "ant"])
 def test_real_piece(name, tmp_path):
     piece = real_piece(name)
-    path = legacy(tmp_path / f"{name}_medium-v2.hdf5", {k: piece[k] for k in d4rl.KEYS})
+    path = legacy(tmp_path / f"{name}_medium-v2.hdf5", {k: piece[k] for k in d4rl_files.KEYS})
     task = tasks.parse_task(f"{name}-medium")
-    d4rl.import_file(path, task, official(path), None)
-    data = dataset.load(task)
+    d4rl_files.import_file(path, task, official(path), None)
+    data = load.load(task)
     assert data.id == f"D4RL/{name}/medium-v2"
     assert data.origin == "D4RL"
     for ours, theirs in (
@@ -74,7 +75,7 @@ def test_real_piece(name, tmp_path):
 
 def test_episodes_end_where_either_flag_is_set(tmp_path):
     arrays = synthetic()
-    episodes = d4rl.read_legacy(legacy(tmp_path / "x.hdf5", arrays))
+    episodes = d4rl_files.read_legacy(legacy(tmp_path / "x.hdf5", arrays))
     np.testing.assert_array_equal(episodes.starts, [0, 4, 7, 12])
     np.testing.assert_array_equal(np.flatnonzero(episodes.terminations), [3])
     np.testing.assert_array_equal(np.flatnonzero(episodes.truncations), [6, 11])
@@ -99,8 +100,8 @@ def test_broken_files(change, sentence, tmp_path):
     change(arrays)
     path = legacy(tmp_path / "x.hdf5", arrays)
     with pytest.raises(UserError, match=sentence):
-        d4rl.import_file(path, REPLAY, official(path), None)
-    assert not dataset.minari_path(REPLAY.d4rl_id).exists()
+        d4rl_files.import_file(path, REPLAY, official(path), None)
+    assert not minari_files.minari_path(REPLAY.d4rl_id).exists()
 
 
 def test_truncated_and_foreign_files(tmp_path):
@@ -109,23 +110,23 @@ def test_truncated_and_foreign_files(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(UserError, match="truncated"):
-        d4rl.import_file(path, REPLAY, right, None)
+        d4rl_files.import_file(path, REPLAY, right, None)
     with pytest.raises(UserError, match="not a readable HDF5"):
-        d4rl.read_legacy(path)
+        d4rl_files.read_legacy(path)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UserError, match="sha256"):
-        d4rl.import_file(path, REPLAY, right, None)
+        d4rl_files.import_file(path, REPLAY, right, None)
 
 
 def test_the_facts_of_the_data_are_held_against_the_table(tmp_path):
     path = legacy(tmp_path / "x.hdf5", synthetic())
     with pytest.raises(UserError, match="12 transitions in 3 episodes"):
-        d4rl.import_file(path, REPLAY, official(path), tasks.D4RL_MEDIUM_REPLAY["hopper"])
+        d4rl_files.import_file(path, REPLAY, official(path), facts.D4RL_MEDIUM_REPLAY["hopper"])
 
 
 def test_every_task_has_an_official_file():
-    known = d4rl.official_files()
-    assert {d4rl.file_name(tasks.parse_task(t)) for t in tasks.TASK_NAMES} == set(known)
+    known = d4rl_files.official_files()
+    assert {d4rl_files.file_name(tasks.parse_task(t)) for t in tasks.TASK_NAMES} == set(known)
     assert known["hopper_medium_replay-v2.hdf5"].size == 75_854_457
     assert all(len(f.sha256) == 64 for f in known.values())
 
@@ -165,7 +166,7 @@ def server():
 
 
 def expected_of(body):
-    return d4rl.OfficialFile(len(body), hashlib.sha256(body).hexdigest())
+    return d4rl_files.OfficialFile(len(body), hashlib.sha256(body).hexdigest())
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -174,31 +175,31 @@ def test_a_stopped_download_is_continued(server, tmp_path, ranges):
     state |= {"break_at": 1_200_000, "ranges": ranges}
     target = tmp_path / "file.hdf5"
     with pytest.raises(UserError, match=r"kept and continued|truncated"):
-        d4rl.download(url, target, expected_of(body))
+        d4rl_files.download(url, target, expected_of(body))
     assert not target.exists()
-    d4rl.download(url, target, expected_of(body))
+    d4rl_files.download(url, target, expected_of(body))
     assert target.read_bytes() == body
     assert (state["requests"][1] > 0) == ranges
-    d4rl.download(url, target, expected_of(body))
+    d4rl_files.download(url, target, expected_of(body))
     assert len(state["requests"]) == 2  # what is there is not fetched again
 
 
 def test_a_wrong_download_is_refused_and_removed(server, tmp_path):
     url, body, _ = server
-    wrong = d4rl.OfficialFile(len(body), "0" * 64)
+    wrong = d4rl_files.OfficialFile(len(body), "0" * 64)
     with pytest.raises(UserError, match="sha256"):
-        d4rl.download(url, tmp_path / "file.hdf5", wrong)
+        d4rl_files.download(url, tmp_path / "file.hdf5", wrong)
     assert list(tmp_path.glob("file*")) == []
 
 
 def test_no_server(tmp_path):
     with pytest.raises(UserError, match="d4rl import FILE"):
-        d4rl.download("http://127.0.0.1:9/x", tmp_path / "file.hdf5", d4rl.OfficialFile(10, "0" * 64))
+        d4rl_files.download("http://127.0.0.1:9/x", tmp_path / "file.hdf5", d4rl_files.OfficialFile(10, "0" * 64))
 
 
 def test_metadata_names_the_source(tmp_path):
     path = legacy(tmp_path / "hopper_medium_replay-v2.hdf5", synthetic())
-    folder = d4rl.import_file(path, REPLAY, official(path), None)
+    folder = d4rl_files.import_file(path, REPLAY, official(path), None)
     metadata = json.loads((folder / "data/metadata.json").read_text())
     assert metadata["source_sha256"] == official(path).sha256
     assert metadata["reconstruction"] is False

@@ -8,18 +8,22 @@ import minari
 import numpy as np
 import pytest
 
-from iwsft_control import dataset, files, tasks
-from iwsft_control.files import UserError
+from iwsft_control import collect
+from iwsft_control.base import files
+from iwsft_control.base.errors import UserError
+from iwsft_control.datasets import facts, load, minari_files, packed, types
+from iwsft_control.envs import tasks
+from iwsft_control.reconstruction import acceptance
 from tests.conftest import make_episodes
 
 SCORES = {"ref_min_score": -20.0, "ref_max_score": 3000.0}
-EMBEDDED = sorted(dataset_id.split("/")[1] for dataset_id in dataset.embedded_manifest())
+EMBEDDED = sorted(dataset_id.split("/")[1] for dataset_id in packed.embedded_manifest())
 HOPPER = tasks.parse_task("hopper-medium-replay")
 
 
 def write(dataset_id="test/hopper/small-v0", **kwargs):
     episodes = make_episodes(**kwargs)
-    dataset.write_minari(dataset_id, episodes, "d4rl/Hopper-v2", SCORES)
+    minari_files.write_minari(dataset_id, episodes, "d4rl/Hopper-v2", SCORES)
     return episodes
 
 
@@ -44,7 +48,7 @@ def test_minari_reads_what_is_written():
 
 def test_flat_arrays():
     episodes = write()
-    data = dataset.load(None, "test/hopper/small-v0")
+    data = load.load(None, "test/hopper/small-v0")
     assert data.origin == "Minari"
     np.testing.assert_array_equal(data.lengths, [30, 5, 17, 40])
     for e in range(4):
@@ -58,31 +62,31 @@ def test_flat_arrays():
 
 def test_cache_gives_the_same_and_follows_the_file():
     write()
-    first, second = dataset.load(None, "test/hopper/small-v0"), dataset.load(None, "test/hopper/small-v0")
+    first, second = load.load(None, "test/hopper/small-v0"), load.load(None, "test/hopper/small-v0")
     for name in ("observations", "actions", "rewards", "next_observations", "terminations", "starts"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert first.sha256 == second.sha256
-    cached = list((dataset.cache_home() / "datasets").iterdir())
+    cached = list((files.cache_home() / "datasets").iterdir())
     assert len(cached) == 1
     write("test/hopper/other-v0", seed=1)
-    assert dataset.load(None, "test/hopper/other-v0").sha256 != first.sha256
+    assert load.load(None, "test/hopper/other-v0").sha256 != first.sha256
 
 
 def test_pack_is_lossless_and_has_the_same_content_hash(tmp_path):
     episodes = make_episodes()
     assert (np.abs(episodes.qvel) > 10).any()  # so that the clip matters
-    dataset.pack(tmp_path / "x.hdf5", episodes, {"a": 1})
-    again, metadata = dataset.unpack(tmp_path / "x.hdf5")
+    packed.pack(tmp_path / "x.hdf5", episodes, {"a": 1})
+    again, metadata = packed.unpack(tmp_path / "x.hdf5")
     assert metadata == {"a": 1}
-    for name in dataset.Episodes._fields:
+    for name in types.Episodes._fields:
         np.testing.assert_array_equal(getattr(again, name), getattr(episodes, name))
-    assert dataset.content_sha256(again) == dataset.content_sha256(episodes)
+    assert types.content_sha256(again) == types.content_sha256(episodes)
 
 
 def test_pack_refuses_what_it_cannot_restore(tmp_path):
     episodes = make_episodes()
     with pytest.raises(ValueError, match="do not determine"):
-        dataset.pack(tmp_path / "x.hdf5", episodes._replace(qpos=episodes.qpos + 1), {})
+        packed.pack(tmp_path / "x.hdf5", episodes._replace(qpos=episodes.qpos + 1), {})
 
 
 @pytest.mark.parametrize(
@@ -95,25 +99,25 @@ def test_pack_refuses_what_it_cannot_restore(tmp_path):
 )
 def test_damaged_minari_data(change, sentence):
     write()
-    with h5py.File(dataset.minari_path("test/hopper/small-v0") / "data/main_data.hdf5", "a") as file:
+    with h5py.File(minari_files.minari_path("test/hopper/small-v0") / "data/main_data.hdf5", "a") as file:
         change(file)
     with pytest.raises(UserError, match=sentence):
-        dataset.load(None, "test/hopper/small-v0")
+        load.load(None, "test/hopper/small-v0")
 
 
 def test_truncated_minari_file():
     write()
-    path = dataset.minari_path("test/hopper/small-v0") / "data/main_data.hdf5"
+    path = minari_files.minari_path("test/hopper/small-v0") / "data/main_data.hdf5"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(UserError, match="damaged"):
-        dataset.load(None, "test/hopper/small-v0")
+        load.load(None, "test/hopper/small-v0")
 
 
 @pytest.mark.parametrize("field", ["starts", "actions", "observations", "rewards"])
 def test_lengths_that_disagree_are_refused(field):
     episodes = make_episodes()
     with pytest.raises(UserError, match="lengths"):
-        dataset.check(episodes._replace(**{field: getattr(episodes, field)[:-1]}), "data")
+        types.check(episodes._replace(**{field: getattr(episodes, field)[:-1]}), "data")
 
 
 def test_nothing_is_overwritten():
@@ -125,49 +129,48 @@ def test_nothing_is_overwritten():
 def test_unknown_id_lists_near_ones():
     write()
     with pytest.raises(UserError, match="did you mean test/hopper/small-v0"):
-        dataset.load(None, "test/hopper/smal-v0")
+        load.load(None, "test/hopper/smal-v0")
 
 
 def test_reference_scores_are_asked_for():
-    dataset.write_minari("test/hopper/scoreless-v0", make_episodes(), "d4rl/Hopper-v2", {})
+    minari_files.write_minari("test/hopper/scoreless-v0", make_episodes(), "d4rl/Hopper-v2", {})
     with pytest.raises(UserError, match="--ref-min-score"):
-        dataset.load(None, "test/hopper/scoreless-v0")
-    assert dataset.load(None, "test/hopper/scoreless-v0", (1.0, 2.0)).ref_max_score == 2.0
+        load.load(None, "test/hopper/scoreless-v0")
+    assert load.load(None, "test/hopper/scoreless-v0", (1.0, 2.0)).ref_max_score == 2.0
 
 
 def test_d4rl_goes_before_the_reconstruction():
-    assert dataset.resolve(HOPPER) == "iwsft/hopper/medium-replay-v0"
+    assert load.resolve(HOPPER) == "iwsft/hopper/medium-replay-v0"
     write(HOPPER.d4rl_id)
-    assert dataset.resolve(HOPPER) == "D4RL/hopper/medium-replay-v2"
-    assert dataset.load(HOPPER).origin == "D4RL"
-    assert dataset.resolve(HOPPER, "iwsft/hopper/medium-replay-v0") == "iwsft/hopper/medium-replay-v0"
+    assert load.resolve(HOPPER) == "D4RL/hopper/medium-replay-v2"
+    assert load.load(HOPPER).origin == "D4RL"
+    assert load.resolve(HOPPER, "iwsft/hopper/medium-replay-v0") == "iwsft/hopper/medium-replay-v0"
 
 
 def test_no_data_says_how_to_get_it():
     with pytest.raises(UserError, match="d4rl download hopper-expert"):
-        dataset.resolve(tasks.parse_task("hopper-expert"))
+        load.resolve(tasks.parse_task("hopper-expert"))
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_reconstruction(name):
     """Verified, of D4RL's size and fingerprint, says what it is, loads in time."""
-    from iwsft_control import collect
 
     task = tasks.parse_task(f"{name}-medium-replay")
-    episodes, metadata = dataset.read_embedded(task.reconstruction_id)
-    dataset.check(episodes, task.name)
-    wanted = tasks.D4RL_MEDIUM_REPLAY[name]
-    assert collect.acceptance(collect.fingerprint(episodes), wanted, task.environment) == []
+    episodes, metadata = packed.read_embedded(task.reconstruction_id)
+    types.check(episodes, task.name)
+    wanted = facts.D4RL_MEDIUM_REPLAY[name]
+    assert acceptance.acceptance(acceptance.fingerprint(episodes), wanted, task.environment) == []
     assert metadata["reconstruction"] is True
     assert metadata["physics"]["environment"] == task.environment.env_id
     assert {"seed", "generation_config", "versions", "fingerprint", "env_spec"} <= set(metadata)
     began = time.perf_counter()
-    first = dataset.load(task)
+    first = load.load(task)
     loading, began = time.perf_counter() - began, time.perf_counter()
-    second = dataset.load(task)
+    second = load.load(task)
     cached = time.perf_counter() - began
     assert first.origin == "reconstruction"
-    assert first.sha256 == second.sha256 == dataset.content_sha256(episodes)
+    assert first.sha256 == second.sha256 == types.content_sha256(episodes)
     assert len(first.rewards) == wanted.transitions
     assert loading < 4  # measured: see the README; the bound leaves room for a busy machine
     assert cached < 1
@@ -180,10 +183,10 @@ def test_embedded_states_replay(name):
     import mujoco
 
     task = tasks.parse_task(f"{name}-medium-replay")
-    episodes, _ = dataset.read_embedded(task.reconstruction_id)
+    episodes, _ = packed.read_embedded(task.reconstruction_id)
     env = gym.make(task.environment.env_id).unwrapped
     env.reset(seed=0)
-    rows = dataset.state_rows(episodes.starts)
+    rows = types.state_rows(episodes.starts)
     errors = []
     for t in np.random.default_rng(0).choice(len(rows), 300, replace=False):
         mujoco.mj_resetData(env.model, env.data)
@@ -199,22 +202,21 @@ def test_embedded_states_replay(name):
 
 def test_damaged_embedded_file(monkeypatch, tmp_path):
     name = "iwsft/hopper/medium-replay-v0"
-    entry = dataset.embedded_manifest()[name]
+    entry = packed.embedded_manifest()[name]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / entry["file"]).write_bytes(b"not the data")
     files.write_json(tmp_path / "data" / "manifest.json", {name: entry})
     monkeypatch.setattr(dataset, "EMBEDDED", tmp_path / "data")
     with pytest.raises(UserError, match="sha256"):
-        dataset.load(HOPPER)
+        load.load(HOPPER)
 
 
 def test_unpacked_reconstruction_is_the_embedded_one():
-    from iwsft_control import collect
 
-    embedded = dataset.load(HOPPER)
+    embedded = load.load(HOPPER)
     collect.main(collect.CollectConfig("hopper-medium-replay", unpack=True))
-    assert dataset.load(HOPPER).sha256 == embedded.sha256
-    metadata = json.loads((dataset.minari_path(embedded.id) / "data/metadata.json").read_text())
+    assert load.load(HOPPER).sha256 == embedded.sha256
+    metadata = json.loads((minari_files.minari_path(embedded.id) / "data/metadata.json").read_text())
     assert metadata["dataset_id"] == embedded.id
     assert "not D4RL's own data" in metadata["description"]
     assert minari.load_dataset(embedded.id).total_steps == 402_000

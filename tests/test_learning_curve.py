@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import learning_curve
-from iwsft_control import curves, figures, files, stages, training
-from iwsft_control.baselines import td3_bc
-from iwsft_control.files import UserError
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import settings
+from iwsft_control.learning import loop
+from iwsft_control.methods import td3_bc
+from iwsft_control.report import curves, figures
 
 
 def config(tmp_path, **changes):
@@ -20,7 +22,7 @@ def config(tmp_path, **changes):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    settings = stages.Settings(td3_bc=td3_bc.TD3BCConfig(hidden=(8,), batch_size=16))
+    settings = settings.Settings(td3_bc=td3_bc.TD3BCConfig(hidden=(8,), batch_size=16))
     monkeypatch.setattr(stages, "Settings", lambda: settings)
 
 
@@ -52,7 +54,7 @@ def test_a_killed_curve_goes_on_where_it_was(tmp_path, narrow, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(files, "SNAPSHOT_SECONDS", 0)
     steps_done, scored, score = [], [], curves.score
-    loop = training._baseline_steps
+    loop = loop._baseline_steps
     monkeypatch.setattr(training, "_baseline_steps", lambda *x: steps_done.append(x[2]) or loop(*x))
 
     def dying(*arguments):
@@ -82,7 +84,7 @@ def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_pa
     records = []
     for decay in (0.0, 0.999):
         own = td3_bc.TD3BCConfig(hidden=(8,), batch_size=16, average_decay=decay)
-        monkeypatch.setattr(stages, "Settings", lambda own=own, kind=stages.Settings: kind(td3_bc=own))
+        monkeypatch.setattr(stages, "Settings", lambda own=own, kind=settings.Settings: kind(td3_bc=own))
         folder = tmp_path / str(decay)
         learning_curve.curve(config(folder), "hopper-medium-replay", "td3-bc")
         records.append(json.loads((folder / "hopper-medium-replay-td3-bc-seed100.json").read_text()))

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwsft_control import objectives, training
-from iwsft_control.networks import GaussianPolicy, gaussian_log_prob
-from iwsft_control.objectives import ImportanceConfig
+from iwsft_control.learning import curation, loop, objectives
+from iwsft_control.learning.objectives import ImportanceConfig
+from iwsft_control.methods import supervised
+from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob
 from tests.conftest import SHARED
 
 ORACLE = SHARED / "oracles" / "released_iw_loss.npz"
@@ -84,7 +85,7 @@ def test_expected_gradient_is_that_of_the_whole_trajectory_loss():
     """Units drawn by w over the whole set, one row each: in expectation B times the released code's gradient."""
     policy, reference, q, s, a, units = small_problem()
     entries = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 3, 5, 5])  # nested strata repeat the best
-    curated = training.curate(entries, units)
+    curated = curation.curate(entries, units)
     log_prob = lambda p: gaussian_log_prob(*policy.apply(p, s), a)  # noqa: E731
     log_ratio = (log_prob(q) - log_prob(reference))[curated.rows]
     means = objectives.unit_means(log_ratio, curated.unit_of_row, curated.lengths)
@@ -109,22 +110,22 @@ def test_expected_gradient_is_that_of_the_whole_trajectory_loss():
 def test_draws_follow_the_weights():
     """The sampler in the training loop: frequencies of entries and rows against w, by a chi-square of 5 sigma."""
     policy, reference, q, s, a, units = small_problem()
-    curated = training.curate(np.arange(12), units)
+    curated = curation.curate(np.arange(12), units)
     importance = ImportanceConfig(temperature=2.0, low=0.2, high=1.8, refresh_every=1)
-    config = training.PolicyConfig(hidden=(16,), batch_size=200_000)
+    config = supervised.PolicyConfig(hidden=(16,), batch_size=200_000)
     log_ratio = gaussian_log_prob(*policy.apply(q, s), a) - gaussian_log_prob(*policy.apply(reference, s), a)
     weights = objectives.importance_weights(
         importance, objectives.unit_means(log_ratio, curated.unit_of_row, curated.lengths)
     )
     assert weights.max() / weights.min() > 1.3  # else this would show nothing
     cumulative = jnp.cumsum(weights[curated.entries])
-    rows = np.asarray(training.draw(config.batch_size, curated, cumulative, jax.random.key(0)))
+    rows = np.asarray(curation.draw(config.batch_size, curated, cumulative, jax.random.key(0)))
     probability = np.asarray(weights / weights.sum())[curated.unit_of_row] / units[1][curated.unit_of_row]
     counts = np.bincount(rows, minlength=len(s))
     expected = config.batch_size * probability
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert abs(chi2 - (len(s) - 1)) < 5 * np.sqrt(2 * (len(s) - 1))
-    uniform = np.asarray(training.draw(config.batch_size, curated, None, jax.random.key(1)))
+    uniform = np.asarray(curation.draw(config.batch_size, curated, None, jax.random.key(1)))
     probability = 1 / 12 / units[1][curated.unit_of_row]
     expected = config.batch_size * probability
     chi2 = ((np.bincount(uniform, minlength=len(s)) - expected) ** 2 / expected).sum()
@@ -133,8 +134,8 @@ def test_draws_follow_the_weights():
 
 def test_weights_are_uniform_when_q_is_the_reference():
     _, reference, _, s, a, units = small_problem()
-    curated = training.curate(np.arange(12), units)
-    log_prob = training.log_probs((16,), reference, s, a)
+    curated = curation.curate(np.arange(12), units)
+    log_prob = loop.log_probs((16,), reference, s, a)
     log_ratio = objectives.unit_means(log_prob - log_prob, curated.unit_of_row, curated.lengths)
     weights = objectives.importance_weights(ImportanceConfig(), log_ratio)
     np.testing.assert_array_equal(weights, 1.0)

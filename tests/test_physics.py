@@ -6,7 +6,7 @@ import pytest
 
 import iwsft_control  # noqa: F401 (registers the environments)
 from experiments import fidelity
-from iwsft_control import physics, tasks
+from iwsft_control.envs import physics, tasks
 from tests.conftest import SHARED
 
 # Body masses (kg) under the rule before MuJoCo 2.1.2, from the geometry by hand: rho pi r^2 (2h + r).

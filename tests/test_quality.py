@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwsft_control import critic, curation, quality, training
+from iwsft_control.datasets import transitions
+from iwsft_control.learning import curation, loop
+from iwsft_control.methods import critic
 from tests.conftest import make_data
 
 
@@ -41,7 +43,7 @@ def test_nested_strata_are_the_papers():
 
 def test_curated_rows_are_the_units_rows():
     data = make_data((3, 2, 4))
-    curated = training.curate(np.array([2, 0, 2]), quality.episode_units(data))
+    curated = curation.curate(np.array([2, 0, 2]), curation.episode_units(data))
     np.testing.assert_array_equal(curated.starts, [0, 5])
     np.testing.assert_array_equal(curated.lengths, [3, 4])
     np.testing.assert_array_equal(curated.entries, [1, 0, 1])
@@ -59,7 +61,7 @@ def numpy_mlp(layers, x, index=...):
 def test_critic_losses_against_numpy():
     config = critic.CriticConfig(hidden=(8, 8))
     data = make_data()
-    batch = critic.to_device(dataclasses.replace(data, terminations=np.arange(92) % 5 == 0))
+    batch = transitions.to_device(dataclasses.replace(data, terminations=np.arange(92) % 5 == 0))
     state = critic.create(config, 11, 3, jax.random.key(0))
     target = critic.create(config, 11, 3, jax.random.key(1)).critic
     o, a, r, o2, d = (np.asarray(x, np.float64) for x in batch)
@@ -74,9 +76,9 @@ def test_critic_losses_against_numpy():
     expected = np.mean((backup - q[0]) ** 2) + np.mean((backup - q[1]) ** 2)
     assert float(critic.critic_loss(config, state.critic, state.value, batch)) == pytest.approx(expected, rel=1e-4)
     values = critic.values(config, state._replace(target=target), data.observations, data.actions)
-    np.testing.assert_allclose(quality.transition_advantages(*values), u, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(curation.transition_advantages(*values), u, rtol=1e-3, atol=1e-5)
     means = [np.minimum(*qt)[a:b].mean() for a, b in zip(data.starts[:-1], data.starts[1:], strict=True)]
-    np.testing.assert_allclose(quality.episode_values(data, values[0]), means, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(curation.episode_values(data, values[0]), means, rtol=1e-3, atol=1e-5)
 
 
 def test_expectile_of_a_known_distribution():
@@ -92,7 +94,7 @@ def test_terminal_states_stop_the_bootstrap_and_truncated_ones_do_not():
     config = critic.CriticConfig(hidden=(32,), discount=0.8, learning_rate=3e-3, target_rate=0.05, expectile=0.5)
     one = jnp.ones((64, 2))
     for terminal, expected in ((0.0, 5.0), (1.0, 1.0)):
-        data = critic.CriticData(one, one, jnp.ones(64), one, jnp.full(64, terminal))
+        data = transitions.CriticData(one, one, jnp.ones(64), one, jnp.full(64, terminal))
         state = critic.create(config, 2, 2, jax.random.key(0))
         state, _ = critic.train(config, 3000, state, data, jax.random.key(1))
         value = critic.ValueFunction(config.hidden).apply(state.value, one[:1])
@@ -102,7 +104,7 @@ def test_terminal_states_stop_the_bootstrap_and_truncated_ones_do_not():
 def test_target_is_polyak_averaged():
     config = critic.CriticConfig(hidden=(8,))
     state = critic.create(config, 11, 3, jax.random.key(0))
-    new, _ = critic.update(config, state, critic.to_device(make_data()))
+    new, _ = critic.update(config, state, transitions.to_device(make_data()))
     leaves = zip(*(jax.tree.leaves(x) for x in (state.target, new.critic, new.target)), strict=True)
     for old, online, target in leaves:
         np.testing.assert_allclose(target, 0.995 * old + 0.005 * online, rtol=1e-5, atol=1e-7)
@@ -111,8 +113,8 @@ def test_target_is_polyak_averaged():
 def test_reward_scale():
     data = make_data()
     returns = [data.rewards[a:b].sum() for a, b in zip(data.starts[:-1], data.starts[1:], strict=True)]
-    assert critic.reward_scale(data) == pytest.approx(1000 / (max(returns) - min(returns)), rel=1e-5)
-    assert critic.reward_scale(make_data((5,))) == 1.0
+    assert transitions.reward_scale(data) == pytest.approx(1000 / (max(returns) - min(returns)), rel=1e-5)
+    assert transitions.reward_scale(make_data((5,))) == 1.0
 
 
 def test_learned_advantage_finds_the_better_action():
@@ -122,8 +124,8 @@ def test_learned_advantage_finds_the_better_action():
     config = critic.CriticConfig(steps=1500, hidden=(32, 32), learning_rate=1e-3, target_rate=0.05)
     # The same state everywhere, so that only the action matters.
     data = dataclasses.replace(data, observations=np.ones_like(data.observations))
-    critics, _ = training.train_critics(config, critic.to_device(data), [0], lambda n: None)
+    critics, _ = loop.train_critics(config, transitions.to_device(data), [0], lambda n: None)
     values = critic.values(config, jax.tree.map(lambda x: x[0], critics), data.observations, data.actions)
-    scores = quality.transition_advantages(*values)
+    scores = curation.transition_advantages(*values)
     order = lambda x: np.argsort(np.argsort(x))  # noqa: E731
     assert np.corrcoef(order(scores), order(data.actions[:, 0]))[0, 1] > 0.95

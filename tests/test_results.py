@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from iwsft_control import files, results
-from iwsft_control.files import UserError
-from iwsft_control.tasks import normalise, parse_task
+from iwsft_control.base import files
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import results
+from iwsft_control.envs.tasks import normalise, parse_task
 
 
 @pytest.fixture

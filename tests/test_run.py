@@ -10,22 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwsft_control import cli, dataset, evaluation, load_policy, results, run, stages, training
-from iwsft_control.baselines import BASELINES, awac, cql, iql, rebrac, td3_bc
-from iwsft_control.critic import CriticConfig
-from iwsft_control.files import UserError
-from iwsft_control.objectives import METHODS
+from iwsft_control import load_policy, run
+from iwsft_control.base import console
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import results, settings, stages
+from iwsft_control.datasets import minari_files
+from iwsft_control.envs import evaluation
+from iwsft_control.learning import curation
+from iwsft_control.methods import awac, cql, iql, rebrac, supervised, td3_bc
+from iwsft_control.methods.critic import CriticConfig
+from iwsft_control.methods.registry import BASELINES
+from iwsft_control.methods.supervised import METHODS
 from tests.conftest import make_episodes
 
 SCORES = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
 ID = "test/hopper/small-v0"
-POLICY = training.PolicyConfig(hidden=(16,), bc_steps=20, fine_tune_steps=10, batch_size=16)
+POLICY = supervised.PolicyConfig(hidden=(16,), bc_steps=20, fine_tune_steps=10, batch_size=16)
 CRITIC = CriticConfig(steps=20, hidden=(16,), batch_size=16)
 
 
 def small():
     lengths = np.random.default_rng(0).integers(5, 40, 30)
-    dataset.write_minari(ID, make_episodes(tuple(lengths)), "d4rl/Hopper-v2", SCORES)
+    minari_files.write_minari(ID, make_episodes(tuple(lengths)), "d4rl/Hopper-v2", SCORES)
 
 
 def config(tmp_path, **changes):
@@ -63,7 +69,7 @@ def test_all_baselines(tmp_path):
 
 
 def test_rebrac_tuned_takes_its_settings_from_the_task(tmp_path):
-    settings = stages.validate(stages.Settings())
+    settings = settings.validate(settings.Settings())
     for task, (policy, critic) in rebrac.TUNED.items():
         stage = stages.method_stage("rebrac-tuned", "q", (0,), settings, task)
         tuned = stages.configuration(stage)
@@ -130,7 +136,7 @@ def test_several_seeds_in_processes_are_the_seeds_alone(tmp_path):
 def test_another_configuration_does_not_overwrite(tmp_path):
     small()
     run.main(config(tmp_path, method=("bc",)))
-    run.main(config(tmp_path, method=("bc",), policy=training.PolicyConfig(hidden=(8,), bc_steps=5)))
+    run.main(config(tmp_path, method=("bc",), policy=supervised.PolicyConfig(hidden=(8,), bc_steps=5)))
     assert len(list((tmp_path / "results").rglob("*.json"))) == 2
 
 
@@ -153,12 +159,12 @@ def test_whole_trajectory_mode(tmp_path):
         ({"seeds": ()}, "one or more"),
         ({"seeds": (-1,)}, "--seeds must lie"),
         ({"dataset": "test/hopper/smal-v0"}, "did you mean test/hopper/small-v0"),
-        ({"policy": training.PolicyConfig(bc_steps=-5)}, "--policy.bc-steps must be positive, not -5"),
+        ({"policy": supervised.PolicyConfig(bc_steps=-5)}, "--policy.bc-steps must be positive, not -5"),
         ({"critic": CriticConfig(steps=0)}, "--critic.steps must be positive"),
         ({"critic": CriticConfig(expectile=1.5)}, "--critic.expectile must lie between 0 and 1"),
         ({"ref_min_score": 3.0}, "both --ref-min-score"),
         ({"ref_min_score": 3.0, "ref_max_score": 2.0}, "must be below"),
-        ({"curation": stages.CurationConfig(episode_strata=(90, 100))}, "percentiles"),
+        ({"curation": curation.CurationConfig(episode_strata=(90, 100))}, "percentiles"),
         ({"whole_trajectory": True}, "--whole-trajectory is for"),
         ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v0"}, "leave one out"),
     ],
@@ -180,7 +186,7 @@ def test_unwritable_results(tmp_path):
 
 def test_an_environment_that_cannot_be_made(tmp_path):
     small()
-    path = dataset.minari_path(ID) / "data/metadata.json"
+    path = minari_files.minari_path(ID) / "data/metadata.json"
     metadata = json.loads(path.read_text())
     spec = json.loads(metadata["env_spec"])
     spec |= {"id": "Nowhere-v0", "entry_point": "nowhere:Env"}
@@ -193,7 +199,7 @@ def test_another_minari_data_set_in_its_own_environment(tmp_path):
     """A data set such as mujoco/hopper/medium-v0: stock physics, no reference scores of its own."""
     import gymnasium as gym
 
-    dataset.write_minari("mujoco/hopper/medium-v0", make_episodes(), "Hopper-v5", {})
+    minari_files.write_minari("mujoco/hopper/medium-v0", make_episodes(), "Hopper-v5", {})
     assert gym.spec("Hopper-v5")
     with pytest.raises(UserError, match="--ref-min-score"):
         run.main(config(tmp_path, dataset="mujoco/hopper/medium-v0"))
@@ -230,7 +236,7 @@ def test_a_keyboard_interrupt_is_not_a_stack_trace(capsys):
     sys.argv, before = ["run"], sys.argv
     try:
         with pytest.raises(SystemExit) as error:
-            cli.command(run.RunConfig, interrupted, "run", "")
+            console.command(run.RunConfig, interrupted, "run", "")
     finally:
         sys.argv = before
     assert error.value.code == 130

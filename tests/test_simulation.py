@@ -4,9 +4,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from iwsft_control import evaluation
-from iwsft_control.evaluation import PolicyError, evaluate
-from iwsft_control.simulation import D4RLBatch, GymnasiumBatch, make_batch
+from iwsft_control.envs import evaluation
+from iwsft_control.envs.batch import D4RLBatch, GymnasiumBatch, make_batch
+from iwsft_control.envs.evaluation import PolicyError, evaluate
 
 ENV_IDS = ["d4rl/Hopper-v2", "d4rl/HalfCheetah-v2", "d4rl/Walker2d-v2"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from iwsft_control import statistics
+from iwsft_control.report import statistics
 
 RNG = np.random.default_rng(0)
 MEANS, DEVIATIONS = np.array([40.0, 70.0, 25.0]), np.array([3.0, 8.0, 10.0])

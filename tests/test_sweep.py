@@ -14,30 +14,23 @@ import numpy as np
 import pytest
 
 from experiments import sweep
-from iwsft_control import (
-    critic,
-    curation,
-    dataset,
-    evaluation,
-    export,
-    files,
-    results,
-    stages,
-    store,
-    training,
-    workers,
-)
-from iwsft_control.baselines import BASELINES, iql
-from iwsft_control.files import UserError
-from iwsft_control.objectives import METHODS
-from iwsft_control.workers import Failure, Job, Source
+from iwsft_control.base import files
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import export, jobs, processes, ray_pool, results, settings, stages, store
+from iwsft_control.benchmark.jobs import Failure, Job, Source
+from iwsft_control.datasets import minari_files
+from iwsft_control.envs import evaluation
+from iwsft_control.learning import curation, loop
+from iwsft_control.methods import critic, iql, supervised
+from iwsft_control.methods.registry import BASELINES
+from iwsft_control.methods.supervised import METHODS
 from tests.conftest import make_episodes
 
 ROOT = Path(__file__).parents[1]
 TASK = "hopper-medium-replay"
-POLICY = training.PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
+POLICY = supervised.PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
 CRITIC = critic.CriticConfig(steps=20, hidden=(8,), batch_size=16)
-SETTINGS = stages.Settings(quick=True, policy=POLICY, critic=CRITIC)
+SETTINGS = settings.Settings(quick=True, policy=POLICY, critic=CRITIC)
 OPTIONS = (
     "--quick --policy.hidden 8 --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.batch-size 16 "
     "--critic.steps 20 --critic.hidden 8 --critic.batch-size 16"
@@ -49,8 +42,8 @@ def small():
     """An imported D4RL/hopper/medium-replay-v2, which a task takes before the embedded data."""
     lengths = np.random.default_rng(0).integers(5, 40, 30)
     scores = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
-    dataset.write_minari("D4RL/hopper/medium-replay-v2", make_episodes(tuple(lengths)), "d4rl/Hopper-v2", scores)
-    workers._load.cache_clear()
+    minari_files.write_minari("D4RL/hopper/medium-replay-v2", make_episodes(tuple(lengths)), "d4rl/Hopper-v2", scores)
+    jobs._load.cache_clear()
 
 
 def plan(tmp_path, name="a", **changes):
@@ -100,7 +93,7 @@ def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
     faster = dataclasses.replace(POLICY, fine_tune_learning_rate=1.0)
     longer = dataclasses.replace(POLICY, bc_steps=21)
     deeper = dataclasses.replace(CRITIC, steps=21)
-    narrower = stages.CurationConfig(episode_strata=(95,))
+    narrower = curation.CurationConfig(episode_strata=(95,))
     assert key() == key()
     assert len({key(), key(seeds=(1,)), key(quality="return"), key("sft-q"), key("sft"), key("bc")}) == 6
     for change in ({"policy": faster}, {"policy": longer}, {"critic": deeper}, {"curation": narrower}):
@@ -155,11 +148,11 @@ def test_a_sweep_is_the_runs_alone(tmp_path):
     kept = store.Store(tmp_path / "here-stages")
     finished = {}
     jobs = sweep.plan_jobs(plan(tmp_path, seeds=(1,)), SETTINGS)
-    pool = workers.Here(kept, lambda *event: None)
-    workers.execute(jobs, pool, kept, lambda job: None, finished.__setitem__)
+    pool = jobs.Here(kept, lambda *event: None)
+    jobs.execute(jobs, pool, kept, lambda job: None, finished.__setitem__)
     assert all(outcome is None for outcome in finished.values())
     for job in jobs:
-        workers.write_results(tmp_path / "here", kept, job)
+        jobs.write_results(tmp_path / "here", kept, job)
     alone = found(tmp_path / "here")
     assert len(alone) == 8
     assert all(with_processes[name] == result for name, result in alone.items())
@@ -196,7 +189,7 @@ def test_finished_stages_are_not_repeated(tmp_path, monkeypatch):
     before = found(tmp_path / "a")
     files = {p: p.stat().st_mtime_ns for n in ("a", "a-stages") for p in (tmp_path / n).rglob("*.safetensors")}
     assert len(files) == 4  # bc, critic and sft-q among the stages, sft-q among the results
-    monkeypatch.setattr(workers.Processes, "submit", lambda *_: pytest.fail("a finished stage was done again"))
+    monkeypatch.setattr(processes.Processes, "submit", lambda *_: pytest.fail("a finished stage was done again"))
     sweep.main(plan(tmp_path, methods=("sft-q",), qualities=("q",), workers=1))
     assert found(tmp_path / "a") == before
     assert {p: p.stat().st_mtime_ns for p in files} == files
@@ -213,9 +206,11 @@ def test_a_damaged_stage_is_made_again(tmp_path):
 
 def test_a_killed_baseline_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SNAPSHOT_SECONDS", 0)
-    small = dataclasses.replace(stages.Settings(quick=True), iql=iql.IQLConfig(steps=1000, hidden=(8,), batch_size=16))
+    small = dataclasses.replace(
+        settings.Settings(quick=True), iql=iql.IQLConfig(steps=1000, hidden=(8,), batch_size=16)
+    )
     data, stage = Source(TASK).load(), stages.method_stage("iql", "q", (0,), small, TASK)
-    loop, firsts = training._baseline_steps, []
+    loop, firsts = loop._baseline_steps, []
 
     def dying(*arguments):
         firsts.append(arguments[2])
@@ -259,7 +254,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
     kept = store.Store(tmp_path / "stages")
     jobs = sweep.plan_jobs(plan(tmp_path), SETTINGS)
     pool, outcomes = Scripted(kept, {"critic"}), {}
-    workers.execute(jobs, pool, kept, lambda job: None, outcomes.__setitem__)
+    jobs.execute(jobs, pool, kept, lambda job: None, outcomes.__setitem__)
     failed = {job.stage.name for job, outcome in outcomes.items() if outcome}
     assert failed == {"critic", "sft-q by q", "iw-sft-q by q"}
     assert len(outcomes) == 9
@@ -278,7 +273,7 @@ def test_a_failed_run_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys)
             raise evaluation.PolicyError("sft: the action at step 3 is [nan]; actions must be finite.")
         return whole(*arguments, name=name, **options)
 
-    monkeypatch.setattr(workers, "Processes", lambda kept, progress, count: workers.Here(kept, progress))
+    monkeypatch.setattr(workers, "Processes", lambda kept, progress, count: jobs.Here(kept, progress))
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     with pytest.raises(SystemExit) as error:
         sweep.main(plan(tmp_path, methods=("bc", "sft", "filtered-bc")))
@@ -367,7 +362,7 @@ def stopped(pid):
 
 def test_a_worker_that_dies_while_it_has_nothing_to_do_is_replaced(tmp_path):
     kept = store.Store(tmp_path / "stages")
-    pool = workers.Processes(kept, lambda *event: None, 1)
+    pool = processes.Processes(kept, lambda *event: None, 1)
     try:
         for seed in (0, 1):
             job = Job(Source(TASK), stages.method_stage("bc", "q", (seed,), SETTINGS, TASK))
@@ -447,7 +442,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     )
     total = len(sweep.with_needs(jobs))
     try:
-        pool = workers.RayCluster(kept, cluster.address)
+        pool = ray_pool.RayCluster(kept, cluster.address)
         assert pool.slots == 2
 
         def finished(job, outcome):
@@ -455,7 +450,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
             if len(outcomes) == total // 2:
                 cluster.remove_node(doomed, allow_graceful=False)
 
-        workers.execute(jobs, pool, kept, lambda job: None, finished)
+        jobs.execute(jobs, pool, kept, lambda job: None, finished)
         pool.close()
     finally:
         ray.shutdown()
@@ -463,7 +458,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     assert [o for _, o in outcomes if o] == []
     assert len(outcomes) == len({job for job, _ in outcomes}) == total
     for job in jobs:
-        workers.write_results(tmp_path / "ray", kept, job)
+        jobs.write_results(tmp_path / "ray", kept, job)
     sweep.main(plan(tmp_path, "a", seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",), workers=2))
     assert found(tmp_path / "ray") == found(tmp_path / "a")
 

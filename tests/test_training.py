@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwsft_control import critic, quality, stages, training
-from iwsft_control.networks import GaussianPolicy, greedy, policy_log_prob
-from iwsft_control.objectives import METHODS, ImportanceConfig
+from iwsft_control.datasets import transitions
+from iwsft_control.learning import curation, loop
+from iwsft_control.learning.objectives import ImportanceConfig
+from iwsft_control.methods import critic, supervised
+from iwsft_control.methods.supervised import METHODS
+from iwsft_control.networks.policies import GaussianPolicy, greedy, policy_log_prob
 from tests.conftest import make_data
 
-POLICY = training.PolicyConfig(hidden=(16, 16), batch_size=32, bc_steps=30, fine_tune_steps=20)
+POLICY = supervised.PolicyConfig(hidden=(16, 16), batch_size=32, bc_steps=30, fine_tune_steps=20)
 IMPORTANCE = ImportanceConfig(refresh_every=5)
 DATA = make_data((30, 5, 17, 40, 20, 8, 33, 12, 25, 50))
 DEVICE = (jnp.asarray(DATA.observations), jnp.asarray(DATA.actions))
@@ -23,17 +26,17 @@ def nothing(_):
 
 
 def bc(seeds=(0,), config=POLICY):
-    entries, _ = stages.curate(stages.CurationConfig(), "bc", "q", DATA, None)
-    return training.train_policies(config, IMPORTANCE, "bc", DEVICE, [entries], seeds, None, nothing)
+    entries, _ = supervised.curate(curation.CurationConfig(), "bc", "q", DATA, None)
+    return loop.train_policies(config, IMPORTANCE, "bc", DEVICE, [entries], seeds, None, nothing)
 
 
 def train(method, seeds=(0,), source="q", config=POLICY, importance=IMPORTANCE, start=None):
     values = (np.random.default_rng(0).standard_normal(len(DATA.rewards)), np.zeros(len(DATA.rewards)))
     unit = "transition" if source == "q" else "episode"
-    curated, _ = stages.curate(stages.CurationConfig(q_unit=unit), method, source, DATA, values)
+    curated, _ = supervised.curate(curation.CurationConfig(q_unit=unit), method, source, DATA, values)
     if start is None and METHODS[method].fine_tunes:
         start, _ = bc(seeds, config)
-    return training.train_policies(config, importance, method, DEVICE, [curated], seeds, start, nothing)
+    return loop.train_policies(config, importance, method, DEVICE, [curated], seeds, start, nothing)
 
 
 def leaves(tree):
@@ -79,15 +82,15 @@ def test_a_vmap_over_seeds_is_the_seeds_one_by_one():
 def test_a_vmap_over_seeds_with_sets_of_several_sizes(method):
     """Each seed has its own critic, so its own episodes, of other lengths: padding changes nothing."""
     values = [(np.random.default_rng(s).standard_normal(len(DATA.rewards)), None) for s in (0, 3)]
-    settings = stages.CurationConfig(episode_strata=(70, 85))
-    curated = [stages.curate(settings, method, "q", DATA, v)[0] for v in values]
+    settings = curation.CurationConfig(episode_strata=(70, 85))
+    curated = [supervised.curate(settings, method, "q", DATA, v)[0] for v in values]
     assert len(curated[0].rows) != len(curated[1].rows)
     start = bc((3, 4))[0]
     arguments = (POLICY, IMPORTANCE, method, DEVICE)
-    together, logs = training.train_policies(*arguments, curated, (3, 4), start, nothing)
+    together, logs = loop.train_policies(*arguments, curated, (3, 4), start, nothing)
     for i, seed in enumerate((3, 4)):
         own = jax.tree.map(lambda x, i=i: x[i : i + 1], start)
-        alone, log = training.train_policies(*arguments, [curated[i]], (seed,), own, nothing)
+        alone, log = loop.train_policies(*arguments, [curated[i]], (seed,), own, nothing)
         for a, b in zip(leaves(together), leaves(alone), strict=True):
             np.testing.assert_allclose(a[i], b[0], rtol=2e-3, atol=2e-4)
         assert logs[i]["loss"] == pytest.approx(log[0]["loss"], rel=1e-3)
@@ -121,10 +124,10 @@ def test_bc_learns_a_linear_expert():
     rng = np.random.default_rng(0)
     o = rng.standard_normal((4000, 3)).astype(np.float32)
     a = np.tanh(o @ rng.standard_normal((3, 2)) * 0.5).astype(np.float32)
-    config = training.PolicyConfig(hidden=(64, 64), bc_steps=3000)
-    everything = training.curate(np.arange(4000), (np.arange(4000), np.ones(4000, int)))
+    config = supervised.PolicyConfig(hidden=(64, 64), bc_steps=3000)
+    everything = curation.curate(np.arange(4000), (np.arange(4000), np.ones(4000, int)))
     data = (jnp.asarray(o), jnp.asarray(a))
-    params, _ = training.train_policies(config, IMPORTANCE, "bc", data, [everything], (0,), None, nothing)
+    params, _ = loop.train_policies(config, IMPORTANCE, "bc", data, [everything], (0,), None, nothing)
     policy = greedy(jax.tree.map(lambda x: x[0], params))
     assert np.abs(policy(o) - a).mean() < 0.03
 
@@ -135,16 +138,16 @@ def test_fine_tuning_follows_the_curated_data():
     o = rng.standard_normal((2000, 3)).astype(np.float32)
     a = np.where(np.arange(2000)[:, None] % 2, 0.5, -0.5).astype(np.float32) * np.ones((1, 2), np.float32)
     data = (jnp.asarray(o), jnp.asarray(a))
-    config = training.PolicyConfig(hidden=(32,), bc_steps=1500, fine_tune_steps=3000, fine_tune_learning_rate=3e-3)
+    config = supervised.PolicyConfig(hidden=(32,), bc_steps=1500, fine_tune_steps=3000, fine_tune_learning_rate=3e-3)
     units = (np.arange(2000), np.ones(2000, int))
-    start, _ = training.train_policies(
-        config, IMPORTANCE, "bc", data, [training.curate(np.arange(2000), units)], (0,), None, nothing
+    start, _ = loop.train_policies(
+        config, IMPORTANCE, "bc", data, [curation.curate(np.arange(2000), units)], (0,), None, nothing
     )
     mean = lambda p: greedy(jax.tree.map(lambda x: x[0], p))(o).mean()  # noqa: E731
     assert abs(mean(start)) < 0.1
-    good = training.curate(np.arange(1, 2000, 2), units)
+    good = curation.curate(np.arange(1, 2000, 2), units)
     for method in ("sft-q", "iw-sft-q"):
-        tuned, _ = training.train_policies(config, IMPORTANCE, method, data, [good], (0,), start, nothing)
+        tuned, _ = loop.train_policies(config, IMPORTANCE, method, data, [good], (0,), start, nothing)
         assert mean(tuned) > 0.4
 
 
@@ -158,9 +161,9 @@ def test_average_is_the_exponential_average():
 
 def test_critics_repeat_and_seeds_differ():
     config = critic.CriticConfig(steps=20, hidden=(16,), batch_size=32)
-    device = critic.to_device(DATA)
-    one, again = (training.train_critics(config, device, (0,), nothing)[0] for _ in range(2))
-    other, log = training.train_critics(config, device, (1,), nothing)
+    device = transitions.to_device(DATA)
+    one, again = (loop.train_critics(config, device, (0,), nothing)[0] for _ in range(2))
+    other, log = loop.train_critics(config, device, (1,), nothing)
     for a, b in zip(leaves(one), leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert any(not np.array_equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
@@ -174,7 +177,7 @@ def test_log_probs_in_chunks():
     o, a = rng.standard_normal((5000, 11)).astype(np.float32), rng.uniform(-1, 1, (5000, 3)).astype(np.float32)
     params = policy.init(jax.random.key(0), o)
     whole = policy_log_prob(policy, params, o, a)
-    np.testing.assert_allclose(training.log_probs((16,), params, o, a), whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loop.log_probs((16,), params, o, a), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_numpy_policy_is_the_flax_policy():
@@ -189,32 +192,32 @@ def test_numpy_policy_is_the_flax_policy():
 def test_whole_trajectories(method):
     """The released loop: a step equals one on all sampled trajectories at once, weights start uniform."""
     start, _ = bc()
-    curated, _ = stages.curate(stages.CurationConfig(), method, "return", DATA, None)
+    curated, _ = supervised.curate(curation.CurationConfig(), method, "return", DATA, None)
     config = dataclasses.replace(POLICY, fine_tune_steps=3)
-    params, log = training.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
-    again, _ = training.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
+    params, log = loop.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
+    again, _ = loop.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
     for a, b in zip(leaves(params), leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert log[0]["effective_sample_size"][0] == pytest.approx(1.0)
     # The first step's loss, by hand on the same draw of episodes.
-    key = jax.random.fold_in(training.stage_keys((0,), method)[0], 0)
-    entry = np.asarray(jax.random.randint(key, (training.TRAJECTORIES,), 0, len(curated.entries)))
+    key = jax.random.fold_in(loop.stage_keys((0,), method)[0], 0)
+    entry = np.asarray(jax.random.randint(key, (loop.TRAJECTORIES,), 0, len(curated.entries)))
     first, length = (np.asarray(x)[curated.entries[entry]] for x in (curated.starts, curated.lengths))
     reference = jax.tree.map(lambda x: x[0], start)
-    log_prob = np.asarray(training.log_probs(POLICY.hidden, reference, *DEVICE))
+    log_prob = np.asarray(loop.log_probs(POLICY.hidden, reference, *DEVICE))
     means = [log_prob[f : f + n].mean() for f, n in zip(first, length, strict=True)]
-    expected = -np.mean(means) / training.TRAJECTORIES  # weights are 1/B each
+    expected = -np.mean(means) / loop.TRAJECTORIES  # weights are 1/B each
     assert log[0]["loss"][0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_length_weighting_draws_every_row_of_the_set_alike():
     """By transition, entries repeat with their unit; weighted by length, the draw of units gives the same law."""
-    curated = training.curate(np.array([0, 2, 2, 1]), (np.array([0, 3, 9]), np.array([3, 1, 5])))
-    flat = training.by_transition(curated)
+    curated = curation.curate(np.array([0, 2, 2, 1]), (np.array([0, 3, 9]), np.array([3, 1, 5])))
+    flat = curation.by_transition(curated)
     rows = np.asarray(flat.starts)[flat.entries]
     np.testing.assert_array_equal(np.bincount(rows, minlength=14), [1, 1, 1, 1, *5 * [0], *5 * [2]])
     cumulative = jnp.cumsum(jnp.asarray(curated.lengths)[curated.entries].astype(jnp.float32))
-    drawn = np.bincount(np.asarray(training.draw(140_000, curated, cumulative, jax.random.key(0))), minlength=14)
+    drawn = np.bincount(np.asarray(curation.draw(140_000, curated, cumulative, jax.random.key(0))), minlength=14)
     np.testing.assert_allclose(drawn / 10_000, np.bincount(rows, minlength=14), atol=0.06)
 
 
@@ -224,7 +227,7 @@ def test_units_of_each_method():
     values = (q, np.zeros(n))
 
     def sizes(method, source="q", **changes):
-        curated, _ = stages.curate(stages.CurationConfig(**changes), method, source, DATA, values)
+        curated, _ = supervised.curate(curation.CurationConfig(**changes), method, source, DATA, values)
         return len(curated.entries), int(np.asarray(curated.lengths).max())
 
     assert sizes("bc") == (n, 1)
@@ -233,5 +236,5 @@ def test_units_of_each_method():
     assert sizes("sft-q", "return") == sizes("iw-sft-q", "return") == (3, best)  # once per stratum
     assert sizes("sft-q") == sizes("iw-sft-q") == (3, 40)
     assert sizes("sft-q", q_unit="transition") == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
-    _, scores = stages.curate(stages.CurationConfig(), "sft-q", "return", DATA, None)
-    np.testing.assert_array_equal(scores, quality.episode_returns(DATA))
+    _, scores = supervised.curate(curation.CurationConfig(), "sft-q", "return", DATA, None)
+    np.testing.assert_array_equal(scores, curation.episode_returns(DATA))

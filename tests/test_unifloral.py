@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import unifloral
-from iwsft_control.files import UserError
+from iwsft_control.base.errors import UserError
 
 DATA = unifloral.rebrac.ReBRACData(
     *(jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32) for shape in ((9, 4), (9, 2), (9,))),

@@ -18,9 +18,12 @@ import numpy as np
 import threadpoolctl
 from rich.table import Table
 
-from iwsft_control import cli, evaluation, tasks, training
-from iwsft_control.networks import greedy
-from iwsft_control.simulation import D4RLBatch
+from iwsft_control.base import console
+from iwsft_control.envs import evaluation, tasks
+from iwsft_control.envs.batch import D4RLBatch
+from iwsft_control.learning import loop
+from iwsft_control.methods import supervised
+from iwsft_control.networks.policies import greedy
 
 TARGETS = {"hopper": 0.80, "walker2d": 0.80, "halfcheetah": 0.70}  # shares of the open-loop rate on one core
 SPEED_UP = 1.8  # on two cores
@@ -101,7 +104,7 @@ def main(config: BenchConfig) -> None:
         env_id = tasks.ENVIRONMENTS[name].env_id
         batch = D4RLBatch(env_id, 1)
         keys = jax.random.split(jax.random.key(0), 1)
-        params = training.create_policies(training.PolicyConfig(), batch.observation_dim, batch.action_dim, keys)
+        params = loop.create_policies(supervised.PolicyConfig(), batch.observation_dim, batch.action_dim, keys)
         policy = greedy(jax.tree.map(lambda x: x[0], params))
         model, states, controls = record(env_id, policy, config)
         rates = []
@@ -127,8 +130,8 @@ def main(config: BenchConfig) -> None:
             f"{speed_up:.2f}",
             f"{SPEED_UP:.2f}",
         )
-    cli.console.print(table)
+    console.console.print(table)
 
 
 if __name__ == "__main__":
-    cli.command(BenchConfig, main, "python experiments/bench/evaluation.py", __doc__)
+    console.command(BenchConfig, main, "python experiments/bench/evaluation.py", __doc__)

@@ -38,9 +38,13 @@ import numpy as np
 import unifloral
 from rich.table import Table
 
-from iwsft_control import cli, critic, stages, training
-from iwsft_control.baselines import BASELINES, rebrac
-from iwsft_control.dataset import Dataset
+from iwsft_control.base import console
+from iwsft_control.benchmark import settings
+from iwsft_control.datasets import transitions
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.learning import curation, loop
+from iwsft_control.methods import critic, rebrac, supervised
+from iwsft_control.methods.registry import BASELINES
 
 # By method and size: how to take n steps, and the operations of one.
 Cases = dict[tuple[str, str], tuple[Callable[[int], Any], float]]
@@ -128,7 +132,7 @@ def limit_rate() -> float:
     return PRODUCTS * 2 * 256**3 / (time.perf_counter() - began)
 
 
-def critic_case(config: critic.CriticConfig, data: critic.CriticData) -> tuple[Callable[[int], Any], float]:
+def critic_case(config: critic.CriticConfig, data: transitions.CriticData) -> tuple[Callable[[int], Any], float]:
     """How to take n steps of the quality critic, and the operations of one."""
     state = jax.tree.map(jnp.copy, critic.create(config, 11, 3, jax.random.key(0)))
     batch = jax.tree.map(lambda x: x[: config.batch_size], data)
@@ -136,17 +140,15 @@ def critic_case(config: critic.CriticConfig, data: critic.CriticData) -> tuple[C
     return lambda n: critic.train(config, n, state, data, jax.random.key(1)), product_flops(traced.jaxpr, 1.0)
 
 
-def bc_case(config: training.PolicyConfig, data: Dataset) -> tuple[Callable[[int], Any], float]:
+def bc_case(config: supervised.PolicyConfig, data: Dataset) -> tuple[Callable[[int], Any], float]:
     """The same for behaviour cloning."""
-    everything = jax.tree.map(jnp.asarray, stages.curate(stages.CurationConfig(), "bc", None, data, None)[0])
-    params = jax.tree.map(
-        lambda x: x[0], training.create_policies(config, 11, 3, jax.random.split(jax.random.key(0), 1))
-    )
+    everything = jax.tree.map(jnp.asarray, supervised.curate(curation.CurationConfig(), "bc", None, data, None)[0])
+    params = jax.tree.map(lambda x: x[0], loop.create_policies(config, 11, 3, jax.random.split(jax.random.key(0), 1)))
     optimiser = training.optax.adam(config.bc_learning_rate)
-    state = training.PolicyState(params, params, params, optimiser.init(params))
+    state = loop.PolicyState(params, params, params, optimiser.init(params))
     rows = jnp.asarray(data.observations), jnp.asarray(data.actions)
     steps = jax.jit(
-        lambda n, s, c, d, k: training._steps(config, config.bc_learning_rate, None, n, s, jnp.zeros(1), c, d, k),
+        lambda n, s, c, d, k: loop._steps(config, config.bc_learning_rate, None, n, s, jnp.zeros(1), c, d, k),
         static_argnums=0,
     )
     policy = training.GaussianPolicy(config.hidden, 3)
@@ -164,10 +166,10 @@ def baseline_case(algorithm: Any, config: Any, data: Dataset) -> tuple[Callable[
     share = 1 / getattr(config, "policy_delay", 1)
     carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, state.policy))
     keys = jax.random.split(jax.random.key(1), 1)
-    packed, shapes = training._pack(arrays)
+    packed, shapes = loop._pack(arrays)
 
     def run(n: int) -> Any:
-        return training._baseline_steps(algorithm, config, n, shapes, jax.tree.map(jnp.copy, carry), packed, keys)
+        return loop._baseline_steps(algorithm, config, n, shapes, jax.tree.map(jnp.copy, carry), packed, keys)
 
     return run, product_flops(traced.jaxpr, share)
 
@@ -192,8 +194,8 @@ def measure(run: Callable[[int], Any], steps: int) -> float:
 def main(config: BenchConfig) -> None:
     """Measure in turns, print one row per method and size."""
     data = random_data(config.transitions)
-    arrays = critic.transitions(data)
-    defaults = stages.Settings()
+    arrays = transitions.transitions(data)
+    defaults = settings.Settings()
     cases: Cases = {}
     for method in config.methods:
         if method == "bc":
@@ -201,7 +203,7 @@ def main(config: BenchConfig) -> None:
         elif method == "critic":
             own = defaults.critic
         else:
-            own = stages.baseline_config(defaults, method)
+            own = settings.baseline_config(defaults, method)
         sizes = [dataclasses.replace(own, hidden=(256, 256), batch_size=256), own]
         for settings in dict.fromkeys(sizes):
             label = f"{settings.batch_size:,}, {len(settings.hidden)} x {settings.hidden[0]}"
@@ -240,16 +242,16 @@ def main(config: BenchConfig) -> None:
         table.add_row(
             *name, f"{flops / 1e9:.3f}", f"{np.median(speed):.0f}", f"{np.median(limit) / flops:.0f}", f"{share:.2f}"
         )
-    cli.console.print(f"256 x 256 products: {np.median(limits) / 1e9:.0f} GFLOP/s on one core")
-    cli.console.print(table)
+    console.console.print(f"256 x 256 products: {np.median(limits) / 1e9:.0f} GFLOP/s on one core")
+    console.console.print(table)
     for (method, size), values in rates.items():
         if (peers := rates.get((f"{method}, unifloral", size))) is not None:
             ratios = [own[0] / peer[0] for own, peer in zip(values, peers, strict=True)]
-            cli.console.print(
+            console.console.print(
                 f"{method} ({size}): {np.median(ratios):.2f} times unifloral's critic steps a second "
                 f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
             )
 
 
 if __name__ == "__main__":
-    cli.command(BenchConfig, main, "python experiments/bench/training.py", __doc__)
+    console.command(BenchConfig, main, "python experiments/bench/training.py", __doc__)

@@ -25,10 +25,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from iwsft_control import cli, curves, stages, tasks
-from iwsft_control.baselines import rebrac, td3_bc
-from iwsft_control.files import UserError, require
-from iwsft_control.workers import Source
+from iwsft_control.base import console
+from iwsft_control.base.errors import UserError, require
+from iwsft_control.benchmark import settings
+from iwsft_control.benchmark.jobs import Source
+from iwsft_control.envs import tasks
+from iwsft_control.methods import rebrac, td3_bc
+from iwsft_control.report import curves
 
 Method = Literal["iql", "td3-bc", "rebrac"]
 
@@ -140,7 +143,7 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
     """Train one of its algorithms on one task, evaluating as it goes."""
     data = Source(tasks.parse_task(task).name).load()
     name = f"{method} (unifloral)"
-    ours = stages.Settings().rebrac
+    ours = settings.Settings().rebrac
     changes = {}
     if method == "rebrac":  # its own are those of one task
         changes = {
@@ -159,17 +162,17 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
         layers = {k: v for k, v in carry[1].actor.params["params"].items() if k.startswith("Dense_")}
         parameters = jax.tree.map(np.asarray, {"params": {"net": layers}})
         if method != "rebrac":  # which does not normalise observations
-            parameters = td3_bc.policy(stages.Settings().td3_bc, data, parameters)
+            parameters = td3_bc.policy(settings.Settings().td3_bc, data, parameters)
         score, error = curves.score(record, parameters, data)
         curves.add_point(path, record, step=step, normalised_score=score, standard_error=error)
-        cli.console.print(f"{task} {name}: {step:,} steps, normalised score {score:.1f} +- {error:.1f}")
+        console.console.print(f"{task} {name}: {step:,} steps, normalised score {score:.1f} +- {error:.1f}")
 
 
 def main(config: PeerConfig) -> None:
     """Every curve, one after another, then the figure of all that are there."""
     require(config.every % 2 == 0 < config.every, "--every must be even: its steps are of two critic steps.")
     require(config.steps % config.every == 0, "--steps must be a multiple of --every.")
-    cli.writable(config.out)
+    console.writable(config.out)
     for method in config.methods:
         for task in config.tasks:
             curve(config, task, method)
@@ -177,4 +180,4 @@ def main(config: PeerConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(PeerConfig, main, "python experiments/bench/unifloral.py", __doc__)
+    console.command(PeerConfig, main, "python experiments/bench/unifloral.py", __doc__)

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, snapshots, the console. Nothing here knows of learning."""

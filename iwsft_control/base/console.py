@@ -1,0 +1,70 @@
+"""What the commands share: argument parsing, one-sentence errors with exit code 2, progress bars."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from iwsft_control.base.errors import UserError
+from iwsft_control.base.files import cache_home
+
+Config = TypeVar("Config")
+
+
+# Wide enough for the tables where there is no terminal to ask.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
+def command(config: type[Config], main: Callable[[Config], None], program: str, description: str) -> None:
+    """Parse the command line into ``config`` and run ``main``; a user's mistake ends with exit code 2."""
+    try:
+        main(tyro.cli(config, prog=program, description=description))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept.", file=sys.stderr)
+        sys.exit(130)
+
+
+def writable(folder: Path) -> None:
+    """Make sure that results can be written before hours are spent on them.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; choose a folder that you may write.") from error
+
+
+def progress_bar() -> Progress:
+    """One line per stage: name, bar, steps done, elapsed and remaining time."""
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def cache_compiled_programs() -> None:
+    """Keep compiled programs on disk, so that a second run starts faster (JAX's own variable for the folder counts)."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_home() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,21 @@
+"""A user's mistakes: one sentence, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+
+
+class UserError(Exception):
+    """A user's mistake; commands print its one sentence and exit with code 2."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise a :class:`UserError` with ``sentence`` unless ``condition`` holds."""
+    if not condition:
+        raise UserError(sentence)
+
+
+def near(name: str, known: list[str]) -> str:
+    """The end of an error sentence: the known names most like ``name``, or all of them."""
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(matches)}?" if matches else f"choose one of {', '.join(known)}."

@@ -1,0 +1,127 @@
+"""What reaches the disk: atomic writes, checksums, and pytrees as safetensors (never pickle)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from iwsft_control.base.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends without an error.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose a folder that you may write, with space left."
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    temporary.chmod(0o644)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in their order, readable by people."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """A pytree as ``{"path/to/leaf": array}``."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """``{"path/to/leaf": array}`` as nested dictionaries: what :func:`flatten` makes of these."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree
+
+
+def save_pytree(path: Path, tree: Any, metadata: dict[str, Any] | None = None) -> None:
+    """Write a pytree of arrays atomically as safetensors; ``metadata`` is kept beside it as JSON."""
+    arrays = {name: np.array(leaf, order="C") for name, leaf in flatten(tree).items()}  # scalars stay scalars
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary, metadata={"json": json.dumps(metadata or {})})
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and metadata of a file that :func:`save_pytree` wrote.
+
+    Raises:
+        UserError: no such file, or it is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; check the path.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            return arrays, json.loads((file.metadata() or {}).get("json", "{}"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and make it again.") from error
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Only the metadata of a file that :func:`save_pytree` wrote; empty if it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return json.loads((file.metadata() or {}).get("json", "{}"))
+    except (SafetensorError, ValueError, OSError):
+        return {}
+
+
+def load_pytree(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Read a pytree of the structure and shapes of ``like``, with its metadata.
+
+    Raises:
+        UserError: no such file, it is damaged, or it holds other arrays than ``like``.
+    """
+    arrays, metadata = load_arrays(path)
+    expected = flatten(like)
+    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:
+        raise UserError(f"{path} holds other arrays than this version expects; delete it and make it again.")
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected]), metadata
+
+
+def cache_home() -> Path:
+    """This project's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iwsft_control"

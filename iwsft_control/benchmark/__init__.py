@@ -1,0 +1,1 @@
+"""Runs of a benchmark: settings, stages, the store, pools of workers, result files."""

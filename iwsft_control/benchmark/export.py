@@ -1,0 +1,124 @@
+"""From artefacts to results: one result file and one policy file for every method, data set and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from iwsft_control.base import errors, files
+from iwsft_control.benchmark import results
+from iwsft_control.benchmark.settings import baseline_config
+from iwsft_control.benchmark.stages import Artefact, Stage, configuration
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.envs import evaluation, physics
+from iwsft_control.methods.registry import BASELINES
+from iwsft_control.methods.supervised import METHODS
+
+
+def whole_configuration(stage: Stage) -> dict[str, Any]:
+    """Every setting that a result depends on, those of the stages that it started from included."""
+    config = {k: v for k, v in configuration(stage).items() if k != "quick"}
+    if stage.method in METHODS and METHODS[stage.method].fine_tunes:
+        config["policy"] = dataclasses.asdict(stage.settings.policy)
+    if stage.quality == "q":
+        config["critic"] = dataclasses.asdict(stage.settings.critic)
+    return json.loads(json.dumps(config))  # tuples as the lists that they are in a file
+
+
+def run_results(
+    stage: Stage, data: Dataset, task: str, inputs: Mapping[str, Artefact], artefact: Artefact
+) -> list[results.RunResult]:
+    """The result of every seed of a method's stage.
+
+    Args:
+        task: task name, or the data set's id where there is none.
+        inputs: the artefacts of :func:`needs`.
+    """
+    settings, record = stage.settings, artefact.record
+    seconds: dict[str, float] = {}
+    for each in (*inputs.values(), artefact):
+        seconds |= each.record["seconds"]
+    own = baseline_config(settings, stage.method) if stage.method in BASELINES else settings.policy
+    evaluated = "exponential average of the parameters" if own.average_decay else "last parameters"
+    found = []
+    for s, seed in enumerate(stage.seeds):
+        mean, error = results.score(np.array(record["returns"][s]), data.ref_min_score, data.ref_max_score)
+        extra: dict[str, Any] = {"training": record["logs"][s]}
+        if "bc" in inputs:
+            start = results.score(np.array(inputs["bc"].record["returns"][s]), data.ref_min_score, data.ref_max_score)
+            extra["bc_start"] = {"normalised_score": start[0], "standard_error": start[1]}
+        if "critic" in inputs:
+            extra["critic"] = inputs["critic"].record["logs"][s]
+        found.append(
+            results.RunResult(
+                schema=results.SCHEMA,
+                task=task,
+                method=stage.method,
+                quality=stage.quality,
+                seed=seed,
+                quick=settings.quick,
+                dataset={
+                    "id": data.id,
+                    "sha256": data.sha256,
+                    "origin": data.origin,
+                    "transitions": len(data.rewards),
+                    "episodes": len(data.starts) - 1,
+                },
+                physics=physics.describe(data.env_id),
+                evaluation={
+                    "first_reset_seed": evaluation.FIRST_RESET_SEED,
+                    "ref_min_score": data.ref_min_score,
+                    "ref_max_score": data.ref_max_score,
+                    "policy": f"mean action, {evaluated}, last checkpoint",
+                },
+                episode_returns=list(record["returns"][s]),
+                normalised_score=mean,
+                standard_error=error,
+                config=whole_configuration(stage),
+                diagnostics=record["diagnostics"][s] | extra,
+                seconds=seconds,
+                versions=record["versions"],
+                device=record["device"],
+                git_commit=record["git_commit"],
+            )
+        )
+    return found
+
+
+def result_path(folder: Path, result: results.RunResult) -> Path:
+    """Where a result belongs: its name tells method and seed, its last part the configuration and data."""
+    identity = json.dumps([result.config, result.dataset, result.physics, result.quick], sort_keys=True)
+    label = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    stem = "-".join([result.method, *([f"by-{result.quality}"] if result.quality else []), f"seed{result.seed}", label])
+    return folder / result.task.replace("/", "-") / f"{stem}.json"
+
+
+def write_results(
+    folder: Path, stage: Stage, data: Dataset, task: str, inputs: Mapping[str, Artefact], artefact: Artefact
+) -> list[Path]:
+    """A result file and, beside it, the policy (safetensors) of every seed of a method's stage, where not there yet."""
+    paths = []
+    for s, result in enumerate(run_results(stage, data, task, inputs, artefact)):
+        path = result_path(folder, result)
+        paths.append(path)
+        if _is_there(path, result):
+            continue
+        params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays)
+        description = {"task": task, "method": result.method, "seed": result.seed, "dataset": data.id}
+        files.save_pytree(path.with_suffix(".safetensors"), params["params"], description)
+        results.write(path, result)
+    return paths
+
+
+def _is_there(path: Path, result: results.RunResult) -> bool:
+    try:
+        return path.with_suffix(".safetensors").is_file() and results.read(path) == result
+    except errors.UserError:
+        return False

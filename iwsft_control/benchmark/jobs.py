@@ -1,0 +1,198 @@
+"""Jobs, stages on data sets, and the order in which they are done."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import jax
+
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import export, stages
+from iwsft_control.benchmark.stages import Stage
+from iwsft_control.benchmark.store import Store
+from iwsft_control.datasets import load, minari_files
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.envs import evaluation, tasks
+
+Progress = Callable[["Job", str, int, int], None]  # job, what, its steps, steps just done
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Which data set: what ``--env``, ``--dataset`` and the reference scores say."""
+
+    env: str | None
+    dataset: str | None = None
+    reference_scores: tuple[float, float] | None = None
+
+    def load(self) -> Dataset:
+        """The data set, from memory where it was the last one or one before."""
+        return _load(self, minari_files.minari_path(""))
+
+    @property
+    def task(self) -> str:
+        """Name of the task in results."""
+        return tasks.parse_task(self.env).name if self.env else str(self.dataset)
+
+
+@functools.lru_cache(maxsize=3)
+def _load(source: Source, minari_root: Path) -> Dataset:
+    return load.load(tasks.parse_task(source.env) if source.env else None, source.dataset, source.reference_scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A stage on a data set."""
+
+    source: Source
+    stage: Stage
+
+    @property
+    def name(self) -> str:
+        seeds = ", ".join(map(str, self.stage.seeds))
+        return f"{self.source.task} {self.stage.name} seed {seeds}"
+
+    def needs(self) -> list[Job]:
+        """The jobs that come first."""
+        return [Job(self.source, stage) for stage in stages.needs(self.stage).values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a job gave no artefact: one sentence, and the traceback where that sentence does not say it all."""
+
+    error: str
+    trace: str = ""
+    mistake: bool = False
+    """Whether it is the user's to mend (a disk that is full, data that are not there)."""
+
+
+def failure(error: BaseException) -> Failure:
+    """An exception as a :class:`Failure`."""
+    if isinstance(error, UserError):
+        return Failure(str(error), mistake=not isinstance(error, evaluation.PolicyError))
+    return Failure(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+
+class Pool(Protocol):
+    """Runs jobs; when one is finished without a failure, its artefact is in the store."""
+
+    slots: int
+    """Jobs that run at a time."""
+
+    def submit(self, job: Job) -> None:
+        """Begin a job whose needs are in the store; at most ``slots`` are under way."""
+
+    def wait(self) -> list[tuple[Job, Failure | None]]:
+        """What has finished since; waits a moment, or until something has."""
+
+    def close(self) -> None:
+        """Stop everything that is under way."""
+
+
+class Here:
+    """One job at a time in this process, on all of its cores or its accelerator."""
+
+    slots = 1
+
+    def __init__(self, store: Store, progress: Progress):
+        self.store, self.progress = store, progress
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def wait(self) -> list[tuple[Job, Failure | None]]:
+        job = self.jobs.pop()
+        try:
+            self.store.perform(job.stage, job.source.load(), _start(functools.partial(self.progress, job)))
+        except Exception as error:  # a failed stage does not stop the others
+            return [(job, failure(error))]
+        return [(job, None)]
+
+    def close(self) -> None:
+        pass
+
+
+def _start(tell: Callable[[str, int, int], None]) -> stages.Start:
+    def start(what: str, steps: int) -> Callable[[int], None]:
+        tell(what, steps, 0)
+        return lambda done: tell(what, steps, done)
+
+    return start
+
+
+def single_threaded(threads: int) -> None:
+    """Keep XLA's products on one thread; must come before the process's first computation."""
+    if threads == 1:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+
+def groups(seeds: Sequence[int]) -> list[tuple[int, ...]]:
+    """Seeds that are trained as one program: all of them on an accelerator, each alone on a CPU."""
+    return [(s,) for s in seeds] if jax.default_backend() == "cpu" else [tuple(seeds)]
+
+
+def execute(
+    jobs: Sequence[Job],
+    pool: Pool,
+    store: Store,
+    started: Callable[[Job], None],
+    finished: Callable[[Job, Failure | None], None],
+) -> None:
+    """Run jobs and what they need, in their order as far as their needs allow.
+
+    Args:
+        started: told of every job that begins.
+        finished: told of every job of ``jobs`` and every need that is over: made now, found in the store, or failed.
+    """
+    waiting: dict[Job, list[Job]] = {}
+    for job in jobs:
+        for need in [*job.needs(), job]:
+            waiting.setdefault(need, need.needs())
+    over: dict[Job, Failure | None] = {}
+
+    def end(job: Job, outcome: Failure | None) -> None:
+        over[job] = outcome
+        finished(job, outcome)
+
+    for job in list(waiting):
+        if store.has(job.stage, job.source.load()):
+            del waiting[job]
+            end(job, None)
+    running: set[Job] = set()
+    while waiting or running:
+        for job, needs in list(waiting.items()):
+            failed = next((n for n in needs if over.get(n)), None)
+            if failed is not None:
+                del waiting[job]
+                end(job, Failure(f"not run, since {failed.name} failed"))
+            elif len(running) < pool.slots and all(n in over for n in needs):
+                del waiting[job]
+                running.add(job)
+                started(job)
+                pool.submit(job)
+        if running:
+            for job, outcome in pool.wait():
+                running.remove(job)
+                end(job, outcome)
+
+
+def write_results(folder: Path, store: Store, job: Job) -> list[Path]:
+    """Result files and policies of a finished job, where they are not there yet.
+
+    Raises:
+        UserError: what the job made is no longer in the store, or the folder cannot be written.
+    """
+    data = job.source.load()
+    artefact = store.read(job.stage, data)
+    if artefact is None:
+        raise UserError(f"what {job.name} made is gone from {store.folder}; start again.")
+    inputs = store.inputs(job.stage, data, stages.silent)
+    return export.write_results(folder, job.stage, data, job.source.task, inputs, artefact)

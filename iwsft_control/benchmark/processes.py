@@ -1,0 +1,114 @@
+"""Where jobs run: on local processes that share the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from iwsft_control.base import console
+from iwsft_control.benchmark.jobs import Failure, Job, Progress, _start, failure, single_threaded
+from iwsft_control.benchmark.store import Store
+
+RETRIES = 2  # of a stage whose worker died
+
+
+class Processes:
+    """Local processes, each with its share of the cores. One that dies is replaced and its job tried again."""
+
+    def __init__(self, store: Store, progress: Progress, workers: int):
+        self.store, self.progress, self.slots = store, progress, workers
+        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.context = multiprocessing.get_context("spawn")
+        self.idle: list[_Worker] = []
+        self.busy: dict[connection.Connection, tuple[_Worker, Job, int]] = {}
+
+    def submit(self, job: Job) -> None:
+        self._give(job, 0)
+
+    def _give(self, job: Job, deaths: int) -> None:
+        worker = None
+        while worker is None:
+            worker = self.idle.pop() if self.idle else _Worker(self.context, self.store.folder, self.threads)
+            try:
+                worker.pipe.send(job)
+            except OSError:  # it was killed while it had nothing to do
+                worker = None
+        self.busy[worker.pipe] = (worker, job, deaths)
+
+    def wait(self) -> list[tuple[Job, Failure | None]]:
+        finished: list[tuple[Job, Failure | None]] = []
+        for pipe in connection.wait(list(self.busy), timeout=0.5):
+            worker, job, deaths = self.busy[pipe]  # type: ignore[index]
+            try:
+                message = worker.pipe.recv()
+            except (EOFError, OSError):
+                del self.busy[worker.pipe]
+                worker.process.join()
+                if deaths < RETRIES:
+                    self._give(job, deaths + 1)
+                else:
+                    code = worker.process.exitcode
+                    finished.append((job, Failure(f"its process died {deaths + 1} times (exit code {code})")))
+                continue
+            if isinstance(message, tuple):
+                self.progress(job, *message)
+                continue
+            del self.busy[worker.pipe]
+            self.idle.append(worker)
+            finished.append((job, message))
+        return finished
+
+    def close(self) -> None:
+        for worker in [*self.idle, *(w for w, _, _ in self.busy.values())]:
+            worker.process.kill()
+
+
+class _Worker:
+    def __init__(self, context: Any, folder: Path, threads: int):
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, folder, threads), daemon=True)
+        self.process.start()
+        other.close()
+
+
+def _serve(pipe: connection.Connection, folder: Path, threads: int) -> None:
+    """Jobs from the pipe until it closes, which it also does when the process at its other end is killed."""
+    single_threaded(threads)
+    console.cache_compiled_programs()
+    store, one_at_a_time = Store(folder), threading.Lock()
+
+    def tell(*message: Any) -> None:  # an evaluation tells from several threads
+        with one_at_a_time:
+            pipe.send(message)
+
+    try:
+        while True:
+            job: Job = pipe.recv()
+            outcome: Failure | None = None
+            try:
+                start = _start(tell)
+                store.perform(job.stage, job.source.load(), start, threads)
+            except (BrokenPipeError, ConnectionError, KeyboardInterrupt):
+                return
+            except Exception as error:
+                outcome = failure(error)
+            pipe.send(outcome)
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        return
+
+
+def begin(threads: int) -> None:
+    """Prepare a process of a pool: :func:`single_threaded`, and an end when the process that started it has ended."""
+    single_threaded(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

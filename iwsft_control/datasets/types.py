@@ -1,0 +1,118 @@
+"""What a data set is in memory: flat arrays with episode offsets."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from iwsft_control.base.errors import UserError
+
+VELOCITY_LIMIT = 10.0  # Hopper's and Walker2d's observations clip velocities to +-10
+
+
+class Episodes(NamedTuple):
+    """Whole episodes laid end to end: N transitions in E episodes of T_e actions and T_e + 1 states each.
+
+    ``starts`` (E + 1,) are offsets into the per-transition arrays; episode e's states begin at ``starts[e] + e``.
+    ``qpos`` and ``qvel`` (N + E, nq), (N + E, nv) are the simulator's states, in the order of ``observations``.
+    """
+
+    observations: np.ndarray  # (N + E, O) float32
+    actions: np.ndarray  # (N, A) float32
+    rewards: np.ndarray  # (N,) float32
+    terminations: np.ndarray  # (N,) bool
+    truncations: np.ndarray  # (N,) bool
+    starts: np.ndarray  # (E + 1,) int64
+    qpos: np.ndarray | None = None
+    qvel: np.ndarray | None = None
+
+
+CONTENT = ("observations", "actions", "rewards", "terminations", "truncations", "starts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Flat transitions of one data set, and where they come from.
+
+    ``terminations`` marks true terminal states; an episode also ends where it was truncated, which ``starts`` tells.
+    """
+
+    id: str
+    sha256: str  # of the content (:func:`content_sha256`), whichever file it was read from
+    origin: str  # "D4RL", "reconstruction" or "Minari"
+    environment: str | EnvSpec  # Gymnasium id or spec of the environment to evaluate in
+    ref_min_score: float
+    ref_max_score: float
+    observations: np.ndarray  # (N, O) float32
+    actions: np.ndarray  # (N, A) float32
+    rewards: np.ndarray  # (N,) float32
+    next_observations: np.ndarray  # (N, O) float32
+    terminations: np.ndarray  # (N,) bool
+    starts: np.ndarray  # (E + 1,) int64; episode e is rows starts[e]:starts[e + 1]
+
+    @property
+    def env_id(self) -> str:
+        return self.environment if isinstance(self.environment, str) else self.environment.id
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Transitions of every episode, (E,)."""
+        return np.diff(self.starts)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of every episode, (E,) float64."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.starts[:-1])
+
+    @property
+    def episode_of(self) -> np.ndarray:
+        """Episode index of every transition, (N,)."""
+        return np.repeat(np.arange(len(self.starts) - 1), self.lengths)
+
+
+def describe_origin(origin: str) -> str:
+    """A data set's ``origin`` in words."""
+    kinds = {"reconstruction": "a reconstruction, not D4RL's own data", "D4RL": "D4RL's own data"}
+    return kinds.get(origin, "a Minari data set")
+
+
+def state_rows(starts: np.ndarray) -> np.ndarray:
+    """Rows of the states s_t (not the final ones) in the (N + E) arrays of :class:`Episodes`."""
+    return np.arange(starts[-1]) + np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+
+
+def check(episodes: Episodes, name: str) -> None:
+    """Refuse what no learner can use.
+
+    Raises:
+        UserError: no transitions, lengths that disagree, or values that are not finite.
+    """
+    n, e = len(episodes.rewards), len(episodes.starts) - 1
+    if not n:
+        raise UserError(f"{name} holds no transitions; it is damaged or empty: fetch or collect it again.")
+    if (
+        episodes.starts[0] != 0
+        or episodes.starts[-1] != n
+        or (np.diff(episodes.starts) < 1).any()
+        or len(episodes.actions) != n
+        or len(episodes.terminations) != n
+        or len(episodes.observations) != n + e
+    ):
+        raise UserError(f"{name}: lengths of its arrays disagree; it is damaged: fetch or collect it again.")
+    for field in ("observations", "actions", "rewards"):
+        values = getattr(episodes, field)
+        if not np.isfinite(values).all():
+            row = int(np.argwhere(~np.isfinite(values))[0, 0])
+            raise UserError(f"{name}: {field} hold a NaN or infinity (row {row}); fetch or collect it again.")
+
+
+def content_sha256(episodes: Episodes) -> str:
+    """SHA-256 of what is learned from, the same for a Minari data set and its packed form."""
+    digest = hashlib.sha256()
+    for name in CONTENT:
+        digest.update(np.ascontiguousarray(getattr(episodes, name)).data)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Tasks, D4RL's physics, batched simulation and evaluation."""

@@ -1,0 +1,133 @@
+"""Many environments stepped as a batch: one vectorised observation and reward, physics by a lean ``mj_step`` loop.
+
+Step by step it equals the Gymnasium environments exactly. (``mujoco.rollout`` called one control step at a time does
+not: it drops the solver's warm start.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+
+from iwsft_control.envs import physics
+
+
+class Batch(Protocol):
+    """N environments that are reset together and stepped by index."""
+
+    observation_dim: int
+    action_dim: int
+    max_steps: int
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        """Reset environment i with ``seeds[i]``; returns observations (N, O)."""
+        ...
+
+    def step(self, active: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Step the environments ``active`` (K,) with ``actions`` (K, A): observations, rewards, terminations."""
+        ...
+
+
+class D4RLBatch:
+    """N copies of ``d4rl/Hopper-v2``, ``d4rl/HalfCheetah-v2`` or ``d4rl/Walker2d-v2``.
+
+    Different environments of a batch may be stepped from different threads: MuJoCo releases the GIL.
+    """
+
+    def __init__(self, env_id: str, n: int):
+        env = gym.make(env_id)
+        assert env.spec is not None and env.spec.max_episode_steps is not None
+        self.max_steps = env.spec.max_episode_steps
+        unwrapped: Any = env.unwrapped
+        self._env = unwrapped  # resets and constants come from it, so they cannot differ
+        model = unwrapped.model
+        self.model, self.data = model, [mujoco.MjData(model) for _ in range(n)]
+        self.observation_dim, self.action_dim = model.nq - 1 + model.nv, model.nu
+        # Views are made once: an attribute of MjData builds a new array each time.
+        self._ctrl = [d.ctrl for d in self.data]
+        self._qpos = [d.qpos for d in self.data]
+        self._qvel = [d.qvel for d in self.data]
+        self._x = np.zeros(n)
+        self._terminates = not isinstance(self._env, physics.HalfCheetahEnv)
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        return np.array([self.reset_one(i, seed) for i, seed in enumerate(seeds)])
+
+    def reset_one(self, i: int, seed: int) -> np.ndarray:
+        """Reset environment i alone; its observation (O,)."""
+        observation, _ = self._env.reset(seed=int(seed))
+        data = self.data[i]
+        mujoco.mj_resetData(self.model, data)
+        data.qpos[:], data.qvel[:] = self._env.data.qpos, self._env.data.qvel
+        mujoco.mj_forward(self.model, data)
+        self._x[i] = data.qpos[0]
+        return observation
+
+    def step(self, active: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        env, model = self._env, self.model
+        actions = np.clip(actions.astype(np.float64), -1.0, 1.0)
+        for i, action in zip(active.tolist(), actions, strict=True):
+            self._ctrl[i][:] = action
+            mujoco.mj_step(model, self.data[i], env.frame_skip)
+        qpos, qvel = self.state(active)
+        x_velocity = (qpos[:, 0] - self._x[active]) / env.dt
+        self._x[active] = qpos[:, 0]
+        control_cost = env._ctrl_cost_weight * np.square(actions).sum(axis=-1)
+        forward_reward = env._forward_reward_weight * x_velocity
+        if not self._terminates:
+            return self._observe(qpos, qvel), forward_reward - control_cost, np.zeros(len(active), bool)
+        # The -v4 rule: the alive bonus is paid on the falling step too.
+        rewards = (forward_reward + env._healthy_reward) - control_cost
+        return self._observe(qpos, qvel), rewards, ~self._healthy(qpos, qvel)
+
+    def state(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (K, nq) and velocities (K, nv) of the environments ``active``, float64, not clipped."""
+        indices = active.tolist()
+        return np.array([self._qpos[i] for i in indices]), np.array([self._qvel[i] for i in indices])
+
+    def _observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        velocity = np.clip(qvel, -10, 10) if self._terminates else qvel
+        return np.concatenate([qpos[:, 1:], velocity], axis=1)
+
+    def _healthy(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        env = self._env
+        z, angle = qpos[:, 1], qpos[:, 2]
+        (min_z, max_z), (min_angle, max_angle) = env._healthy_z_range, env._healthy_angle_range
+        healthy = (min_z < z) & (z < max_z) & (min_angle < angle) & (angle < max_angle)
+        if isinstance(env, physics.HopperEnv):
+            low, high = env._healthy_state_range
+            rest = np.concatenate([qpos[:, 2:], qvel], axis=1)
+            healthy &= ((low < rest) & (rest < high)).all(axis=1)
+        return healthy
+
+
+class GymnasiumBatch:
+    """N copies of any Gymnasium environment with vector observations, one Python call a step each."""
+
+    def __init__(self, spec: str | gym.envs.registration.EnvSpec, n: int, max_steps: int | None = None):
+        self._envs = [gym.make(spec) for _ in range(n)]
+        env = self._envs[0]
+        limit = env.spec.max_episode_steps if env.spec else None
+        self.max_steps = max_steps or limit or physics.MAX_EPISODE_STEPS
+        assert env.observation_space.shape is not None and env.action_space.shape is not None
+        self.observation_dim, self.action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        return np.array([e.reset(seed=int(s))[0] for e, s in zip(self._envs, seeds, strict=True)])
+
+    def step(self, active: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # The TimeLimit wrapper's truncation is left aside: the caller counts max_steps itself.
+        results = [self._envs[i].step(a) for i, a in zip(active.tolist(), actions, strict=True)]
+        observations, rewards, terminations = zip(*(r[:3] for r in results), strict=True)
+        return np.array(observations), np.array(rewards, np.float64), np.array(terminations, bool)
+
+
+def make_batch(spec: str | gym.envs.registration.EnvSpec, n: int) -> Batch:
+    """The fastest batch of N copies of an environment that is exact."""
+    env_id = spec if isinstance(spec, str) else spec.id
+    if env_id in physics.ENVIRONMENTS and env_id != "d4rl/Ant-v2":
+        return D4RLBatch(env_id, n)
+    return GymnasiumBatch(spec, n)

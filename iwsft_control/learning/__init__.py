@@ -1,0 +1,1 @@
+"""What all methods share: objectives, curation, the temporal-difference loss, the training loop."""

@@ -1,0 +1,154 @@
+"""Curation: from the quality of units of data to the multiset that fine-tuning draws from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwsft_control.datasets.types import Dataset
+
+
+def episode_returns(data: Dataset) -> np.ndarray:
+    """R(tau) = sum_t r_t of every episode, (E,): the quality of the paper's released code (its section on control)."""
+    return data.returns
+
+
+def episode_values(data: Dataset, q: np.ndarray) -> np.ndarray:
+    """(1/T) sum_t Q(s_t, a_t) of every episode, (E,), from the learned Q of every transition (N,)."""
+    return np.add.reduceat(q.astype(np.float64), data.starts[:-1]) / data.lengths
+
+
+def transition_advantages(q: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """The learned advantage Q(s, a) - V(s) of every transition, (N,) (IQL's, Kostrikov et al. 2022)."""
+    return q - v
+
+
+Units = tuple[np.ndarray, np.ndarray]
+
+
+def episode_units(data: Dataset) -> Units:
+    """First row and length of every episode: ((E,), (E,))."""
+    return data.starts[:-1], data.lengths
+
+
+def transition_units(data: Dataset) -> Units:
+    """First row and length (one) of every transition: ((N,), (N,))."""
+    n = len(data.rewards)
+    return np.arange(n), np.ones(n, np.int64)
+
+
+def summary(scores: np.ndarray) -> dict[str, Any]:
+    """Quantiles of scores for a result file's diagnostics."""
+    return {f"p{q}": float(np.percentile(scores, q)) for q in (0, 5, 50, 70, 85, 90, 95, 98, 100)}
+
+
+def everything(n: int) -> np.ndarray:
+    """All of n units once: behaviour cloning."""
+    return np.arange(n)
+
+
+def above(scores: np.ndarray, percentile: float) -> np.ndarray:
+    """Indices of the units above a percentile of the scores, at least one: binary R in {0, 1}, the set D+.
+
+    Raises:
+        ValueError: the percentile is not in [0, 100).
+    """
+    if not 0 <= percentile < 100:
+        raise ValueError(f"percentile must lie in [0, 100), not {percentile}")
+    keep = max(1, round(len(scores) * (100 - percentile) / 100))
+    return np.sort(np.argsort(-scores, kind="stable")[:keep])
+
+
+def nested_strata(scores: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
+    """The concatenation of the sets above each percentile, so the best units stand in it once per stratum.
+
+    SFT(Q)'s quality-proportional sampling as in the paper's released code (percentiles 90, 95, 98 of return).
+    """
+    return np.concatenate([above(scores, p) for p in percentiles])
+
+
+class Curated(NamedTuple):
+    """A curated multiset of units on the device: M entries over U distinct units with R rows in all."""
+
+    size: Any  # (), M without padding
+    entries: Any  # (M,) index of a distinct unit; a unit is drawn in proportion to how often it stands here
+    starts: Any  # (U,) first row of the unit in the data set
+    lengths: Any  # (U,) its rows
+    rows: Any  # (R,) all rows of all units, end to end
+    unit_of_row: Any  # (R,)
+
+
+def curate(entries: np.ndarray, units: Units) -> Curated:
+    """Entries of :mod:`iwsft_control.curation` (indices into ``units``) as a :class:`Curated`."""
+    distinct, entries = np.unique(entries, return_inverse=True)
+    starts, lengths = units[0][distinct], units[1][distinct]
+    unit_of_row = np.repeat(np.arange(len(distinct)), lengths)
+    offsets = np.cumsum(lengths) - lengths
+    rows = np.arange(len(unit_of_row)) - offsets[unit_of_row] + starts[unit_of_row]
+    size = np.array(len(entries))
+    return Curated(*(x.astype(np.int32) for x in (size, entries, starts, lengths, rows, unit_of_row)))
+
+
+def by_transition(curated: Curated) -> Curated:
+    """The same multiset of rows with every row a unit of its own: a uniform draw weighs units by their length."""
+    lengths = np.asarray(curated.lengths)
+    first = (np.cumsum(lengths) - lengths)[curated.entries]
+    repeats = lengths[curated.entries]
+    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    rows = np.asarray(curated.rows)
+    one = np.ones(len(rows), np.int32)
+    entries = (np.repeat(first, repeats) + within).astype(np.int32)
+    return Curated(np.int32(len(entries)), entries, rows, one, rows, np.arange(len(rows), dtype=np.int32))
+
+
+def stack(curated: Sequence[Curated]) -> Curated:
+    """Several sets as one with a leading seed axis: the shorter ones padded with what no draw and no sum touches."""
+
+    def pad(field: str, fill: int) -> np.ndarray:
+        arrays = [np.asarray(getattr(c, field)) for c in curated]
+        longest = max(len(a) for a in arrays)
+        return np.stack([np.pad(a, (0, longest - len(a)), constant_values=fill) for a in arrays])
+
+    outside = max(len(c.starts) for c in curated)  # no unit: segment sums drop it
+    sizes = np.stack([c.size for c in curated])
+    return Curated(
+        sizes, pad("entries", 0), pad("starts", 0), pad("lengths", 1), pad("rows", 0), pad("unit_of_row", outside)
+    )
+
+
+def draw(batch_size: int, curated: Curated, cumulative: jax.Array | None, key: jax.Array) -> jax.Array:
+    """Rows of a batch (batch_size,): an entry, in proportion to its weight, then one of its unit's rows uniformly.
+
+    ``cumulative`` (M,) holds the running sum of the entries' weights; without it all entries weigh the same.
+    """
+    entry_key, row_key = jax.random.split(key)
+    if cumulative is None:
+        entry = jax.random.randint(entry_key, (batch_size,), 0, curated.size)
+    else:
+        u = jax.random.uniform(entry_key, (batch_size,)) * cumulative[-1]
+        entry = jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), curated.size - 1)
+    unit = jnp.asarray(curated.entries)[entry]
+    starts, lengths = jnp.asarray(curated.starts)[unit], jnp.asarray(curated.lengths)[unit]
+    return starts + jax.random.randint(row_key, unit.shape, 0, lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class CurationConfig:
+    """Which units fine-tuning sees, and how often."""
+
+    filter_percentile: float = 90
+    """filtered-bc, sft, iw-sft: episodes above this percentile of return."""
+    q_unit: Literal["episode", "transition"] = "episode"
+    """--quality q: whole episodes by their mean learned Q, or single transitions by their learned advantage."""
+    episode_strata: tuple[float, ...] = (90, 95, 98)
+    """Episodes are taken once for each of these percentiles of quality that they exceed (the paper's)."""
+    transition_strata: tuple[float, ...] = (70, 85, 95)
+    """Likewise for transitions."""
+
+
+Values = tuple[np.ndarray, np.ndarray]  # the learned Q and V of every transition

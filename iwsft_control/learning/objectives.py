@@ -1,0 +1,101 @@
+r"""The objectives of all six methods on one page, each beside its equation.
+
+Notation of the paper (Qin & Springenberg 2025, arXiv 2507.12856): tau = (s_0, a_0, ...), R(tau) its quality,
+J(theta) = E_{p(tau; theta)}[R(tau)], pi_ref the policy of the data, D+ the curated data. With x >= 1 + log x,
+
+    J(theta) >= E_ref[R log p(tau; theta)] + const                            SFT is a lower bound of RL
+    J(theta) >= E_{D+}[(q(tau) / pi_ref(tau)) log p(tau; theta)] + const      iw-SFT is a tighter one, for any q
+
+The dynamics cancel in q/pi_ref and are constant in log p, so policies are all that is left:
+
+    bc            L = -E_{(s,a) ~ D}[log pi(a|s)]
+    filtered-bc   L = -E_{(s,a) ~ D+}[log pi(a|s)]              D+ = top 10% of episodes by return, from scratch
+    sft           L = -E_{tau ~ D+}[sum_t log pi(a_t|s_t)] / E_{D+}[T]                  D+ as above, from bc
+    sft-q         L = -E_{u ~ D_Q}[sum_t log pi(a_t|s_t)] / E_{D_Q}[T_u]                D_Q = nested strata of quality
+    iw-sft        L = -E_{tau ~ D+}[w(tau) sum_t log pi(a_t|s_t)] / E_{D+}[w T]
+    iw-sft-q      L = -E_{u ~ D_Q}[w(u) sum_t log pi(a_t|s_t)] / E_{D_Q}[w T_u]
+
+    w(u) = clip(exp(temperature * mean_{t in u}[log q(a_t|s_t) - log pi_ref(a_t|s_t)]), low, high)
+
+A unit u is a whole episode (T_u = T) or a single transition (T_u = 1); pi_ref is the run's own BC policy and q lags
+behind pi. Training draws units with probability proportional to w(u) T_u over the *whole* curated set and then one of
+the unit's transitions uniformly, so :func:`loss` on such a batch has, in expectation, exactly the gradient above. The
+paper's released code takes (1/T) sum_t instead, which lets short episodes count for more: ``length_weighted=False``
+draws in proportion to w(u) alone and has that gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportanceConfig:
+    """The importance weight w(u) of iw-SFT and the lag of q."""
+
+    temperature: float = 1.0
+    """Factor on the unit's mean log-ratio; the paper's released code uses 10 on whole episodes."""
+    low: float = 0.2
+    """Smallest weight."""
+    high: float = 1.8
+    """Largest weight."""
+    lag: float = 0.9
+    """q <- lag q + (1 - lag) pi after every step, on the parameters."""
+    refresh_every: int = 100
+    """Steps between two passes over the curated set that recompute all weights."""
+
+
+def loss(log_prob: jax.Array) -> jax.Array:
+    """-mean log pi(a|s) over a batch (B,): what every method descends; the batch's distribution is what differs."""
+    return -log_prob.mean()
+
+
+def importance_weights(config: ImportanceConfig, log_ratio: jax.Array) -> jax.Array:
+    """w = clip(exp(temperature * log_ratio), low, high), elementwise; all ones where q equals pi_ref."""
+    return jnp.clip(jnp.exp(config.temperature * log_ratio), config.low, config.high)
+
+
+def unit_means(values: jax.Array, unit_of_row: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Mean over each unit's rows: packed values (R,) with their unit's index (R,), unit lengths (U,) -> (U,)."""
+    return jax.ops.segment_sum(values, unit_of_row, num_segments=lengths.shape[0]) / lengths
+
+
+def effective_sample_size(weights: jax.Array) -> jax.Array:
+    """(sum w)^2 / (n sum w^2) in (0, 1]: the share of the curated set that the weights leave."""
+    return weights.sum() ** 2 / (weights.size * (weights**2).sum())
+
+
+HISTOGRAM_BINS = 20
+
+
+def weight_histogram(config: ImportanceConfig, weights: jax.Array) -> jax.Array:
+    """Share of the weights in each of ``HISTOGRAM_BINS`` equal bins from ``low`` to ``high``, for the logs."""
+    edges = jnp.linspace(config.low, config.high, HISTOGRAM_BINS + 1)
+    return jnp.histogram(weights, edges)[0] / weights.size
+
+
+# --- The whole-trajectory loss of the released code, packed (no padding) -----------------------------------------
+
+RELEASED = ImportanceConfig(temperature=10.0, low=0.0, high=1000.0, lag=0.9, refresh_every=1)
+
+
+def trajectory_row_weights(
+    config: ImportanceConfig, log_ratio: jax.Array, unit_of_row: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Coefficients c (R,) such that the loss is -sum_r c_r log pi(a_r|s_r), and the weights w (B,) behind them.
+
+    L = -(1/B) sum_i w_i (1/T_i) sum_t log pi(a_t|s_t), with w divided by its sum over the batch of B trajectories.
+    """
+    weights = importance_weights(config, unit_means(log_ratio, unit_of_row, lengths))
+    weights = weights / weights.sum()
+    # A batch's unused rows carry an index past the last trajectory: they fall out of every sum.
+    per_row = (weights / (lengths * lengths.shape[0])).at[unit_of_row].get(mode="fill", fill_value=0.0)
+    return per_row, weights
+
+
+def trajectory_loss(log_prob: jax.Array, row_weights: jax.Array) -> jax.Array:
+    """-sum_r c_r log pi(a_r|s_r) for packed rows (R,), with c from :func:`trajectory_row_weights`."""
+    return -(row_weights * log_prob).sum()

@@ -1,0 +1,213 @@
+"""CQL(H): Kumar et al., "Conservative Q-Learning for Offline Reinforcement Learning", NeurIPS 2020.
+
+    Q       E[(r + gamma (1 - d) min_j Q'_j(s', a') - Q_i(s, a))^2]
+            + alpha E[log sum_a exp Q_i(s, a) - Q_i(s, a)]                                    eq. 4
+    policy  E[temperature log pi(a|s) - min_i Q_i(s, a)],  a ~ pi(s), temperature as in SAC
+
+with a' ~ pi(s'). The log of the integral over actions is estimated by importance sampling (appendix F): n uniform
+actions, n from pi(s) and n from pi(s'), each Q minus the log density of what it was drawn from. (The constant
+log 3n is left out: it has no gradient.) n = 10 and no entropy in the backup are the authors' code; alpha 5 without the
+Lagrange form, two layers of 256, learning rates of 3e-4 and no cloning at first are Geng's
+(https://github.com/young-geng/JaxCQL).
+
+Deviations: the authors' code has three layers, a policy learning rate of 1e-4 (paper: 3e-5), alpha 5 or 10, and a
+policy that clones the data for 40,000 steps; that is made for 1M updates, more than a day of one core, and each has an
+option here. Temperature and policy step at once (authors: the temperature first); the policy acts by its mean, as in
+the authors' code (TD3+BC's authors report that the paper chose among sampled actions); Flax's initialisation; the
+policy that is evaluated is the exponential average of the parameters, as for most methods here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from iwsft_control.datasets import transitions
+from iwsft_control.datasets.transitions import CriticData
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.learning import temporal_difference
+from iwsft_control.networks import policies
+from iwsft_control.networks.mlp import MLP, TwinCritic, twin
+from iwsft_control.networks.policies import TanhGaussianPolicy
+
+DATA_ACTION_BOUND = 1 - 1e-5  # the tanh policy's density of the data's actions is taken inside the action box
+
+
+@dataclasses.dataclass(frozen=True)
+class CQLConfig:
+    """Hyper-parameters."""
+
+    steps: int = 100_000
+    """Gradient steps of critics and policy (paper: 1M; results/curves)."""
+    batch_size: int = 256
+    learning_rate: float = 3e-4
+    """Of the critics."""
+    policy_learning_rate: float = 3e-4
+    """Of policy and temperature."""
+    discount: float = 0.99
+    target_rate: float = 0.005
+    hidden: tuple[int, ...] = (256, 256)
+    alpha: float = 5.0
+    """Weight of the conservative term."""
+    sampled_actions: int = 10
+    """n: uniform, from pi(s) and from pi(s'), each."""
+    cloning_steps: int = 0
+    """Steps in which the policy maximises log pi(a|s) of the data instead of Q."""
+    average_decay: float = 0.999
+    """The policy that is evaluated is the exponential average of its parameters."""
+
+
+class CQLState(NamedTuple):
+    """Policy, critics, target critics, temperature, the optimisers' states and the number of steps taken."""
+
+    policy: Any
+    critic: Any
+    target: Any
+    log_temperature: jax.Array
+    optimisers: Any
+    step: jax.Array
+
+
+class Noise(NamedTuple):
+    """Random numbers of one step; standard normal but for ``uniform`` in (-1, 1); n = sampled_actions."""
+
+    policy: jax.Array  # (N, A)
+    next_policy: jax.Array  # (N, A)
+    uniform: jax.Array  # (n, N, A)
+    current: jax.Array  # (n, N, A)
+    following: jax.Array  # (n, N, A)
+
+
+def prepare(config: CQLConfig, data: Dataset) -> CriticData:
+    """Transitions as they are."""
+    return transitions.transitions(data)
+
+
+def create(config: CQLConfig, observation_dim: int, action_dim: int, key: jax.Array) -> CQLState:
+    """Fresh parameters from ``key``."""
+    policy_key, critic_key = jax.random.split(key)
+    observation, action = jnp.zeros((1, observation_dim)), jnp.zeros((1, action_dim))
+    policy = TanhGaussianPolicy(config.hidden, action_dim).init(policy_key, observation)
+    critic = TwinCritic(config.hidden).init(critic_key, observation, action)
+    slow, fast = optax.adam(config.policy_learning_rate), optax.adam(config.learning_rate)
+    temperature = jnp.zeros(())
+    optimisers = slow.init(policy), fast.init(critic), slow.init(temperature)
+    return CQLState(policy, critic, critic, temperature, optimisers, jnp.zeros((), jnp.int32))
+
+
+def _draw(
+    net: TanhGaussianPolicy, policy: Any, observations: jax.Array, noise: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    mean, log_std = net.apply(policy, observations)
+    return policies.squash(mean, log_std, noise)
+
+
+def conservative_term(
+    config: CQLConfig, critic: Any, policy: Any, batch: CriticData, data_q: jax.Array, noise: Noise
+) -> jax.Array:
+    """E[log sum_a exp Q_i(s, a) - Q_i(s, a)] summed over i, the sum by importance sampling (eq. 4, appendix F).
+
+    Args:
+        data_q: Q_i(s, a) of the batch, (2, N).
+    """
+    net = TanhGaussianPolicy(config.hidden, batch.actions.shape[-1])
+    current, log_current = _draw(net, policy, batch.observations, noise.current)
+    following, log_following = _draw(net, policy, batch.next_observations, noise.following)
+    actions = jax.lax.stop_gradient(jnp.concatenate([noise.uniform, current, following]))
+    log_uniform = jnp.full(log_current.shape, -batch.actions.shape[-1] * jnp.log(2.0))
+    log_density = jax.lax.stop_gradient(jnp.concatenate([log_uniform, log_current, log_following]))
+    # On a CPU one action per state and one critic at a time, since 3n N rows at once do not fit into its cache. For the
+    # gradient only the products of hidden layers are kept: to compute the rest again costs less than to fetch it.
+    twins = [twin(critic, i) for i in range(2)]  # sliced once, outside the loop
+
+    def q_of(action: jax.Array) -> jax.Array:
+        x = jnp.concatenate([batch.observations, action], axis=-1)
+        return jnp.stack([MLP(config.hidden, 1).apply(one, x).squeeze(-1) for one in twins])
+
+    def kept(primitive: Any, *operands: Any, **_: Any) -> bool:
+        return primitive.name == "dot_general" and operands[0].shape[-1] in config.hidden
+
+    q_of = jax.checkpoint(q_of, policy=kept)
+    q = jax.lax.map(q_of, actions) if jax.default_backend() == "cpu" else jax.vmap(q_of)(actions)  # (3n, 2, N)
+    return (jax.nn.logsumexp(q - log_density[:, None], axis=0) - data_q).mean(axis=-1).sum()
+
+
+def critic_loss(
+    config: CQLConfig, critic: Any, state: CQLState, batch: CriticData, noise: Noise
+) -> tuple[jax.Array, jax.Array]:
+    """Squared temporal difference plus alpha times :func:`conservative_term` (eq. 4), and that term alone."""
+    net, policy_net = TwinCritic(config.hidden), TanhGaussianPolicy(config.hidden, batch.actions.shape[-1])
+    next_actions, _ = _draw(policy_net, state.policy, batch.next_observations, noise.next_policy)
+    next_q = net.apply(state.target, batch.next_observations, next_actions).min(axis=0)
+    q = net.apply(critic, batch.observations, batch.actions)
+    gap = conservative_term(config, critic, state.policy, batch, q, noise)
+    return temporal_difference.temporal_difference_loss(config.discount, q, next_q, batch) + config.alpha * gap, gap
+
+
+def policy_loss(
+    config: CQLConfig, policy: Any, state: CQLState, batch: CriticData, noise: Noise
+) -> tuple[jax.Array, jax.Array]:
+    """E[temperature log pi - min_i Q_i(s, a)], a ~ pi(s); while cloning, -log pi of the data's action instead of Q.
+
+    Also log pi of the drawn actions (N,), for the temperature.
+    """
+    mean, log_std = TanhGaussianPolicy(config.hidden, batch.actions.shape[-1]).apply(policy, batch.observations)
+    actions, log_prob = policies.squash(mean, log_std, noise.policy)
+
+    def cloning() -> jax.Array:
+        u = jnp.arctanh(jnp.clip(batch.actions, -DATA_ACTION_BOUND, DATA_ACTION_BOUND))
+        return policies.squash(mean, log_std, (u - mean) * jnp.exp(-log_std))[1]
+
+    def q_values() -> jax.Array:
+        return TwinCritic(config.hidden).apply(state.critic, batch.observations, actions).min(axis=0)
+
+    value = jax.lax.cond(state.step < config.cloning_steps, cloning, q_values)
+    return (jnp.exp(state.log_temperature) * log_prob - value).mean(), log_prob
+
+
+def update(
+    config: CQLConfig, state: CQLState, batch: CriticData, key: jax.Array
+) -> tuple[CQLState, dict[str, jax.Array]]:
+    """One step of temperature, policy, critics and targets, all on one batch."""
+    slow, fast = optax.adam(config.policy_learning_rate), optax.adam(config.learning_rate)
+    normal_key, uniform_key = jax.random.split(key)
+    n, shape = config.sampled_actions, batch.actions.shape
+    normal = jax.random.normal(normal_key, (2 * n + 2, *shape))
+    uniform = jax.random.uniform(uniform_key, (n, *shape), minval=-1.0, maxval=1.0)
+    noise = Noise(normal[0], normal[1], uniform, normal[2 : n + 2], normal[n + 2 :])
+
+    (loss, log_prob), grad = jax.value_and_grad(partial(policy_loss, config), has_aux=True)(
+        state.policy, state, batch, noise
+    )
+    change, policy_optimiser = slow.update(grad, state.optimisers[0])
+    policy = optax.apply_updates(state.policy, change)
+    (q_loss, gap), grad = jax.value_and_grad(partial(critic_loss, config), has_aux=True)(
+        state.critic, state, batch, noise
+    )
+    change, critic_optimiser = fast.update(grad, state.optimisers[1])
+    critic = optax.apply_updates(state.critic, change)
+    temperature_grad = -(log_prob - shape[-1]).mean()  # of -log_temperature (log pi + target entropy), which is -A
+    change, temperature_optimiser = slow.update(temperature_grad, state.optimisers[2])
+    log_temperature = optax.apply_updates(state.log_temperature, change)
+    target = optax.incremental_update(critic, state.target, config.target_rate)
+    optimisers = (policy_optimiser, critic_optimiser, temperature_optimiser)
+    info = {
+        "critic_loss": q_loss,
+        "policy_loss": loss,
+        "conservative_term": gap,
+        "temperature": jnp.exp(log_temperature),
+    }
+    return CQLState(policy, critic, target, log_temperature, optimisers, state.step + 1), info
+
+
+def policy(config: CQLConfig, data: Dataset, parameters: Any) -> Any:
+    """The policy acts by tanh of its mean: the last layer without the columns of the standard deviation."""
+    layers = dict(parameters["params"]["net"])
+    last, actions = f"Dense_{len(config.hidden)}", data.actions.shape[1]
+    layers[last] = {"kernel": layers[last]["kernel"][:, :actions], "bias": layers[last]["bias"][:actions]}
+    return {"params": {"net": layers}}

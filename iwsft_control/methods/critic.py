@@ -1,0 +1,127 @@
+"""The learned Q-function: IQL's twin critics and expectile value function, on the whole data set.
+
+Kostrikov, Nair & Levine, "Offline Reinforcement Learning with Implicit Q-Learning", ICLR 2022: V by expectile
+regression on the target critics (eq. 5), Q by its one-step backup r + gamma V(s') (eq. 6), Polyak-averaged targets.
+Only true terminal states stop the bootstrap; truncations do not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from iwsft_control.datasets.transitions import CriticData
+from iwsft_control.learning.temporal_difference import adam, temporal_difference_loss
+from iwsft_control.networks.mlp import TwinCritic, ValueFunction
+
+EVALUATION_CHUNK = 4096  # rows of one forward pass that stay in cache
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """Hyper-parameters of the learned Q-function (IQL's for locomotion)."""
+
+    steps: int = 100_000
+    """Gradient updates."""
+    batch_size: int = 256
+    learning_rate: float = 3e-4
+    expectile: float = 0.7
+    discount: float = 0.99
+    target_rate: float = 0.005
+    """Polyak rate of the target critics."""
+    hidden: tuple[int, ...] = (256, 256)
+
+
+class CriticState(NamedTuple):
+    """Parameters of Q, of its target and of V, and the optimisers' states."""
+
+    critic: Any
+    target: Any
+    value: Any
+    optimisers: Any
+
+
+def create(config: CriticConfig, observation_dim: int, action_dim: int, key: jax.Array) -> CriticState:
+    """Fresh parameters from ``key``."""
+    critic_key, value_key = jax.random.split(key)
+    observation, action = jnp.zeros((1, observation_dim)), jnp.zeros((1, action_dim))
+    critic = TwinCritic(config.hidden).init(critic_key, observation, action)
+    value = ValueFunction(config.hidden).init(value_key, observation)
+    optimiser = adam(config.learning_rate)
+    return CriticState(critic, critic, value, (optimiser.init(critic), optimiser.init(value)))
+
+
+def expectile_loss(residual: jax.Array, expectile: float) -> jax.Array:
+    """L_tau(u) = |tau - 1(u < 0)| u^2 (IQL, eq. 4), elementwise."""
+    return jnp.where(residual < 0, 1 - expectile, expectile) * residual**2
+
+
+def value_loss(config: CriticConfig, value: Any, target: Any, batch: CriticData) -> jax.Array:
+    """E[L_tau(min_i Q_i(s, a) - V(s))] (IQL, eq. 5)."""
+    q = TwinCritic(config.hidden).apply(target, batch.observations, batch.actions).min(axis=0)
+    return expectile_loss(q - ValueFunction(config.hidden).apply(value, batch.observations), config.expectile).mean()
+
+
+def critic_loss(config: CriticConfig, critic: Any, value: Any, batch: CriticData) -> jax.Array:
+    """E[sum_i (r + gamma (1 - d) V(s') - Q_i(s, a))^2] (IQL, eq. 6)."""
+    next_value = ValueFunction(config.hidden).apply(value, batch.next_observations)
+    q = TwinCritic(config.hidden).apply(critic, batch.observations, batch.actions)
+    return temporal_difference_loss(config.discount, q, next_value, batch)
+
+
+def update(config: CriticConfig, state: CriticState, batch: CriticData) -> tuple[CriticState, dict[str, jax.Array]]:
+    """One update of V, then of Q with the new V, then of the target."""
+    optimiser = adam(config.learning_rate)
+    v_loss, grad = jax.value_and_grad(partial(value_loss, config))(state.value, state.target, batch)
+    step, value_optimiser = optimiser.update(grad, state.optimisers[1])
+    value = optax.apply_updates(state.value, step)
+    q_loss, grad = jax.value_and_grad(partial(critic_loss, config))(state.critic, value, batch)
+    step, critic_optimiser = optimiser.update(grad, state.optimisers[0])
+    critic = optax.apply_updates(state.critic, step)
+    target = optax.incremental_update(critic, state.target, config.target_rate)
+    return CriticState(critic, target, value, (critic_optimiser, value_optimiser)), {
+        "critic_loss": q_loss,
+        "value_loss": v_loss,
+    }
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def train(
+    config: CriticConfig, steps: int, state: CriticState, data: CriticData, key: jax.Array
+) -> tuple[CriticState, dict[str, jax.Array]]:
+    """``steps`` updates on uniform batches, in one program; also the mean losses."""
+    n = data.rewards.shape[0]
+
+    def body(state, key):
+        rows = jax.random.randint(key, (config.batch_size,), 0, n)
+        return update(config, state, jax.tree.map(lambda x: x[rows], data))
+
+    state, info = jax.lax.scan(body, state, jax.random.split(key, steps))
+    return state, jax.tree.map(jnp.mean, info)
+
+
+@partial(jax.jit, static_argnums=0)
+def _values(config: CriticConfig, state: CriticState, observations: jax.Array, actions: jax.Array):
+    q = TwinCritic(config.hidden).apply(state.target, observations, actions).min(axis=0)
+    return q, ValueFunction(config.hidden).apply(state.value, observations)
+
+
+def values(
+    config: CriticConfig, state: CriticState, observations: np.ndarray, actions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """min_i Q_i(s, a) (target critics) and V(s) of every row, (N,) each; in chunks of one shape."""
+    n = len(actions)
+    padding = ((0, -n % EVALUATION_CHUNK), (0, 0))
+    o, a = np.pad(observations, padding), np.pad(actions, padding)
+    chunks = [
+        _values(config, state, o[i : i + EVALUATION_CHUNK], a[i : i + EVALUATION_CHUNK])
+        for i in range(0, n, EVALUATION_CHUNK)
+    ]
+    q, v = (np.concatenate([np.asarray(x) for x in part])[:n] for part in zip(*chunks, strict=True))
+    return q, v

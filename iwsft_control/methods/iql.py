@@ -1,0 +1,103 @@
+"""IQL: Kostrikov, Nair & Levine, "Offline Reinforcement Learning with Implicit Q-Learning", ICLR 2022.
+
+    V       E[L_tau(min_i Q'_i(s, a) - V(s))]                       eq. 5   (:func:`critic.value_loss`)
+    Q       E[(r + gamma (1 - d) V(s') - Q_i(s, a))^2]              eq. 6   (:func:`critic.critic_loss`)
+    policy  -E[min(exp(beta (min_i Q'_i(s, a) - V(s))), 100) log pi(a|s)]   eq. 7
+
+Q' are Polyak-averaged targets. Hyper-parameters are the paper's for locomotion (appendix B and the authors' code):
+tau 0.7, beta 3, rewards scaled by 1000 / (best - worst return), cosine decay of the policy's learning rate.
+
+Deviations: advantages are those of V before its step, as in CORL (authors: after); Flax's initialisation (authors:
+orthogonal); the policy that is evaluated is the exponential average of its parameters, as for
+most methods here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from iwsft_control.datasets import transitions
+from iwsft_control.datasets.transitions import CriticData
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.learning import temporal_difference
+from iwsft_control.methods import critic
+from iwsft_control.methods.critic import CriticConfig, CriticState
+from iwsft_control.networks.mlp import TwinCritic, ValueFunction
+from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
+
+
+@dataclasses.dataclass(frozen=True)
+class IQLConfig(CriticConfig):
+    """Hyper-parameters; those of critics and value function are the quality critic's."""
+
+    steps: int = 200_000
+    """Gradient steps, of critics, value function and policy together (paper: 1M; chosen by results/curves)."""
+    beta: float = 3.0
+    """Inverse temperature of the advantage weights."""
+    max_weight: float = 100.0
+    """Largest advantage weight."""
+    policy_learning_rate: float = 3e-4
+    """Decays to zero over all steps (cosine)."""
+    average_decay: float = 0.999
+    """The policy that is evaluated is the exponential average of its parameters."""
+
+
+class IQLState(NamedTuple):
+    """Critics, value function and policy."""
+
+    critic: CriticState
+    policy: Any
+    optimiser: Any
+
+
+def prepare(config: IQLConfig, data: Dataset) -> CriticData:
+    """Transitions with rewards scaled by 1000 / (best - worst episode return)."""
+    return transitions.to_device(data)
+
+
+def create(config: IQLConfig, observation_dim: int, action_dim: int, key: jax.Array) -> IQLState:
+    """Fresh parameters from ``key``."""
+    critic_key, policy_key = jax.random.split(key)
+    policy = GaussianPolicy(config.hidden, action_dim).init(policy_key, jnp.zeros((1, observation_dim)))
+    critics = critic.create(config, observation_dim, action_dim, critic_key)
+    return IQLState(critics, policy, _optimiser(config).init(policy))
+
+
+def _optimiser(config: IQLConfig) -> optax.GradientTransformation:
+    return temporal_difference.adam(optax.cosine_decay_schedule(config.policy_learning_rate, config.steps))
+
+
+def policy_loss(config: IQLConfig, policy: Any, value: Any, target: Any, batch: CriticData) -> jax.Array:
+    """-E[min(exp(beta A), max_weight) log pi(a|s)], A = min_i Q'_i(s, a) - V(s) (eq. 7)."""
+    q = TwinCritic(config.hidden).apply(target, batch.observations, batch.actions).min(axis=0)
+    advantage = q - ValueFunction(config.hidden).apply(value, batch.observations)
+    weight = jnp.minimum(jnp.exp(config.beta * advantage), config.max_weight)
+    net = GaussianPolicy(config.hidden, batch.actions.shape[-1])
+    log_prob = policy_log_prob(net, policy, batch.observations, batch.actions)
+    return -(jax.lax.stop_gradient(weight) * log_prob).mean()
+
+
+def update(
+    config: IQLConfig, state: IQLState, batch: CriticData, key: jax.Array
+) -> tuple[IQLState, dict[str, jax.Array]]:
+    """One step of V, of Q, of the targets and of the policy, all on one batch.
+
+    The policy's advantages are those of V's own loss (compiled, they are computed once).
+    """
+    critics, info = critic.update(config, state.critic, batch)
+    loss, grad = jax.value_and_grad(partial(policy_loss, config))(
+        state.policy, state.critic.value, state.critic.target, batch
+    )
+    step, optimiser = _optimiser(config).update(grad, state.optimiser)
+    return IQLState(critics, optax.apply_updates(state.policy, step), optimiser), info | {"policy_loss": loss}
+
+
+def policy(config: IQLConfig, data: Dataset, parameters: Any) -> Any:
+    """The policy acts by its mean."""
+    return parameters

@@ -1,0 +1,1 @@
+"""Flax networks, and policies that act."""

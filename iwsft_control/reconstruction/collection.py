@@ -1,0 +1,211 @@
+"""SAC's run by rlkit's protocol, and data of fixed policies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from iwsft_control.base import files
+from iwsft_control.base.errors import UserError
+from iwsft_control.datasets import transitions
+from iwsft_control.datasets.types import Episodes
+from iwsft_control.envs.batch import D4RLBatch
+from iwsft_control.reconstruction import sac
+
+ITERATION_STEPS = 1000  # rlkit's num_expl_steps_per_train_loop
+
+
+ROLLOUT_LANES = 40  # environments that share them, each for 25,000 steps
+
+
+class Run:
+    """A SAC run that can be stopped and continued: learner, replay buffer and recorded states.
+
+    Args:
+        env_id: a D4RL environment.
+        config: SAC's hyper-parameters.
+        seed: of everything; iteration k draws from streams keyed by (seed, k), so a continued run is the same run.
+        capacity: transitions to hold.
+    """
+
+    def __init__(self, env_id: str, config: sac.SACConfig, seed: int, capacity: int):
+        self.env_id, self.config, self.seed = env_id, config, seed
+        self.batch = D4RLBatch(env_id, 1)
+        self.learner = sac.create(config, self.batch.observation_dim, self.batch.action_dim, jax.random.key(seed))
+        o, a = self.batch.observation_dim, self.batch.action_dim
+        nq, nv = self.batch.model.nq, self.batch.model.nv
+        self.record = {
+            "observations": np.zeros((capacity, o), np.float32),
+            "next_observations": np.zeros((capacity, o), np.float32),
+            "actions": np.zeros((capacity, a), np.float32),
+            "rewards": np.zeros(capacity, np.float32),
+            "terminations": np.zeros(capacity, bool),
+            "truncations": np.zeros(capacity, bool),
+            "qpos": np.zeros((capacity, nq), np.float32),
+            "qvel": np.zeros((capacity, nv), np.float32),
+            "final_qpos": np.zeros((capacity, nq), np.float32),
+            "final_qvel": np.zeros((capacity, nv), np.float32),
+        }
+        self.steps = 0
+        self._replay: Any = None
+
+    def iterate(self) -> None:
+        """1,000 environment steps with the current policy, then the updates."""
+        start, stop = self.steps, self.steps + ITERATION_STEPS
+        iteration = start // ITERATION_STEPS
+        rng = np.random.default_rng([self.seed, iteration])
+        policy = jax.tree.map(np.asarray, self.learner.policy)
+        only, record = np.arange(1), self.record
+        observation = self._reset(rng)
+        length = 0
+        for t in range(start, stop):
+            action = sac.act(policy, observation, rng.standard_normal(self.batch.action_dim, np.float32))
+            record["qpos"][t], record["qvel"][t] = (x[0] for x in self.batch.state(only))
+            next_observation, reward, terminated = self.batch.step(only, action[None])
+            record["observations"][t], record["actions"][t] = observation, action
+            record["next_observations"][t], record["rewards"][t] = next_observation[0], reward[0]
+            record["terminations"][t] = terminated[0]
+            length += 1
+            cut = length == self.batch.max_steps or t == stop - 1
+            record["truncations"][t] = cut and not terminated[0]
+            observation = next_observation[0]
+            if terminated[0] or cut:
+                record["final_qpos"][t], record["final_qvel"][t] = (x[0] for x in self.batch.state(only))
+                observation, length = self._reset(rng), 0
+        self.steps = stop
+        self._learn(start, stop, iteration)
+
+    def _reset(self, rng: np.random.Generator) -> np.ndarray:
+        return self.batch.reset([int(rng.integers(2**31))])[0]
+
+    def _learn(self, start: int, stop: int, iteration: int) -> None:
+        if self._replay is None:
+            self._replay = jax.tree.map(jax.numpy.array, self._transitions(0, len(self.record["rewards"])))
+        rows = self._transitions(start, stop)
+        self._replay = sac.insert(self._replay, rows, np.int32(start))
+        updates = round(stop * self.config.updates_per_step) - round(start * self.config.updates_per_step)
+        if stop > self.config.first_steps and updates:
+            key = jax.random.fold_in(jax.random.key(self.seed), iteration)
+            self.learner = sac.train(self.config, updates, self.learner, self._replay, np.int32(stop), key)
+
+    def _transitions(self, start: int, stop: int) -> transitions.Transitions:
+        r = self.record
+        names = ("observations", "actions", "rewards", "next_observations", "terminations")
+        return transitions.Transitions(*(r[k][start:stop].astype(np.float32) for k in names))
+
+    def returns(self) -> np.ndarray:
+        """Return of every recorded episode, in order."""
+        ends = np.flatnonzero((self.record["terminations"] | self.record["truncations"])[: self.steps])
+        totals = np.cumsum(self.record["rewards"][: self.steps].astype(np.float64))[ends]
+        return np.diff(totals, prepend=0.0)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that :meth:`load` continues from, bit for bit."""
+        tree = {"learner": self.learner, "record": {k: v[: self.steps] for k, v in self.record.items()}}
+        files.save_pytree(path, tree, {"steps": self.steps, **self._identity()})
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            UserError: it is damaged or of a run with another configuration.
+        """
+        arrays, metadata = files.load_arrays(path)
+        if {k: metadata.get(k) for k in self._identity()} != self._identity():
+            raise UserError(f"{path} belongs to a run with another configuration; choose another --work folder.")
+        self.steps = metadata["steps"]
+        for name, column in self.record.items():
+            column[: self.steps] = arrays[f"record/{name}"][: len(column)]
+        names = files.flatten({"learner": self.learner})
+        self.learner = jax.tree.unflatten(jax.tree.structure(self.learner), [arrays[n] for n in names])
+
+    def _identity(self) -> dict[str, Any]:
+        config = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()}
+        return {"env_id": self.env_id, "seed": self.seed, "config": config}
+
+    def episodes(self) -> Episodes:
+        """Every transition so far, as whole episodes."""
+        return _episodes({k: v[: self.steps] for k, v in self.record.items()})
+
+
+def _episodes(record: dict[str, np.ndarray]) -> Episodes:
+    """Rows of (s, a, r, s') in order, with an end flag on the last of each episode, as :class:`Episodes`."""
+    ends = np.flatnonzero(record["terminations"] | record["truncations"])
+    after_end = ends + 1
+
+    def states(rows: str, finals: str) -> np.ndarray:
+        return np.insert(record[rows], after_end, record[finals][ends], axis=0)
+
+    return Episodes(
+        observations=states("observations", "next_observations"),
+        actions=record["actions"],
+        rewards=record["rewards"],
+        terminations=record["terminations"],
+        truncations=record["truncations"],
+        starts=np.concatenate([[0], after_end]),
+        qpos=states("qpos", "final_qpos"),
+        qvel=states("qvel", "final_qvel"),
+    )
+
+
+def rollout(
+    env_id: str, policy: Any | None, transitions: int, stream: list[int], progress: Callable[[int], None]
+) -> Episodes:
+    """Transitions of one fixed policy, sampled actions (uniform ones for ``policy=None``), in whole episodes.
+
+    The transitions are shared equally by a batch of environments; each one's last episode is cut.
+    """
+    lanes = ROLLOUT_LANES
+    steps, rest = divmod(transitions, lanes)
+    assert not rest, "the environments share the transitions equally"
+    batch, rng = D4RLBatch(env_id, lanes), np.random.default_rng(stream)
+    everyone = np.arange(lanes)
+    columns: dict[str, list[np.ndarray]] = {}
+    observations = batch.reset(rng.integers(2**31, size=lanes).tolist())
+    length = np.zeros(lanes, int)
+    for t in range(steps):
+        noise_shape = (lanes, batch.action_dim)
+        if policy is None:
+            actions = rng.uniform(-1, 1, noise_shape).astype(np.float32)
+        else:
+            actions = sac.act(policy, observations, rng.standard_normal(noise_shape, np.float32))
+        qpos, qvel = batch.state(everyone)
+        next_observations, rewards, terminated = batch.step(everyone, actions)
+        length += 1
+        truncated = ((length == batch.max_steps) | (t == steps - 1)) & ~terminated
+        final_qpos, final_qvel = batch.state(everyone)
+        row = {
+            "observations": observations,
+            "next_observations": next_observations,
+            "actions": actions,
+            "rewards": rewards,
+            "qpos": qpos,
+            "qvel": qvel,
+            "final_qpos": final_qpos,
+            "final_qvel": final_qvel,
+            "terminations": terminated,
+            "truncations": truncated,
+        }
+        for name, value in row.items():
+            dtype = bool if value.dtype == bool else np.float32
+            columns.setdefault(name, []).append(value.astype(dtype))
+        observations = next_observations.copy()
+        ended = np.flatnonzero(terminated | truncated)
+        for i in ended:
+            observations[i] = batch.reset_one(int(i), int(rng.integers(2**31)))
+        length[ended] = 0
+        if t % 100 == 99 or t == steps - 1:
+            progress(lanes * (t % 100 + 1))
+    # Environment by environment, so that episodes are whole.
+    return _episodes({k: np.concatenate(np.swapaxes(np.array(v), 0, 1)) for k, v in columns.items()})
+
+
+def concatenate(first: Episodes, second: Episodes) -> Episodes:
+    """The episodes of ``first``, then those of ``second``."""
+    joined = {k: np.concatenate([getattr(first, k), getattr(second, k)]) for k in Episodes._fields if k != "starts"}
+    return Episodes(**joined, starts=np.concatenate([first.starts, first.starts[-1] + second.starts[1:]]))

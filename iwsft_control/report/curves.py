@@ -1,0 +1,96 @@
+"""Learning curves: scores along training on a tuning seed, to choose a number of updates; never for a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iwsft_control.base import files
+from iwsft_control.benchmark import results
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.envs import evaluation
+from iwsft_control.networks.policies import greedy
+from iwsft_control.report import figures
+
+FIRST_RESET_SEED = 3_000_000  # no result uses these
+
+
+def begin(task: str, method: str, seed: int, config: Mapping[str, Any], data: Dataset, episodes: int) -> dict[str, Any]:
+    """A curve without points: what it is of, and where it was made."""
+    return {
+        "task": task,
+        "method": method,
+        "seed": seed,
+        "config": config,
+        "dataset": {"id": data.id, "sha256": data.sha256},
+        "episodes": episodes,
+        "first_reset_seed": FIRST_RESET_SEED,
+        **results.provenance(),
+    }
+
+
+def score(record: Mapping[str, Any], parameters: Any, data: Dataset) -> tuple[float, float]:
+    """Mean normalised score of a policy over the curve's episodes, and its standard error."""
+    returns = evaluation.evaluate(
+        greedy(parameters), data.environment, record["episodes"], first_seed=FIRST_RESET_SEED, threads=1
+    )
+    return results.score(np.asarray(returns), data.ref_min_score, data.ref_max_score)
+
+
+def add_point(path: Path, record: dict[str, Any], **point: float) -> None:
+    """Add a point (step, normalised_score, standard_error and the like) to a curve and write that to ``path``."""
+    for key, value in point.items():
+        record.setdefault(key, []).append(value)
+    files.write_json(path, record)
+
+
+def draw(folder: Path) -> None:
+    """A figure of all curves in a folder, into it, and their :func:`quarters` and :func:`averages` printed."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    figures.save(figures.curves(list(_grouped(records).values())), folder, "curves")
+    print(quarters(records), averages(records), sep="\n\n")
+
+
+def quarters(records: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of curves: the mean normalised score of each quarter of training, over seeds."""
+    lines = [
+        "| task | method | seeds | updates | first quarter | second | third | last |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, method, last), same in _grouped(records).items():
+        means = np.mean([_means(r["step"], r["normalised_score"], 4) for r in same], axis=0)
+        cells = " | ".join(f"{mean:.0f}" for mean in means)
+        lines.append(f"| {task} | {method} | {len(same)} | {last:,} | {cells} |")
+    return "\n".join(lines)
+
+
+def averages(records: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table: the policy's last parameters beside their exponential average, for curves that have both.
+
+    Mean normalised score over the second half of training, of every seed.
+    """
+    lines = ["| task | method | last parameters | their average |", "|---|---|---|---|"]
+    for (task, method, _), same in _grouped([r for r in records if "averaged_score" in r]).items():
+        columns = ([_means(r["step"], r[k], 2)[1] for r in same] for k in ("last_iterate_score", "averaged_score"))
+        cells = " | ".join(", ".join(f"{mean:.0f}" for mean in column) for column in columns)
+        lines.append(f"| {task} | {method} | {cells} |")
+    return "\n".join(lines)
+
+
+def _grouped(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:
+    """Curves by task, method and number of updates, each group in the order of seeds, one curve per seed."""
+    found: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for record in sorted(records, key=lambda r: (r["task"], r["method"], r["step"][-1], r["seed"])):
+        found.setdefault((record["task"], record["method"], record["step"][-1]), []).append(record)
+    return found
+
+
+def _means(steps: Sequence[int], scores: Sequence[float], parts: int) -> list[float]:
+    """Mean score of each of equal parts of training; a point counts for the part that it ends."""
+    x, y = np.array(steps), np.array(scores)
+    part = np.ceil(x * parts / x[-1])
+    return [y[part == i + 1].mean() for i in range(parts)]

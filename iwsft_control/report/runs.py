@@ -1,0 +1,215 @@
+"""Result files, grouped into rows (methods) and columns (data sets)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iwsft_control.base import errors
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark.results import RunResult, read
+from iwsft_control.benchmark.settings import NAMES, by_quality
+from iwsft_control.datasets.types import describe_origin
+from iwsft_control.report import statistics
+from iwsft_control.report.published import PUBLISHED_TASKS
+from iwsft_control.report.statistics import Estimate
+
+SCORES_FILE = "scores.json"  # the matrices for rliable
+
+
+class Row(NamedTuple):
+    """A method and, where it curates by quality, what the quality comes from."""
+
+    method: str
+    quality: str | None
+
+    @property
+    def label(self) -> str:
+        return self.method if self.quality is None else f"{self.method} ({self.quality})"
+
+
+Scores = dict[Row, dict[str, dict[int, float]]]  # row -> data set id -> seed -> normalised score
+
+
+class Report(NamedTuple):
+    """What a table is made of."""
+
+    runs: dict[Path, RunResult]
+    scores: Scores
+    datasets: list[str]
+    baseline: Row
+    focus: Row
+    failed: list[str]
+    """Runs that gave no result, for the notes: the means are over those that did."""
+
+
+def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
+    """Read all result files in folders, at any depth (records of failed runs aside).
+
+    Raises:
+        UserError: a folder does not exist or holds no result; a file is no result; a trial is among them (or, with
+            ``quick``, a real run).
+    """
+    runs: dict[Path, RunResult] = {}
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"{folder} does not exist; give a folder of result files.")
+        paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
+        ours = (SCORES_FILE,)  # what a table writes beside them is no result
+        runs |= {path: read(path) for path in paths if path.parent.name != "failures" and path.name not in ours}
+    if not runs:
+        raise UserError(f"no result files in {', '.join(map(str, folders))}; make some with experiments/sweep.py.")
+    for path, run in runs.items():
+        if run.quick and not quick:
+            raise UserError(
+                f"{path} is a trial (--quick), not a score; remove it, or make a table of trials (--quick)."
+            )
+        if quick and not run.quick:
+            raise UserError(f"{path} is not a trial; leave out --quick.")
+    return runs
+
+
+def find_failures(folders: Sequence[Path]) -> list[str]:
+    """What the records of failed runs in folders say, a line each."""
+    lines = []
+    for path in sorted(p for folder in folders for p in folder.rglob("failures/*.json")):
+        record = json.loads(path.read_text())
+        row = Row(record["method"], record["quality"])
+        seeds = ", ".join(map(str, record["seeds"]))
+        lines.append(f"{record['task']} {row.label} seed {seeds}: {record['error']}")
+    return lines
+
+
+def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: Sequence[str] = ()) -> Report:
+    """Group runs into rows and data sets.
+
+    Raises:
+        UserError: two files clash (the sentence names them), or there is no run of the baseline.
+    """
+    first: dict[tuple[str, str], tuple[Any, Path]] = {}
+    scores: Scores = {}
+    seen: dict[tuple[Row, str, int], Path] = {}
+    for path, run in runs.items():
+        dataset, row = run.dataset["id"], Row(run.method, run.quality)
+        for what, group, value in (
+            ("data sets (sha256)", dataset, run.dataset["sha256"]),
+            ("physics", dataset, run.physics),
+            ("reference scores", dataset, [run.evaluation[f"ref_{end}_score"] for end in ("min", "max")]),
+            ("versions of MuJoCo", "", run.physics["mujoco"]),  # means over data sets are of one
+            ("evaluation protocols", "", _protocol(run)),
+            ("configurations", f"{dataset} {row.label}", run.config),
+        ):
+            known, other = first.setdefault((what, group), (value, path))
+            if known != value:
+                raise UserError(f"{other} and {path} have different {what}; make a table of each.")
+        twin = seen.setdefault((row, dataset, run.seed), path)
+        if twin != path:
+            raise UserError(f"{twin} and {path} are the same run; remove one.")
+        scores.setdefault(row, {}).setdefault(dataset, {})[run.seed] = run.normalised_score
+    for row, option in ((baseline, "--baseline"), (focus, "--focus")):
+        if row not in scores:
+            known_rows = ", ".join(sorted(r.label.replace(" (", " by ").rstrip(")") for r in scores))
+            raise UserError(f"there is no run of {option} {row.label}; choose one of {known_rows}.")
+    order = {row: i for i, row in enumerate(_all_rows())}
+    scores = {row: scores[row] for row in sorted(scores, key=lambda r: order.get(r, len(order)))}
+    tasks_of = {run.dataset["id"]: run.task for run in runs.values()}
+    place = {task: i for i, task in enumerate(PUBLISHED_TASKS)}
+    datasets = sorted(tasks_of, key=lambda d: (place.get(tasks_of[d], len(place)), d))
+    return Report(dict(runs), scores, datasets, baseline, focus, list(failed))
+
+
+def _protocol(run: RunResult) -> dict[str, Any]:
+    # What of the policy was evaluated belongs to the method: TD3+BC's paper has no average of parameters.
+    protocol = {k: v for k, v in run.evaluation.items() if k not in ("ref_min_score", "ref_max_score", "policy")}
+    return protocol | {"episodes": len(run.episode_returns)}
+
+
+def parse_row(text: str) -> Row:
+    """``bc``, ``sft-q`` (by q) or ``sft-q by return`` as a :class:`Row`.
+
+    Raises:
+        UserError: no such method.
+    """
+    method, _, source = text.partition(" by ")
+    if method not in NAMES:
+        raise UserError(f"unknown method {method!r}: {errors.near(method, list(NAMES))}")
+    has_quality = by_quality(method)
+    if source not in (("", "q", "return") if has_quality else ("",)):
+        raise UserError(
+            f"{method} does not take {source!r}; say {method}" + (" by q or by return." if has_quality else ".")
+        )
+    return Row(method, (source or "q") if has_quality else None)
+
+
+def _all_rows() -> list[Row]:
+    return [Row(method, source) for method in NAMES for source in (("return", "q") if by_quality(method) else (None,))]
+
+
+def strata(report: Report, row: Row) -> list[np.ndarray]:
+    """Scores of a row on every data set, seeds in order; empty where a data set is missing."""
+    return [np.array([s for _, s in sorted(report.scores[row].get(d, {}).items())]) for d in report.datasets]
+
+
+def differences(report: Report, row: Row, other: Row) -> dict[str, np.ndarray]:
+    """Score of ``row`` minus that of ``other`` by seed, (n,) for every data set where they share seeds."""
+    found = {}
+    for dataset in report.datasets:
+        mine, theirs = (report.scores[r].get(dataset, {}) for r in (row, other))
+        shared = sorted(set(mine) & set(theirs))
+        if shared:
+            found[dataset] = np.array([mine[s] - theirs[s] for s in shared])
+    return found
+
+
+def overall(report: Report, row: Row) -> tuple[Estimate, Estimate] | None:
+    """Mean over data sets and interquartile mean of a row, or None where it lacks one of the data sets."""
+    each = strata(report, row)
+    if not all(len(x) for x in each):
+        return None
+    return statistics.stratified_mean(each), statistics.iqm_interval(each)
+
+
+def _tasks_of(report: Report) -> dict[str, str]:
+    """The task of every data set that published scores may stand beside: D4RL's and their reconstructions."""
+    known = ("D4RL", "reconstruction")
+    return {r.dataset["id"]: r.task if r.dataset["origin"] in known else "" for r in report.runs.values()}
+
+
+def titles(report: Report) -> list[str]:
+    """Column titles of the data sets: with where they come from, where two would be the same."""
+    plain = [short(d) for d in report.datasets]
+    return [f"{d.split('/')[0]} {t}" if plain.count(t) > 1 else t for d, t in zip(report.datasets, plain, strict=True)]
+
+
+def short(dataset: str) -> str:
+    """A data set's column title: "hopper medium-replay" for iwsft/hopper/medium-replay-v0."""
+    return " ".join(re.sub(r"-v\d+$", "", dataset).split("/")[-2:])
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader has to know of the runs: data, physics, versions, devices, commits."""
+    runs = list(report.runs.values())
+    lines = []
+    for dataset in report.datasets:
+        of = next(r for r in runs if r.dataset["id"] == dataset)
+        corrected = "corrected to D4RL's" if of.physics["corrections"] else "as installed"
+        lines.append(
+            f"{dataset}: {describe_origin(of.dataset['origin'])}, "
+            f"{of.dataset['transitions']:,} transitions, sha256 {of.dataset['sha256'][:16]}; evaluated in "
+            f"{of.physics['environment']}, MuJoCo {of.physics['mujoco']}, {corrected}."
+        )
+    for name, values in (
+        ("Trained on", sorted({r.device for r in runs})),
+        ("Commit", sorted({str(r.git_commit) for r in runs})),
+        ("JAX", sorted({r.versions["jax"] for r in runs})),
+    ):
+        lines.append(f"{name}: {', '.join(values)}.")
+    lines += [f"Failed, and not in any mean: {line}." for line in report.failed]
+    if any(r.quick for r in runs):
+        lines.insert(0, "TRIAL RUNS (--quick): these are not scores.")
+    return lines

@@ -1,0 +1,155 @@
+"""From result files to tables: who scores what, with what certainty, and who beats whom.
+
+A row is a method with what it takes its quality from, a column a data set. Nothing is averaged over what does not
+belong together: results of one data set that differ in its content, in physics or in how they were evaluated, and
+runs of one method that differ in configuration, are an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from iwsft_control.benchmark.results import RunResult
+from iwsft_control.report import statistics
+from iwsft_control.report.published import PUBLISHED, PUBLISHED_AS, PUBLISHED_TASKS
+from iwsft_control.report.runs import Report, Row, _tasks_of, differences, overall, short, strata, titles
+from iwsft_control.report.statistics import Estimate
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+
+def verdict(difference: Estimate) -> str:
+    """Whether an interval of differences excludes zero."""
+    if np.isnan(difference.low):
+        return "one seed: no telling"
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "no difference shown"
+
+
+def _cell(estimate: Estimate | None, signed: bool = False) -> str:
+    if estimate is None:
+        return "-"
+    sign = "+" if signed else ""
+    interval = "" if np.isnan(estimate.low) else f" [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
+    return f"{estimate.value:{sign}.1f}{interval}"
+
+
+class Section(NamedTuple):
+    """One table of the report: what it says, its header and its rows of cells."""
+
+    title: str
+    text: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def sections(report: Report) -> list[Section]:
+    """The tables of a report, as text."""
+    baseline, focus = report.baseline, report.focus
+    others = [row for row in report.scores if row != baseline]
+    rivals = [row for row in report.scores if row != focus]
+    found = [
+        _scores(report),
+        _differences(
+            report, f"Every method minus {baseline.label}", "the method", {row.label: (row, baseline) for row in others}
+        ),
+        _differences(
+            report, f"{focus.label} minus every other method", focus.label, {row.label: (focus, row) for row in rivals}
+        ),
+    ]
+    published = _published(report)
+    return [*found, published] if published else found
+
+
+def _scores(report: Report) -> Section:
+    several = len(report.datasets) > 1
+    tasks_of = _tasks_of(report)
+    rows = []
+    for row in report.scores:
+        each = strata(report, row)
+        counts = sorted({len(x) for x in each if len(x)})
+        seeds = "-".join(map(str, (counts[0], counts[-1])[: len(counts)]))
+        cells = [_cell(statistics.mean_interval(x) if len(x) else None) for x in each]
+        total = overall(report, row) if several else None
+        extra = [_cell(total[0]), _cell(total[1])] if total else ["-", "-"]
+        steps = " or ".join(sorted({updates(r) for r in report.runs.values() if Row(r.method, r.quality) == row}))
+        published_as = _published_as(row, report.datasets, tasks_of)
+        rows.append([row.label, seeds, steps, *cells, *(extra * several), published_as])
+    averages = ["mean", "IQM"] * several
+    origins = {run.dataset["origin"] for run in report.runs.values()}
+    published = _published_title(origins)
+    episodes = len(next(iter(report.runs.values())).episode_returns)
+    text = (
+        "Mean over seeds [95% interval: Student's t, Welch's over data sets, for the interquartile mean (IQM) t times "
+        f"a stratified bootstrap's error]. The run (seed) is the unit; every run is the mean of {episodes} episodes of "
+        "its last checkpoint. Updates are the gradient steps of a run, + those of the critic that scores its data. The "
+        "last column: single numbers as published for the same tasks in the same order (the paper's quality is the "
+        "return), on D4RL's own data in mujoco-py's physics."
+    )
+    header = ["method", "seeds", "updates", *titles(report), *averages, published]
+    return Section("Normalised score", text, header, rows)
+
+
+def updates(run: RunResult) -> str:
+    """Gradient steps behind a run: its own and BC's, + the critic's where that scores the data."""
+    config = run.config
+    if "steps" in config:  # a baseline
+        return f"{config['steps']:,}"
+    policy = config["policy"]
+    own = f"{policy['bc_steps'] + policy.get('fine_tune_steps', 0):,}"
+    return own + (f" + {config['critic']['steps']:,}" if "critic" in config else "")
+
+
+def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:
+    text = (
+        "Paired by seed [95% interval]; P is the probability that a run of the first scores higher than a run of the "
+        "second, and the last column what the interval of the mean over data sets says. The intervals are not "
+        "corrected for the number of comparisons."
+    )
+    means = ["mean"] * (len(report.datasets) > 1)
+    header = ["method", *titles(report), *means, "P", f"verdict on {subject}"]
+    return Section(title, text, header, [_difference_row(report, a, b, label) for label, (a, b) in pairs.items()])
+
+
+def _published_as(row: Row, datasets: Sequence[str], tasks_of: Mapping[str, str]) -> str:
+    values = PUBLISHED.get(PUBLISHED_AS.get((row.method, row.quality), ""))
+    if values is None:
+        return "-"
+    places = [PUBLISHED_TASKS.index(tasks_of[d]) if tasks_of[d] in PUBLISHED_TASKS else None for d in datasets]
+    return " / ".join("-" if i is None else f"{values[i]:.1f}" for i in places)
+
+
+def _difference_row(report: Report, row: Row, other: Row, label: str) -> list[str]:
+    several = len(report.datasets) > 1
+    by_dataset = differences(report, row, other)
+    cells = [_cell(statistics.mean_interval(by_dataset[d]), True) if d in by_dataset else "-" for d in report.datasets]
+    if not by_dataset:
+        return [label, *cells, *(["-"] * several), "-", "no shared seeds"]
+    mean = statistics.stratified_mean(list(by_dataset.values())) if len(by_dataset) == len(report.datasets) else None
+    scores = [
+        (strata(report, row)[i], strata(report, other)[i]) for i, d in enumerate(report.datasets) if d in by_dataset
+    ]
+    chance = f"{statistics.probability_of_improvement(scores):.2f}" if mean else "-"
+    return [label, *cells, *([_cell(mean, True)] * several), chance, verdict(mean) if mean else "-"]
+
+
+def _published(report: Report) -> Section | None:
+    tasks_of = _tasks_of(report)
+    columns = [(d, PUBLISHED_TASKS.index(tasks_of[d])) for d in report.datasets if tasks_of[d] in PUBLISHED_TASKS]
+    if not columns:
+        return None
+    ours_are = {run.dataset["origin"] for run in report.runs.values()}
+    text = "Single numbers as published, on D4RL's own data in mujoco-py's physics."
+    if "reconstruction" in ours_are:
+        text += " The scores above are on reconstructions: other data, so the two are not comparable number by number."
+    rows = [[name, *(f"{values[i]:.1f}" for _, i in columns)] for name, values in PUBLISHED.items()]
+    title = _published_title(ours_are).capitalize()
+    return Section(title, text, ["method", *(short(d) for d, _ in columns)], rows)
+
+
+def _published_title(origins: set[str]) -> str:
+    return "published" if origins == {"D4RL"} else "published, on other data"
