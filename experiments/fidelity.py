@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,7 +21,8 @@ from rich.table import Table
 from iwsft_control.base import console
 from iwsft_control.base.errors import require
 from iwsft_control.envs import evaluation, tasks
-from iwsft_control.reconstruction import sac
+from iwsft_control.networks import policies
+from iwsft_control.networks.policies import Exported, Policy
 
 STOCK = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
 MAX_ERROR = 1e-4  # of observation and reward
@@ -70,8 +71,8 @@ def one_step_errors(env_id: str, name: str, piece: Mapping[str, np.ndarray]) -> 
     return observation_errors, reward_errors
 
 
-def behaviour_policy(piece: Mapping[str, np.ndarray], seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The recorded SAC policy with sampled actions (stateful: evaluate it on one thread)."""
+def behaviour_policy(piece: Mapping[str, np.ndarray]) -> Policy:
+    """The recorded SAC policy, with sampled actions as when the data were recorded."""
     layers = ("fc0", "fc1")
     heads = [piece[f"metadata/policy/{h}/{k}"] for h in ("last_fc", "last_fc_log_std") for k in ("weight", "bias")]
     net = {
@@ -79,9 +80,7 @@ def behaviour_policy(piece: Mapping[str, np.ndarray], seed: int) -> Callable[[np
         for i, k in enumerate(layers)
     }
     net["Dense_2"] = {"kernel": np.concatenate(heads[::2]).T, "bias": np.concatenate(heads[1::2])}
-    rng = np.random.default_rng(seed)
-    actions = piece["actions"].shape[1]
-    return lambda o: sac.act({"params": {"net": net}}, o, rng.standard_normal((len(o), actions), np.float32))
+    return policies.make(Exported({"params": {"net": net}}, "sampled-tanh-gaussian"))
 
 
 def main(config: FidelityConfig) -> None:
@@ -107,8 +106,8 @@ def main(config: FidelityConfig) -> None:
     for name in STOCK:
         environment = tasks.ENVIRONMENTS[name]
         assert environment.medium_return is not None
-        policy = behaviour_policy(load_piece(config.d4rl, name), seed=0)
-        found = evaluation.evaluate(policy, environment.env_id, config.episodes, name="behaviour policy", threads=1)
+        policy = behaviour_policy(load_piece(config.d4rl, name))
+        found = evaluation.evaluate(policy, environment.env_id, config.episodes, name="behaviour policy")
         error = found.std(ddof=1) / np.sqrt(len(found))
         deviation = (found.mean() - environment.medium_return) / error
         returns.add_row(
@@ -127,4 +126,4 @@ def main(config: FidelityConfig) -> None:
 
 
 if __name__ == "__main__":
-    console.command(FidelityConfig, main, "python experiments/fidelity.py", __doc__)
+    console.command(lambda: FidelityConfig, main, "python experiments/fidelity.py", __doc__)

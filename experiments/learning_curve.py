@@ -23,17 +23,16 @@ from typing import Any
 
 import jax
 
-from iwsft_control import run
 from iwsft_control.base import console
 from iwsft_control.base.errors import require
 from iwsft_control.base.files import cache_home
-from iwsft_control.benchmark import processes, settings, stages
-from iwsft_control.benchmark.jobs import Source
+from iwsft_control.benchmark import checks, processes, settings, stages
+from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.benchmark.store import Store
 from iwsft_control.envs import tasks
 from iwsft_control.learning import loop
-from iwsft_control.methods import supervised
-from iwsft_control.methods.registry import BASELINES
+from iwsft_control.learning.method import CALL_STEPS, Inputs
+from iwsft_control.methods import registry, supervised
 from iwsft_control.report import curves
 
 
@@ -44,7 +43,7 @@ class CurveConfig:
     tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
     """Tasks."""
     methods: tuple[str, ...] = ("iql", "td3-bc", "awac", "rebrac", "cql")
-    """Baselines."""
+    """Methods that train from scratch, on the data alone."""
     steps: int = 300_000
     """Gradient steps of every run."""
     every: int = 10_000
@@ -58,9 +57,10 @@ class CurveConfig:
 
 def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
-    run.check_methods(config.methods)
-    require(all(m in BASELINES for m in config.methods), f"--methods must be among {', '.join(BASELINES)}.")
-    require(config.every % loop.REPORT_STEPS == 0 < config.every, "--every must be a multiple of 500.")
+    checks.check_methods(config.methods)
+    possible = [name for name in registry.names() if registry.get(name).group is not None]
+    require(set(config.methods) <= set(possible), f"--methods must be among {', '.join(possible)}.")
+    require(config.every % CALL_STEPS == 0 < config.every, f"--every must be a multiple of {CALL_STEPS}.")
     console.writable(config.out)
     jobs = [(config, tasks.parse_task(task).name, method) for method in config.methods for task in config.tasks]
     context = multiprocessing.get_context("spawn")
@@ -70,17 +70,16 @@ def main(config: CurveConfig) -> None:
     curves.draw(config.out)
 
 
-def curve(config: CurveConfig, task: str, method: str) -> str:
-    """Train one baseline on one task, evaluating as it goes; returns a line for the log."""
+def curve(config: CurveConfig, task: str, name: str) -> str:
+    """Train one method on one task, evaluating as it goes; returns a line for the log."""
     console.cache_compiled_programs()
-    path = config.out / f"{task}-{method}-seed{config.seed}.json"
-    name = settings.BASELINE_SETTINGS[method]
-    defaults = settings.Settings()
-    settings = dataclasses.replace(defaults, **{name: dataclasses.replace(getattr(defaults, name), steps=config.steps)})
-    stage = stages.method_stage(method, "q", (config.seed,), settings, task)
-    own, algorithm = settings.baseline_config(stage.settings, method), BASELINES[method]
-    data = Source(task).load()
-    record = curves.begin(task, method, config.seed, stages.configuration(stage), data, config.episodes)
+    path = config.out / f"{task}-{name}-seed{config.seed}.json"
+    method, defaults = registry.get(name), settings.make()
+    chosen = defaults.with_config(method, dataclasses.replace(defaults.of(method), steps=config.steps))
+    stage = stages.method_stage(name, "q", (config.seed,), chosen, task)
+    own, data, export = stage.config, DataSource(task).load(), method.export
+    assert export is not None
+    record = curves.begin(task, name, config.seed, stages.configuration(stage), data, config.episodes)
     if path.is_file():
         known = json.loads(path.read_text())
         wanted = json.loads(json.dumps(record))
@@ -92,7 +91,7 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
     snapshot = Store(cache_home() / "curves").snapshot(stage, data)
 
     def score(parameters: Any) -> tuple[float, float]:
-        return curves.score(record, algorithm.policy(own, data, jax.tree.map(lambda x: x[0], parameters)), data)
+        return curves.score(record, export(own, data, jax.tree.map(lambda x: x[0], parameters)), data)
 
     def point(step: int, average: Any, last: Any) -> None:
         if (step % config.every and step != config.steps) or step in record.get("step", ()):
@@ -103,13 +102,13 @@ def curve(config: CurveConfig, task: str, method: str) -> str:
         measured |= {"averaged_score": averaged[0], "last_iterate_score": iterate[0]}
         curves.add_point(path, record, step=step, seconds=round(snapshot.seconds, 1), **measured)
 
-    prepared = algorithm.prepare(own, data)
+    prepared = method.prepare(own, Inputs(data, {}, None, (config.seed,)))
     averaging = dataclasses.replace(own, average_decay=own.average_decay or supervised.PolicyConfig().average_decay)
-    loop.train_baselines(algorithm, averaging, prepared, method, (config.seed,), lambda n: None, point, snapshot)
+    loop.train(method, averaging, prepared, (config.seed,), checkpoint=point, snapshot=snapshot)
     snapshot.remove()
     scores = ", ".join(f"{x:.0f}" for x in record["normalised_score"])
-    return f"{task} {method}: {scores} ({record['seconds'][-1]:.0f} s)"
+    return f"{task} {name}: {scores} ({record['seconds'][-1]:.0f} s)"
 
 
 if __name__ == "__main__":
-    console.command(CurveConfig, main, "python experiments/learning_curve.py", __doc__)
+    console.command(lambda: CurveConfig, main, "python experiments/learning_curve.py", __doc__)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,18 @@ from rich.table import Table
 
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import UserError, require
+from iwsft_control.benchmark import checks
 from iwsft_control.datasets import facts, minari_files, packed
 from iwsft_control.datasets.facts import Fingerprint
 from iwsft_control.datasets.types import Episodes
 from iwsft_control.envs import physics, tasks
 from iwsft_control.envs.tasks import Task
-from iwsft_control.reconstruction import sac
+from iwsft_control.reconstruction import pool, sac
 from iwsft_control.reconstruction.acceptance import acceptance, fingerprint
 from iwsft_control.reconstruction.collection import ITERATION_STEPS, Run, concatenate, rollout
 
-CHECKPOINT_STEPS = 20_000
-
-
 ROLLOUT_STEPS = 1_000_000  # transitions of random, medium and expert data
-
-
 STREAMS = {"random": 1, "medium": 2, "expert": 3}  # random streams of the fixed policies' data
-
-
 # The embedded data of version 0 were made by an earlier form of this learner (uniform first actions, Flax's
 # initialisation, fewer updates); git's history keeps it.
 SAC_CONFIGS = {
@@ -53,8 +48,6 @@ SAC_CONFIGS = {
     "halfcheetah": sac.SACConfig(),
     "walker2d": sac.SACConfig(),
 }
-
-
 EMBEDDED_SEEDS = {"hopper": 1, "halfcheetah": 0, "walker2d": 9}
 
 
@@ -69,6 +62,8 @@ class CollectConfig:
     """Task to reconstruct: {hopper,halfcheetah,walker2d}-{random,medium,expert,medium-replay,medium-expert}."""
     seed: int | None = None
     """Seed of everything; by default that of the embedded data."""
+    seeds: tuple[int, ...] = ()
+    """Write no data set: make a replay for each of these seeds, candidates for a reconstruction, and compare them."""
     updates_per_step: float | None = None
     """SAC updates per environment step; by default the value that gives D4RL's fingerprint."""
     expert_steps: int = 1_000_000
@@ -82,7 +77,7 @@ class CollectConfig:
 
 
 def main(config: CollectConfig) -> None:
-    """Collect (or continue to collect) one data set, hold it against D4RL's and write it as a Minari data set."""
+    """Collect (or continue to collect) one data set, compare it with D4RL's and write it as a Minari data set."""
     task = tasks.parse_task(config.env)
     name = task.environment.name
     require(
@@ -95,14 +90,21 @@ def main(config: CollectConfig) -> None:
         return
     require(config.updates_per_step is None or config.updates_per_step > 0, "--updates-per-step must be positive.")
     require(config.expert_steps >= ITERATION_STEPS, f"--expert-steps must be at least {ITERATION_STEPS}.")
-    folder = minari_files.minari_path(task.reconstruction_id)
-    require(not folder.exists(), f"{folder} exists already; delete it to collect {task.name} again.")
-    console.cache_compiled_programs()
     seed = EMBEDDED_SEEDS[name] if config.seed is None else config.seed
     sac_config = SAC_CONFIGS[name]
     if config.updates_per_step is not None:
         sac_config = dataclasses.replace(sac_config, updates_per_step=config.updates_per_step)
     work = config.work or files.cache_home() / "collect"
+    if config.seeds:
+        require(task.level == "medium-replay", "--seeds is for medium-replay; leave it out or give --seed.")
+        checks.check_seeds(config.seeds)
+        console.cache_compiled_programs()
+        console.writable(work)
+        fill_pool(task, sac_config, config.seeds, work)
+        return
+    folder = minari_files.minari_path(task.reconstruction_id)
+    require(not folder.exists(), f"{folder} exists already; delete it to collect {task.name} again.")
+    console.cache_compiled_programs()
     console.writable(work)
 
     episodes = _collect(task, sac_config, seed, config.expert_steps, work)
@@ -146,31 +148,30 @@ def _collect(task: Task, config: sac.SACConfig, seed: int, expert_steps: int, wo
 
 
 def _train(env_id: str, config: sac.SACConfig, seed: int, steps: int, medium_steps: int, work: Path) -> Run:
-    """SAC's run up to ``steps``, continued from the furthest checkpoint; the one at the medium level is kept."""
-    run = Run(env_id, config, seed, steps)
-    slug = f"{env_id.split('/')[1]}-seed{seed}-u{config.updates_per_step:g}"
-    finished, current = work / f"{slug}-{steps}.safetensors", work / f"{slug}-current.safetensors"
-    medium = work / f"{slug}-{medium_steps}.safetensors"
-    candidates = [finished, current, medium] if steps > medium_steps else [finished, current]
-    for checkpoint in candidates:
-        if checkpoint.is_file() and _steps_of(checkpoint) <= steps:
-            run.load(checkpoint)
-            break
+    """SAC's run up to ``steps``; its checkpoint at the medium level is kept."""
     with console.progress_bar() as bar:
-        line = bar.add_task("SAC", total=steps, completed=run.steps)
-        while run.steps < steps:
-            run.iterate()
+        line = bar.add_task(f"SAC, seed {seed}", total=steps)
+
+        def tell(run: Run) -> None:
             returns = run.returns()[-10:]
-            bar.update(line, completed=run.steps, description=f"SAC, last 10 returns {returns.mean():.0f}")
-            if run.steps in (steps, medium_steps):
-                run.save(work / f"{slug}-{run.steps}.safetensors")
-            elif run.steps % CHECKPOINT_STEPS == 0:
-                run.save(current)
-    return run
+            text = f"SAC, seed {seed}, last 10 returns {returns.mean():.0f}"
+            bar.update(line, completed=run.steps, description=text)
+
+        return pool.grow(env_id, config, seed, steps, work, tell, keep_at=(medium_steps,))
 
 
-def _steps_of(checkpoint: Path) -> int:
-    return int(files.read_metadata(checkpoint).get("steps", 0))
+def fill_pool(task: Task, config: sac.SACConfig, seeds: Sequence[int], folder: Path) -> None:
+    """Make a replay for every seed, keep its portrait, and print those of all candidates in the folder."""
+    environment = task.environment
+    steps = facts.D4RL_MEDIUM_REPLAY[environment.name].transitions
+    for seed in seeds:
+        run = _train(environment.env_id, config, seed, steps, steps, folder)
+        pool.write(folder, pool.candidate(run))
+    first, *others = pool.rows(pool.read(folder, environment.name), environment)
+    table = Table(pool.COLUMNS[0], first[0], *(row[0] for row in others), title=f"{task.name}: candidates in {folder}")
+    for facts_of_all in list(zip(pool.COLUMNS, first, *others, strict=True))[1:]:
+        table.add_row(*facts_of_all)
+    console.console.print(table)
 
 
 def report(task: Task, episodes: Episodes, found: Fingerprint) -> None:
@@ -235,5 +236,10 @@ def _unpack(task: Task) -> None:
     console.console.print(f"written: {identity} in {written}")
 
 
+def cli() -> None:
+    """The command line."""
+    console.command(lambda: CollectConfig, main, "python -m iwsft_control.collect", __doc__)
+
+
 if __name__ == "__main__":
-    console.command(CollectConfig, main, "python -m iwsft_control.collect", __doc__)
+    cli()

@@ -70,5 +70,10 @@ def main(config: Download | Import) -> None:
     console.console.print(f"imported: {task.d4rl_id} in {written}; runs of {task.name} use it from now on.")
 
 
+def cli() -> None:
+    """The command line."""
+    console.command(lambda: Command, main, "python -m iwsft_control.d4rl", __doc__)
+
+
 if __name__ == "__main__":
-    console.command(Command, main, "python -m iwsft_control.d4rl", __doc__)  # type: ignore[arg-type]
+    cli()

@@ -11,30 +11,30 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
-from iwsft_control.base import console, errors
+from iwsft_control.base import console
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.files import cache_home
-from iwsft_control.benchmark import processes, results, settings, stages
-from iwsft_control.benchmark.jobs import Failure, Here, Job, Pool, Progress, Source, execute, groups, write_results
+from iwsft_control.benchmark import checks, jobs, processes, results, settings, stages
+from iwsft_control.benchmark.jobs import DataSource, Failure, Job
+from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
-from iwsft_control.datasets.types import Dataset, describe_origin
 from iwsft_control.envs import tasks
-from iwsft_control.methods.supervised import METHODS, Method
+from iwsft_control.methods import registry, supervised
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(Settings):
-    """What to run."""
+class RunOptions:
+    """What to run; every method's own settings join these options."""
 
     env: str | None = None
     """Task, e.g. hopper-medium-replay. May be left out where --dataset is given."""
     method: tuple[str, ...] = ("iw-sft-q",)
-    """One or more of bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q; iql, td3-bc, awac, cql, rebrac, rebrac-tuned."""
+    """One or more methods: bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q, iql, td3-bc, awac, cql, rebrac, ..."""
     seeds: tuple[int, ...] = (0,)
     """One run for each. Several are one program on an accelerator and one process per core on a CPU."""
     quality: Literal["q", "return"] = "q"
@@ -49,95 +49,92 @@ class RunConfig(Settings):
     """Folder of result files and policies; by default results/runs, or results/quick with --quick."""
     stages: Path | None = None
     """Folder of finished stages, which are not done again; by default ~/.cache/iwsft_control/stages."""
+    method_file: tuple[Path, ...] = ()
+    """Python files with methods of your own (METHOD = Method(...)), which --method may then name."""
+    quick: bool = False
+    """A trial of a few steps and 5 episodes, marked as such in its result; within a minute."""
+    whole_trajectory: bool = False
+    """iw-sft and iw-sft-q (--quality return) exactly as in the paper's released code; slow, for comparison."""
+
+
+if TYPE_CHECKING:
+    RunConfig = Any
+else:
+    RunConfig = settings.with_options(RunOptions)
 
 
 def validate(config: RunConfig) -> Settings:
     """The settings of a run.
 
     Raises:
-        UserError: a value that cannot be meant; the sentence names it and what would do.
+        UserError: an option that is not what it must be; the sentence names it and says what it must be.
     """
     require(config.env is not None or config.dataset is not None, "say what to run: --env hopper-medium-replay.")
-    check_methods(config.method)
-    check_seeds(config.seeds)
+    checks.check_methods(config.method)
+    checks.check_seeds(config.seeds)
     scores = (config.ref_min_score, config.ref_max_score)
     require((scores[0] is None) == (scores[1] is None), "give both --ref-min-score and --ref-max-score, or neither.")
     if scores[0] is not None and scores[1] is not None:
         require(scores[0] < scores[1], "--ref-min-score must be below --ref-max-score.")
     if config.whole_trajectory:
-        kinds = [METHODS.get(m, Method("everything")) for m in config.method]
-        weighted = all(kind.importance_weighted for kind in kinds)
-        episodic = config.quality == "return" or all(kind.curation == "binary" for kind in kinds)
+        kinds = [supervised.KINDS.get(method) for method in config.method]
+        weighted = all(kind is not None and kind.importance_weighted for kind in kinds)
+        episodic = config.quality == "return" or all(kind is None or kind.curation == "binary" for kind in kinds)
         require(weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return.")
-    return settings.validate(config)
-
-
-def check_methods(methods: tuple[str, ...]) -> None:
-    """Refuse unknown, repeated and no methods.
-
-    Raises:
-        UserError: in these cases; unknown names list the near ones.
-    """
-    for method in methods:
-        if method not in settings.NAMES:
-            raise UserError(f"unknown method {method!r}: {errors.near(method, list(settings.NAMES))}")
-    require(len(set(methods)) == len(methods) > 0, "name one or more different methods.")
-
-
-def check_seeds(seeds: tuple[int, ...]) -> None:
-    """Refuse repeated, negative and no seeds.
-
-    Raises:
-        UserError: in these cases.
-    """
-    require(len(set(seeds)) == len(seeds) > 0, "name one or more different seeds.")
-    require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
+    return settings.of_options(config)
 
 
 def main(config: RunConfig) -> None:
     """Check everything that can be checked, then train, evaluate, write and print."""
-    settings = validate(config)
+    for file in config.method_file:
+        registry.load_file(file)
+    chosen = validate(config)
     task = tasks.parse_task(config.env) if config.env else None
     scores = None
     if config.ref_min_score is not None and config.ref_max_score is not None:
         scores = (config.ref_min_score, config.ref_max_score)
-    source = Source(config.env, config.dataset, scores)
+    source = DataSource(config.env, config.dataset, scores)
     data = source.load()
-    check_environment(task, data)
-    folder = config.results or Path("results/quick" if settings.quick else "results/runs")
+    checks.check_environment(task, data)
+    folder = config.results or Path("results/quick" if config.quick else "results/runs")
     store = Store(config.stages or cache_home() / "stages")
     console.writable(folder)
     console.writable(store.folder)
-    describe(data)
-    if settings.quick:
+    checks.describe(data)
+    if config.quick:
         console.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
-    jobs = [
-        Job(source, stages.method_stage(method, config.quality, group, settings, source.task))
-        for group in groups(config.seeds)
+    wanted = [
+        Job(source, stages.method_stage(method, config.quality, group, chosen, source.task))
+        for group in jobs.groups(config.seeds)
         for method in config.method
     ]
     failures: list[Failure] = []
-    count = min(len(config.seeds), os.cpu_count() or 1)
+    processes_count = min(len(config.seeds), os.cpu_count() or 1)
+
+    def finished(job: Job, failure: Failure | None) -> None:
+        if failure is not None:
+            failures.append(failure)
+        elif job in wanted:
+            _write(folder, store, job)
+
     with console.progress_bar() as bar:
         progress = _progress_on(bar, several=len(config.seeds) > 1)
-        pool: Pool
-        if jax.default_backend() == "cpu" and count > 1:
+        if jax.default_backend() == "cpu" and processes_count > 1:
             # One process per core and seed: on a CPU that beats a vmap over seeds and one seed on all cores.
-            pool = processes.Processes(store, progress, count)
+            pool = processes.Processes(store, progress, processes_count)
+            try:
+                jobs.execute(wanted, pool, store, lambda job: None, finished)
+            finally:
+                pool.close()
         else:
             console.cache_compiled_programs()
-            pool = Here(store, progress)
-
-        def finished(job: Job, failure: Failure | None) -> None:
-            if failure is not None:
-                failures.append(failure)
-            elif job in jobs:
-                _write(folder, store, job)
-
-        try:
-            execute(jobs, pool, store, lambda job: None, finished)
-        finally:
-            pool.close()
+            for job in wanted:
+                try:
+                    perform(job.stage, data, store, jobs.reporter(lambda *event, job=job: progress(job, *event)))
+                except Exception as error:  # a failed method does not stop the others
+                    finished(job, jobs.failure(error))
+                else:
+                    finished(job, None)
     for failure in failures:
         if failure.mistake:
             raise UserError(failure.error)
@@ -146,40 +143,7 @@ def main(config: RunConfig) -> None:
         raise SystemExit(1)
 
 
-def describe(data: Dataset) -> None:
-    """Print which data set is used and what it is."""
-    console.console.print(
-        f"data: {data.id} ({describe_origin(data.origin)}), {len(data.rewards):,} transitions, "
-        f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in {data.env_id}"
-    )
-
-
-def check_environment(task: tasks.Task | None, data: Dataset) -> None:
-    """Make sure that a data set can be evaluated before anything is trained on it.
-
-    Raises:
-        UserError: it is another environment's than the task's, or its environment cannot be made or does not fit.
-    """
-    if task is not None and data.origin != "Minari":
-        require(
-            data.env_id == task.environment.env_id,
-            f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
-        )
-    try:
-        from iwsft_control.envs.batch import make_batch
-
-        batch = make_batch(data.environment, 1)
-    except Exception as error:  # whatever Gymnasium or an environment's package raises
-        raise UserError(
-            f"the environment {data.env_id} of {data.id} cannot be made ({error}); install the package it comes from."
-        ) from error
-    require(
-        (batch.observation_dim, batch.action_dim) == (data.observations.shape[1], data.actions.shape[1]),
-        f"{data.id} does not have the observations and actions of {data.env_id}; choose another data set.",
-    )
-
-
-def _progress_on(bar: Any, several: bool) -> Progress:
+def _progress_on(bar: Any, several: bool) -> jobs.Progress:
     """A line for every loop of every job."""
     lines: dict[tuple[Job, str], Any] = {}
 
@@ -193,7 +157,7 @@ def _progress_on(bar: Any, several: bool) -> Progress:
 
 
 def _write(folder: Path, store: Store, job: Job) -> None:
-    for path in write_results(folder, store, job):
+    for path in jobs.write_results(folder, store, job):
         result = results.read(path)
         start = result.diagnostics.get("bc_start")
         if start:
@@ -207,5 +171,10 @@ def _write(folder: Path, store: Store, job: Job) -> None:
         )
 
 
+def cli() -> None:
+    """The command line."""
+    console.command(lambda: settings.command_line(RunOptions), main, "python -m iwsft_control.run", __doc__)
+
+
 if __name__ == "__main__":
-    console.command(RunConfig, main, "python -m iwsft_control.run", __doc__)
+    cli()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from iwsft_control.datasets.types import Dataset, Episodes
+from iwsft_control.learning.method import Inputs, Prepared
 
 SHARED = Path(os.environ.get("IWSFT_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -83,3 +84,8 @@ def make_data(lengths=(30, 5, 17, 40), seed=0) -> Dataset:
         terminations=episodes.terminations,
         starts=episodes.starts,
     )
+
+
+def prepared(method, config, data, artefacts=None, quality=None, seeds=(0,)) -> Prepared:
+    """What a method samples from, of small data."""
+    return method.prepare(config, Inputs(data, artefacts or {}, quality, tuple(seeds)))

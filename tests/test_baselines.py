@@ -11,20 +11,22 @@ import optax
 import pytest
 
 from iwsft_control.base import files
+from iwsft_control.base import snapshot as snapshots
+from iwsft_control.base.errors import RunError
 from iwsft_control.datasets import transitions
 from iwsft_control.learning import loop
-from iwsft_control.methods import awac, cql, critic, iql, rebrac, td3_bc
-from iwsft_control.methods.registry import BASELINES
+from iwsft_control.learning import method as method_module
+from iwsft_control.methods import awac, cql, iql, rebrac, registry, td3_bc
+from iwsft_control.methods import critic as critics
 from iwsft_control.networks import policies
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import (
     DeterministicPolicy,
     GaussianPolicy,
     TanhGaussianPolicy,
-    greedy,
     policy_log_prob,
 )
-from tests.conftest import make_data
+from tests.conftest import make_data, prepared
 
 SMALL = {"hidden": (16, 16), "batch_size": 32, "steps": 20}
 CONFIGS = {
@@ -36,22 +38,23 @@ CONFIGS = {
 }
 DATA = make_data((30, 5, 17, 40, 20, 8))
 KEY = jax.random.key(3)
-UPDATES = {name: jax.jit(BASELINES[name].update, static_argnums=0) for name in CONFIGS}
+METHODS = {name: registry.get(name) for name in CONFIGS}
+UPDATES = {name: jax.jit(METHODS[name].update, static_argnums=0) for name in CONFIGS}
 
 
 @cache
 def start(name, seed=0):
     """A batch of all rows and a state whose targets differ from what they follow."""
-    config, module = CONFIGS[name], BASELINES[name]
-    state = module.create(config, 11, 3, jax.random.key(seed))
-    other = module.create(config, 11, 3, jax.random.key(seed + 1))
+    config, method = CONFIGS[name], METHODS[name]
+    state = method.create(config, 11, 3, jax.random.key(seed))
+    other = method.create(config, 11, 3, jax.random.key(seed + 1))
     if name == "iql":
         state = state._replace(critic=state.critic._replace(target=other.critic.critic))
     else:
         state = state._replace(target=other.critic)
     if name in ("td3-bc", "rebrac"):
         state = state._replace(policy_target=other.policy)
-    return config, state, jax.tree.map(np.asarray, module.prepare(config, DATA))
+    return config, state, jax.tree.map(np.asarray, prepared(method, config, DATA).shared)
 
 
 # --- NumPy, float64, written from the papers' equations ----------------------------------------------------------
@@ -131,7 +134,7 @@ def test_iql_without_beta_is_behaviour_cloning():
 def test_iql_learns_the_critics_that_the_quality_critic_learns():
     config, state, batch = start("iql")
     new, _ = UPDATES["iql"](config, state, batch, KEY)
-    alone, _ = jax.jit(critic.update, static_argnums=0)(config, state.critic, batch)
+    alone, _ = jax.jit(critics.update, static_argnums=0)(config, state.critic, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), new.critic, alone)
 
 
@@ -153,7 +156,7 @@ def test_td3_bc_sees_normalised_observations_and_acts_on_raw_ones():
     stacked = np.concatenate([batch.observations])
     np.testing.assert_allclose(stacked.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(stacked.std(axis=0), 1, rtol=2e-3)
-    acts = greedy(td3_bc.policy(config, DATA, state.policy))(DATA.observations)
+    acts = policies.make(td3_bc.export(config, DATA, state.policy))(DATA.observations)
     expected = np.tanh(dense(net(state.policy), np.float64(batch.observations)))
     np.testing.assert_allclose(acts, expected, atol=1e-4)
 
@@ -261,7 +264,7 @@ def test_the_conservative_term_estimates_the_log_integral():
     scaled = dict(net(state.critic))
     scaled["Dense_2"] = jax.tree.map(lambda x: 5.0 * x, scaled["Dense_2"])
     critic = {"params": {"net": scaled}}
-    batch = transitions.CriticData(observations, actions, jnp.zeros(1), 2 * observations, jnp.zeros(1))
+    batch = transitions.Transitions(observations, actions, jnp.zeros(1), 2 * observations, jnp.zeros(1))
     keys = jax.random.split(KEY, 3)
     shape = (config.sampled_actions, 1, 1)
     uniform = jax.random.uniform(keys[0], shape, minval=-1, maxval=1)
@@ -311,9 +314,9 @@ def test_only_terminal_states_are_marked():
     ends = np.zeros(len(DATA.rewards), bool)
     ends[DATA.starts[1:] - 1] = True
     assert (ends & ~DATA.terminations).any()  # truncated episodes
-    for name, module in BASELINES.items():
-        config = CONFIGS[name.removesuffix("-tuned")]
-        np.testing.assert_array_equal(module.prepare(config, DATA).terminations, DATA.terminations.astype(np.float32))
+    for name, method in METHODS.items():
+        terminations = prepared(method, CONFIGS[name], DATA).shared.terminations
+        np.testing.assert_array_equal(terminations, DATA.terminations.astype(np.float32))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -364,7 +367,7 @@ def test_targets_follow_at_their_rate(name):
 
 
 def test_rebrac_knows_the_next_action_of_every_transition_that_has_one():
-    batch = rebrac.prepare(CONFIGS["rebrac"], DATA)
+    batch = prepared(rebrac.METHOD, CONFIGS["rebrac"], DATA).shared
     for first, last in zip(DATA.starts[:-1], DATA.starts[1:], strict=True):
         np.testing.assert_array_equal(batch.next_actions[first : last - 1], DATA.actions[first + 1 : last])
         assert np.all(batch.has_next[first : last - 1] == 1) and batch.has_next[last - 1] == 0
@@ -373,7 +376,7 @@ def test_rebrac_knows_the_next_action_of_every_transition_that_has_one():
 def test_cql_acts_by_its_mean():
     config, state, _ = start("cql")
     mean, _ = TanhGaussianPolicy(config.hidden, 3).apply(state.policy, DATA.observations)
-    acts = greedy(cql.policy(config, DATA, state.policy))(DATA.observations)
+    acts = policies.make(cql.export(config, DATA, state.policy))(DATA.observations)
     np.testing.assert_allclose(acts, np.tanh(mean), atol=1e-5)
 
 
@@ -450,17 +453,16 @@ def test_cql_temperature_rises_for_a_narrow_policy_and_falls_for_a_wide_one(offs
 # --- the loop ------------------------------------------------------------------------------------------------------
 
 
-def train(name, seeds=(0,), config=None, data=DATA, decay=0.9):
+def train(name, seeds=(0,), config=None, data=DATA, decay=0.9, **options):
     config = dataclasses.replace(config or CONFIGS[name], average_decay=decay)
-    module = BASELINES[name]
-    return loop.train_baselines(module, config, module.prepare(config, data), name, seeds, lambda n: None)
+    method = METHODS[name]
+    return loop.train(method, config, prepared(method, config, data, seeds=seeds), seeds, **options)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_training_repeats_bit_for_bit_and_seeds_differ(name):
-    first, logs = train(name)
-    again, _ = train(name)
-    other, _ = train(name, (1,))
+    _, first, logs = train(name)
+    again, other = train(name).policy, train(name, (1,)).policy
     for a, b, c in zip(*map(jax.tree.leaves, (first, again, other)), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.isfinite(a).all() and not np.array_equal(a, c)
@@ -470,18 +472,16 @@ def test_training_repeats_bit_for_bit_and_seeds_differ(name):
 
 @pytest.mark.parametrize(("name", "damaged"), [*((name, False) for name in CONFIGS), ("iql", True)])
 def test_a_killed_training_goes_on_where_it_was(name, damaged, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "REPORT_STEPS", 5)
-    monkeypatch.setattr(files, "SNAPSHOT_SECONDS", 0)
-    module, config = BASELINES[name], CONFIGS[name]
+    monkeypatch.setattr(method_module, "CALL_STEPS", 5)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_SECONDS", 0)
     path, told = tmp_path / "x.unfinished", []
 
     def run(checkpoint=None):
         told.clear()
-        snapshot = snapshot.Snapshot(path)
-        result = loop.train_baselines(
-            module, config, module.prepare(config, DATA), name, (0, 1), told.append, checkpoint, snapshot
-        )
-        return *result, snapshot
+        snapshot = snapshots.Snapshot(path)
+        options = {"progress": told.append, "checkpoint": checkpoint, "snapshot": snapshot}
+        trained = train(name, (0, 1), decay=CONFIGS[name].average_decay, **options)
+        return trained.policy, trained.logs, snapshot
 
     def kill(step, average, last):
         if step == 15:
@@ -508,11 +508,8 @@ def test_the_policy_that_is_evaluated_is_the_exponential_average():
     config, kept = CONFIGS["td3-bc"], {}
 
     def trained(steps, decay):
-        short = dataclasses.replace(config, steps=steps, average_decay=decay)
-        result, _ = loop.train_baselines(
-            td3_bc, short, td3_bc.prepare(short, DATA), "td3-bc", (0,), lambda n: None, keep
-        )
-        return result
+        short = dataclasses.replace(config, steps=steps)
+        return train("td3-bc", config=short, decay=decay, checkpoint=keep).policy
 
     def keep(step, average, last):
         kept[step] = average, last
@@ -528,18 +525,29 @@ def test_the_policy_that_is_evaluated_is_the_exponential_average():
 
 
 def test_a_log_holds_none_where_the_policy_did_not_move():
-    config = dataclasses.replace(CONFIGS["td3-bc"], steps=loop.REPORT_STEPS + 1)
-    _, (log,) = train("td3-bc", config=config)
+    config = dataclasses.replace(CONFIGS["td3-bc"], steps=method_module.CALL_STEPS + 1)
+    _, _, (log,) = train("td3-bc", config=config)
     assert log["policy_loss"][0] is not None and log["policy_loss"][1] is None
     json.dumps(log, allow_nan=False)
 
 
+def test_a_training_that_diverges_stops_and_says_where():
+    """Rewards that grow past float32: no policy of such a run may be scored."""
+    broken = dataclasses.replace(DATA, rewards=np.full_like(DATA.rewards, 3e38))
+    with pytest.raises(
+        loop.DivergedError, match=r"td3-bc \(seed 7\) diverged by step 20: .* in the first steps"
+    ) as error:
+        train("td3-bc", (7,), data=broken)
+    assert isinstance(error.value, RunError)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_vmap_over_seeds_is_the_seeds_one_by_one(name):
-    together, logs = train(name, (3, 4))
+    _, together, logs = train(name, (3, 4))
     assert len(logs) == 2
     for i, seed in enumerate((3, 4)):
-        alone, _ = train(name, (seed,))
+        alone = train(name, (seed,)).policy
         for a, b in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
             np.testing.assert_allclose(a[i], b[0], rtol=2e-3, atol=2e-4)
 
@@ -563,7 +571,7 @@ def test_every_baseline_prefers_better_actions_to_frequent_ones(name):
         "rebrac": {"beta_policy": 0.3, "learning_rate": 3e-4},
     }.get(name, {})
     config = dataclasses.replace(CONFIGS[name], **{"hidden": (64, 64), "batch_size": 128, "steps": 4000} | changes)
-    trained, _ = train(name, config=config, data=data, decay=0.99)
+    trained = train(name, config=config, data=data, decay=0.99).policy
     own = jax.tree.map(lambda x: np.asarray(x[0]), trained)
-    answers = greedy(BASELINES[name].policy(config, data, own))(data.observations[:200])
+    answers = policies.make(METHODS[name].export(config, data, own))(data.observations[:200])
     np.testing.assert_allclose(answers.mean(axis=0), 0.4, atol=0.25)

@@ -25,7 +25,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(collect, "ROLLOUT_STEPS", 2000)
     monkeypatch.setattr(collect, "SAC_CONFIGS", dict.fromkeys(collect.SAC_CONFIGS, TINY))
     short = {k: dataclasses.replace(v, transitions=3000) for k, v in facts.D4RL_MEDIUM_REPLAY.items()}
-    monkeypatch.setattr(tasks, "D4RL_MEDIUM_REPLAY", short)
+    monkeypatch.setattr(facts, "D4RL_MEDIUM_REPLAY", short)
 
 
 def same(a, b):
@@ -117,11 +117,11 @@ def test_accepted_data_are_written_and_packed(tiny, tmp_path, monkeypatch, capsy
     collect.main(collect.CollectConfig("hopper-medium-replay", work=tmp_path / "work", embed=tmp_path / "packed"))
     manifest = json.loads((tmp_path / "packed/manifest.json").read_text())
     entry = manifest["iwsft/hopper/medium-replay-v0"]
-    monkeypatch.setattr(dataset, "EMBEDDED", tmp_path / "packed")
-    packed, metadata = packed.read_embedded("iwsft/hopper/medium-replay-v0")
+    monkeypatch.setattr(packed, "EMBEDDED", tmp_path / "packed")
+    unpacked, metadata = packed.read_embedded("iwsft/hopper/medium-replay-v0")
     assert metadata["generation_config"]["updates_per_step"] == 0.02
     in_minari = load.load(tasks.parse_task("hopper-medium-replay"))
-    assert types.content_sha256(packed) == in_minari.sha256
+    assert types.content_sha256(unpacked) == in_minari.sha256
     assert (tmp_path / "packed" / entry["file"]).stat().st_size == entry["bytes"]
 
 

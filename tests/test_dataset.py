@@ -206,7 +206,7 @@ def test_damaged_embedded_file(monkeypatch, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / entry["file"]).write_bytes(b"not the data")
     files.write_json(tmp_path / "data" / "manifest.json", {name: entry})
-    monkeypatch.setattr(dataset, "EMBEDDED", tmp_path / "data")
+    monkeypatch.setattr(packed, "EMBEDDED", tmp_path / "data")
     with pytest.raises(UserError, match="sha256"):
         load.load(HOPPER)
 

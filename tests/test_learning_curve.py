@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import learning_curve
+from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import settings
 from iwsft_control.learning import loop
@@ -22,22 +23,22 @@ def config(tmp_path, **changes):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    settings = settings.Settings(td3_bc=td3_bc.TD3BCConfig(hidden=(8,), batch_size=16))
-    monkeypatch.setattr(stages, "Settings", lambda: settings)
+    small = settings.make(td3_bc=td3_bc.TD3BCConfig(hidden=(8,), batch_size=16))
+    monkeypatch.setattr(settings, "make", lambda: small)
 
 
 def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
-    settings = config(tmp_path)
-    line = learning_curve.curve(settings, "hopper-medium-replay", "td3-bc")
+    chosen = config(tmp_path)
+    line = learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
     assert line.startswith("hopper-medium-replay td3-bc: ")
     path = tmp_path / "hopper-medium-replay-td3-bc-seed100.json"
     record = json.loads(path.read_text())
     assert record["step"] == [500, 1000] and record["config"]["steps"] == 1000
     assert np.isfinite(record["normalised_score"]).all() and record["seconds"] == sorted(record["seconds"])
-    assert learning_curve.curve(settings, "hopper-medium-replay", "td3-bc") == f"{path} is there"
+    assert learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc") == f"{path} is there"
     unfinished = {k: v[:1] if isinstance(v, list) else v for k, v in record.items()}
     path.write_text(json.dumps(unfinished))
-    learning_curve.curve(settings, "hopper-medium-replay", "td3-bc")
+    learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
     again = json.loads(path.read_text())
     assert again["normalised_score"] == record["normalised_score"]
     other = again | {"task": "walker2d-medium-replay", "method": "iql"}
@@ -52,10 +53,10 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
 def test_a_killed_curve_goes_on_where_it_was(tmp_path, narrow, monkeypatch):
     path = tmp_path / "killed" / "hopper-medium-replay-td3-bc-seed100.json"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(files, "SNAPSHOT_SECONDS", 0)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_SECONDS", 0)
     steps_done, scored, score = [], [], curves.score
-    loop = loop._baseline_steps
-    monkeypatch.setattr(training, "_baseline_steps", lambda *x: steps_done.append(x[2]) or loop(*x))
+    call = loop._call
+    monkeypatch.setattr(loop, "_call", lambda *x: steps_done.append(x[2]) or call(*x))
 
     def dying(*arguments):
         scored.append(1)
@@ -84,7 +85,8 @@ def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_pa
     records = []
     for decay in (0.0, 0.999):
         own = td3_bc.TD3BCConfig(hidden=(8,), batch_size=16, average_decay=decay)
-        monkeypatch.setattr(stages, "Settings", lambda own=own, kind=settings.Settings: kind(td3_bc=own))
+        small = settings.make(td3_bc=own)
+        monkeypatch.setattr(settings, "make", lambda small=small: small)
         folder = tmp_path / str(decay)
         learning_curve.curve(config(folder), "hopper-medium-replay", "td3-bc")
         records.append(json.loads((folder / "hopper-medium-replay-td3-bc-seed100.json").read_text()))
@@ -102,6 +104,7 @@ def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_pa
         ({"methods": ("bc",)}, "must be among iql"),
         ({"every": 750}, "multiple of 500"),
         ({"methods": ("x",)}, "unknown"),
+        ({"methods": ("sft",)}, "must be among iql"),
     ],
 )
 def test_user_errors(tmp_path, changes, sentence):

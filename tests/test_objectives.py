@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwsft_control.learning import curation, loop, objectives
+from iwsft_control.learning import curation, objectives
 from iwsft_control.learning.objectives import ImportanceConfig
-from iwsft_control.methods import supervised
+from iwsft_control.methods import released, supervised
 from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob
 from tests.conftest import SHARED
 
@@ -39,12 +39,15 @@ def packed():
     return file, log_prob, np.repeat(np.arange(16), lengths), lengths
 
 
-def test_trajectory_loss_is_the_released_one(packed):
+def test_sequence_loss_is_the_released_one(packed):
     file, log_prob, unit_of_row, lengths = packed
     log_ratio = log_prob(torch_policy(file, "iw")) - log_prob(torch_policy(file, "old"))
-    coefficients, weights = objectives.trajectory_row_weights(objectives.RELEASED, log_ratio, unit_of_row, lengths)
+    means = objectives.unit_means(log_ratio, unit_of_row, lengths)
+    weights = objectives.normalised_weights(released.IMPORTANCE, means)
     np.testing.assert_allclose(weights, file["ratio.11"], rtol=1e-4)
-    value, grad = jax.value_and_grad(lambda p: objectives.trajectory_loss(log_prob(p), coefficients))(
+    coefficients = objectives.row_weights(weights, unit_of_row, lengths)
+    seam = lambda params, batch: log_prob(params)  # noqa: E731
+    value, grad = jax.value_and_grad(lambda p: objectives.sequence_loss(seam, p, None, coefficients))(
         torch_policy(file, "pol")
     )
     assert value == pytest.approx(float(file["loss.11"]), rel=1e-5)
@@ -57,7 +60,7 @@ def test_unnormalised_and_per_step_weights_are_the_released_ones(packed):
     file, log_prob, unit_of_row, lengths = packed
     log_ratio = log_prob(torch_policy(file, "iw")) - log_prob(torch_policy(file, "old"))
     means = objectives.unit_means(log_ratio, unit_of_row, lengths)
-    weights = objectives.importance_weights(objectives.RELEASED, means)
+    weights = objectives.importance_weights(released.IMPORTANCE, means)
     np.testing.assert_allclose(weights, file["ratio.01"], rtol=1e-4)
     per_step = objectives.importance_weights(ImportanceConfig(temperature=10, low=0, high=2), log_ratio)
     mask = file["mask"].astype(bool)
@@ -89,21 +92,22 @@ def test_expected_gradient_is_that_of_the_whole_trajectory_loss():
     log_prob = lambda p: gaussian_log_prob(*policy.apply(p, s), a)  # noqa: E731
     log_ratio = (log_prob(q) - log_prob(reference))[curated.rows]
     means = objectives.unit_means(log_ratio, curated.unit_of_row, curated.lengths)
-    weights = np.asarray(objectives.importance_weights(objectives.RELEASED, means))[curated.entries]
+    weights = np.asarray(objectives.importance_weights(released.IMPORTANCE, means))[curated.entries]
     # Ours: every (entry, row of its unit) with its probability, through the loss that training uses.
+    on_rows = lambda p, rows: gaussian_log_prob(*policy.apply(p, s[rows]), a[rows])  # noqa: E731
     expected = jax.tree.map(jnp.zeros_like, q)
     for entry, weight in zip(entries, weights, strict=True):
         rows = np.arange(units[0][entry], units[0][entry] + units[1][entry])
-        grad = jax.grad(lambda p, rows=rows: objectives.loss(gaussian_log_prob(*policy.apply(p, s[rows]), a[rows])))(q)
+        grad = jax.grad(lambda p, rows=rows: objectives.loss(on_rows, p, rows))(q)
         expected = jax.tree.map(lambda e, g, w=weight: e + w / weights.sum() * g, expected, grad)
     # The released code: all trajectories as one batch.
     rows = np.concatenate([np.arange(units[0][e], units[0][e] + units[1][e]) for e in entries])
     unit_of_row, lengths = np.repeat(np.arange(len(entries)), units[1][entries]), units[1][entries]
-    row_weights, _ = objectives.trajectory_row_weights(
-        objectives.RELEASED, (log_prob(q) - log_prob(reference))[rows], unit_of_row, lengths
-    )
-    released = jax.grad(lambda p: objectives.trajectory_loss(log_prob(p)[rows], row_weights))(q)
-    for ours, theirs in zip(jax.tree.leaves(expected), jax.tree.leaves(released), strict=True):
+    ratios = (log_prob(q) - log_prob(reference))[rows]
+    weights = objectives.normalised_weights(released.IMPORTANCE, objectives.unit_means(ratios, unit_of_row, lengths))
+    each = objectives.row_weights(weights, unit_of_row, lengths)
+    whole = jax.grad(lambda p: objectives.sequence_loss(lambda p, rows: log_prob(p)[rows], p, rows, each))(q)
+    for ours, theirs in zip(jax.tree.leaves(expected), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, len(entries) * theirs, rtol=2e-4, atol=1e-6)
 
 
@@ -135,7 +139,8 @@ def test_draws_follow_the_weights():
 def test_weights_are_uniform_when_q_is_the_reference():
     _, reference, _, s, a, units = small_problem()
     curated = curation.curate(np.arange(12), units)
-    log_prob = loop.log_probs((16,), reference, s, a)
+    policy = GaussianPolicy((16,), 2)
+    log_prob = gaussian_log_prob(*policy.apply(reference, s), a)
     log_ratio = objectives.unit_means(log_prob - log_prob, curated.unit_of_row, curated.lengths)
     weights = objectives.importance_weights(ImportanceConfig(), log_ratio)
     np.testing.assert_array_equal(weights, 1.0)
@@ -160,7 +165,13 @@ def test_log_prob_against_numpy():
     density = np.exp(-0.5 * ((a - mean) / np.exp(log_std)) ** 2) / (np.exp(log_std) * np.sqrt(2 * np.pi))
     np.testing.assert_allclose(gaussian_log_prob(mean, log_std, a), np.log(density).sum(1), rtol=1e-5)
     log_prob = gaussian_log_prob(mean, log_std, a)
-    assert float(objectives.loss(log_prob)) == pytest.approx(-np.log(density).sum(1).mean(), rel=1e-5)
+    loss = objectives.loss(lambda params, batch: log_prob, None, None)
+    assert float(loss) == pytest.approx(-np.log(density).sum(1).mean(), rel=1e-5)
+
+
+def test_rows_beyond_the_last_sequence_count_for_nothing():
+    weights = objectives.row_weights(jnp.array([0.25, 0.75]), jnp.array([0, 1, 1, 2]), jnp.array([1, 2]))
+    np.testing.assert_allclose(weights, [0.125, 0.1875, 0.1875, 0.0])
 
 
 def test_toy_bandit():

@@ -10,7 +10,8 @@ import pytest
 from iwsft_control.datasets import transitions
 from iwsft_control.learning import curation, loop
 from iwsft_control.methods import critic
-from tests.conftest import make_data
+from iwsft_control.networks.mlp import ValueFunction
+from tests.conftest import make_data, prepared
 
 
 def test_above_keeps_the_best():
@@ -61,7 +62,7 @@ def numpy_mlp(layers, x, index=...):
 def test_critic_losses_against_numpy():
     config = critic.CriticConfig(hidden=(8, 8))
     data = make_data()
-    batch = transitions.to_device(dataclasses.replace(data, terminations=np.arange(92) % 5 == 0))
+    batch = transitions.scaled_transitions(dataclasses.replace(data, terminations=np.arange(92) % 5 == 0))
     state = critic.create(config, 11, 3, jax.random.key(0))
     target = critic.create(config, 11, 3, jax.random.key(1)).critic
     o, a, r, o2, d = (np.asarray(x, np.float64) for x in batch)
@@ -75,7 +76,7 @@ def test_critic_losses_against_numpy():
     backup = r + 0.99 * (1 - d) * v2
     expected = np.mean((backup - q[0]) ** 2) + np.mean((backup - q[1]) ** 2)
     assert float(critic.critic_loss(config, state.critic, state.value, batch)) == pytest.approx(expected, rel=1e-4)
-    values = critic.values(config, state._replace(target=target), data.observations, data.actions)
+    values = critic.values_of(config, state._replace(target=target), data.observations, data.actions)
     np.testing.assert_allclose(curation.transition_advantages(*values), u, rtol=1e-3, atol=1e-5)
     means = [np.minimum(*qt)[a:b].mean() for a, b in zip(data.starts[:-1], data.starts[1:], strict=True)]
     np.testing.assert_allclose(curation.episode_values(data, values[0]), means, rtol=1e-3, atol=1e-5)
@@ -94,17 +95,18 @@ def test_terminal_states_stop_the_bootstrap_and_truncated_ones_do_not():
     config = critic.CriticConfig(hidden=(32,), discount=0.8, learning_rate=3e-3, target_rate=0.05, expectile=0.5)
     one = jnp.ones((64, 2))
     for terminal, expected in ((0.0, 5.0), (1.0, 1.0)):
-        data = transitions.CriticData(one, one, jnp.ones(64), one, jnp.full(64, terminal))
+        data = transitions.Transitions(one, one, jnp.ones(64), one, jnp.full(64, terminal))
         state = critic.create(config, 2, 2, jax.random.key(0))
-        state, _ = critic.train(config, 3000, state, data, jax.random.key(1))
-        value = critic.ValueFunction(config.hidden).apply(state.value, one[:1])
+        step = lambda state, _: critic.update(config, state, data)  # noqa: B023, E731
+        state = jax.lax.scan(step, state, None, 3000)[0]
+        value = ValueFunction(config.hidden).apply(state.value, one[:1])
         assert float(value[0]) == pytest.approx(expected, rel=0.05)
 
 
 def test_target_is_polyak_averaged():
     config = critic.CriticConfig(hidden=(8,))
     state = critic.create(config, 11, 3, jax.random.key(0))
-    new, _ = critic.update(config, state, transitions.to_device(make_data()))
+    new, _ = critic.update(config, state, transitions.scaled_transitions(make_data()))
     leaves = zip(*(jax.tree.leaves(x) for x in (state.target, new.critic, new.target)), strict=True)
     for old, online, target in leaves:
         np.testing.assert_allclose(target, 0.995 * old + 0.005 * online, rtol=1e-5, atol=1e-7)
@@ -124,8 +126,8 @@ def test_learned_advantage_finds_the_better_action():
     config = critic.CriticConfig(steps=1500, hidden=(32, 32), learning_rate=1e-3, target_rate=0.05)
     # The same state everywhere, so that only the action matters.
     data = dataclasses.replace(data, observations=np.ones_like(data.observations))
-    critics, _ = loop.train_critics(config, transitions.to_device(data), [0], lambda n: None)
-    values = critic.values(config, jax.tree.map(lambda x: x[0], critics), data.observations, data.actions)
-    scores = curation.transition_advantages(*values)
+    trained = loop.train(critic.METHOD, config, prepared(critic.METHOD, config, data), [0])
+    values = critic.values(config, data, trained.state)
+    scores = curation.transition_advantages(values["q"][0], values["v"][0])
     order = lambda x: np.argsort(np.argsort(x))  # noqa: E731
     assert np.corrcoef(order(scores), order(data.actions[:, 0]))[0, 1] > 0.95

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import table
+from iwsft_control import table
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import results
-from iwsft_control.report import figures, formats, runs, statistics, tables
+from iwsft_control.report import figures, formats, statistics, tables
+from iwsft_control.report import runs as grouped
 from iwsft_control.report.runs import Row
 
 RNG = np.random.default_rng(0)
@@ -97,21 +98,21 @@ def test_baselines_stand_in_the_table_beside_their_published_scores(tmp_path):
     for method, quality in (("bc", None), ("sft-q", "return"), ("iql", None)):
         for seed in range(3 if method == "iql" else 4):
             results.write(tmp_path / f"{method}{seed}.json", make_run(method=method, quality=quality, seed=seed))
-    found = runs.collect(runs.find([tmp_path]), BC, SFT)
+    found = grouped.collect(grouped.find([tmp_path]), BC, SFT)
     assert list(found.scores) == [BC, SFT, Row("iql", None)]
     cells = next(row for row in tables.sections(found)[0].rows if row[0] == "iql")
     assert cells[1:3] == ["3", "300,000"] and cells[-1] == "94.7"
-    assert runs.parse_row("td3-bc") == Row("td3-bc", None)
+    assert grouped.parse_row("td3-bc") == Row("td3-bc", None)
     with pytest.raises(UserError, match="does not take"):
-        runs.parse_row("iql by q")
+        grouped.parse_row("iql by q")
 
 
 def test_rows_columns_and_values(runs, tmp_path):
-    found = runs.collect(runs.find([tmp_path / "runs"]), BC, IW)
+    found = grouped.collect(grouped.find([tmp_path / "runs"]), BC, IW)
     assert list(found.scores) == [BC, SFT, IW]
     assert found.datasets == list(IDS.values())
     wanted = np.array([r.normalised_score for r in runs.values() if r.method == "bc" and r.task.startswith("hopper")])
-    np.testing.assert_allclose(runs.strata(found, BC)[0], wanted)
+    np.testing.assert_allclose(grouped.strata(found, BC)[0], wanted)
     lines = list(csv.DictReader(formats.to_csv(found).splitlines()))
     assert len(lines) == 6
     assert tuple(lines[0])[:7] == ("dataset", "method", "quality", "n_seeds", "mean", "low", "high")
@@ -120,7 +121,7 @@ def test_rows_columns_and_values(runs, tmp_path):
     assert lines[0]["difference"] == "" and lines[0]["quality"] == ""
     iw = lines[2]
     assert (iw["method"], iw["quality"], iw["n_seeds"], iw["n_pairs"]) == ("iw-sft-q", "q", "4", "4")
-    pairs = runs.strata(found, IW)[0] - wanted
+    pairs = grouped.strata(found, IW)[0] - wanted
     np.testing.assert_allclose(float(iw["difference"]), pairs.mean(), atol=1e-4)
     np.testing.assert_allclose(float(iw["difference_high"]), statistics.mean_interval(pairs).high, atol=1e-4)
 
@@ -132,9 +133,9 @@ def test_differences_pair_by_seed():
         for m, seeds in (("bc", (0, 1, 2)), ("sft", (1, 2, 3)))
         for s in seeds
     }
-    found = runs.collect(made, BC, Row("sft", None))
+    found = grouped.collect(made, BC, Row("sft", None))
     scores = {(r.method, r.seed): r.normalised_score for r in made.values()}
-    (pairs,) = runs.differences(found, Row("sft", None), BC).values()
+    (pairs,) = grouped.differences(found, Row("sft", None), BC).values()
     np.testing.assert_allclose(pairs, [scores["sft", s] - scores["bc", s] for s in (1, 2)])
 
 
@@ -146,7 +147,7 @@ def test_verdicts():
 
 
 def test_published_numbers_stand_beside_and_apart(runs, tmp_path):
-    found = runs.collect(runs.find([tmp_path / "runs"]), BC, IW)
+    found = grouped.collect(grouped.find([tmp_path / "runs"]), BC, IW)
     text = formats.to_markdown(found)
     assert "| iw-SFT(Q) | 85.0 | 75.8 |" in text
     assert "reconstructions: other data" in text
@@ -178,7 +179,7 @@ def test_published_numbers_stand_beside_and_apart(runs, tmp_path):
 def test_clashes_name_the_files(runs, changes, sentence):
     clash = Path("other/clash.json")
     with pytest.raises(UserError, match=sentence) as error:
-        runs.collect(runs | {clash: dataclasses.replace(make_run(seed=9), **changes)}, BC, IW)
+        grouped.collect(runs | {clash: dataclasses.replace(make_run(seed=9), **changes)}, BC, IW)
     assert str(clash) in str(error.value)
     assert "bc-0.json" in str(error.value)
 
@@ -187,34 +188,34 @@ def test_another_number_of_episodes_is_another_protocol(runs):
     run = make_run(seed=9)
     fewer = dataclasses.replace(run, episode_returns=run.episode_returns[:10])
     with pytest.raises(UserError, match="evaluation protocols"):
-        runs.collect(runs | {Path("x.json"): fewer}, BC, IW)
+        grouped.collect(runs | {Path("x.json"): fewer}, BC, IW)
 
 
 def test_refusals(runs, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        runs.find([tmp_path / "nowhere"])
+        grouped.find([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no result files"):
-        runs.find([tmp_path / "empty"])
+        grouped.find([tmp_path / "empty"])
     results.write(tmp_path / "runs" / "trial.json", make_run(seed=7, quick=True))
     with pytest.raises(UserError, match=r"trial.json is a trial \(--quick\)"):
-        runs.find([tmp_path / "runs"])
+        grouped.find([tmp_path / "runs"])
     with pytest.raises(UserError, match="is not a trial"):
-        runs.find([tmp_path / "runs"], quick=True)
+        grouped.find([tmp_path / "runs"], quick=True)
     with pytest.raises(UserError, match="no run of --baseline filtered-bc; choose one of"):
-        runs.collect(runs, Row("filtered-bc", None), IW)
+        grouped.collect(runs, Row("filtered-bc", None), IW)
     with pytest.raises(UserError, match="did you mean"):
-        runs.parse_row("iw-sft-Q")
+        grouped.parse_row("iw-sft-Q")
     with pytest.raises(UserError, match="does not take"):
-        runs.parse_row("bc by return")
-    assert runs.parse_row("sft-q") == Row("sft-q", "q")
-    assert runs.parse_row("sft-q by return") == SFT
+        grouped.parse_row("bc by return")
+    assert grouped.parse_row("sft-q") == Row("sft-q", "q")
+    assert grouped.parse_row("sft-q by return") == SFT
 
 
 def test_records_of_failures_are_no_results(runs, tmp_path):
     (tmp_path / "runs" / "failures").mkdir()
     (tmp_path / "runs" / "failures" / "x.json").write_text('{"error": "no"}')
-    assert runs.find([tmp_path / "runs"]) == runs
+    assert grouped.find([tmp_path / "runs"]) == runs
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -261,7 +262,7 @@ def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
     ):
         other = make_run("walker2d-medium-replay", **change)
         with pytest.raises(UserError, match=f"a.json and b.json have different {what}"):
-            runs.collect({Path("a.json"): make_run(), Path("b.json"): other}, BC, BC)
+            grouped.collect({Path("a.json"): make_run(), Path("b.json"): other}, BC, BC)
 
 
 def test_failed_runs_are_named(runs, tmp_path):
@@ -279,8 +280,8 @@ def test_one_task_on_two_data_sets_has_two_titles(tmp_path):
     own = make_run().dataset | {"id": "D4RL/hopper/medium-replay-v2", "origin": "D4RL"}
     other = make_run().dataset | {"id": "mujoco/hopper/expert-v0", "origin": "Minari"}
     made = {Path(f"{i}.json"): make_run(dataset=d) for i, d in enumerate((make_run().dataset, own, other))}
-    found = runs.collect(made, BC, BC)
-    assert set(runs.titles(found)) == {"iwsft hopper medium-replay", "D4RL hopper medium-replay", "hopper expert"}
+    found = grouped.collect(made, BC, BC)
+    assert set(grouped.titles(found)) == {"iwsft hopper medium-replay", "D4RL hopper medium-replay", "hopper expert"}
     (cells,) = tables.sections(found)[0].rows
     assert sorted(cells[-1].split(" / ")) == ["-", "18.1", "18.1"]
 
@@ -290,7 +291,7 @@ def test_latex_is_escaped():
 
 
 def test_the_drawn_run_is_the_focus(runs, tmp_path):
-    found = runs.collect(runs, BC, IW)
+    found = grouped.collect(runs, BC, IW)
     assert figures.pick(found, IW).seed == 0
     assert figures.pick(found, IW).task == "hopper-medium-replay"
     panels = figures.training(figures.pick(found, IW)).axes
@@ -304,7 +305,7 @@ def test_the_drawn_run_is_the_focus(runs, tmp_path):
 @pytest.mark.skipif(not (RESULTS / "sweep").is_dir(), reason="results/ is not part of an installed package")
 def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
     """results/ is made by `python experiments/table.py` from results/sweep, byte for byte."""
-    found = runs.collect(runs.find([RESULTS / "sweep"]), BC, IW)
+    found = grouped.collect(grouped.find([RESULTS / "sweep"]), BC, IW)
     made = {
         "table.md": formats.to_markdown(found),
         "table.tex": formats.to_latex(found),

@@ -1,6 +1,7 @@
 """The batched simulation equals Gymnasium's environments exactly; evaluation counts what it should."""
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 
@@ -21,11 +22,12 @@ def test_equals_gymnasium_step_by_step(env_id):
     for _ in range(300):
         # Small actions keep a hopper up for longer; some leave the box, as a sampled action may.
         actions = rng.uniform(-1.1, 1.1, (len(active), batch.action_dim)).astype(np.float32) * rng.random()
-        observations, rewards, terminated = batch.step(active, actions)
+        observations, rewards, terminated, truncated = batch.step(active, actions)
         theirs = [envs[i].step(a) for i, a in zip(active, actions, strict=True)]
         np.testing.assert_array_equal(observations, [t[0] for t in theirs])
         np.testing.assert_array_equal(rewards, [t[1] for t in theirs])
         np.testing.assert_array_equal(terminated, [t[2] for t in theirs])
+        np.testing.assert_array_equal(truncated, [t[3] for t in theirs])
         active = active[~terminated]
         if not len(active):
             break
@@ -40,15 +42,10 @@ def test_same_states_same_step(env_id):
     start = batch.state(np.arange(n))
     qpos = start[0] + rng.normal(0, 0.3, start[0].shape)
     qvel = start[1] + rng.normal(0, 5, start[1].shape)
-    import mujoco
-
     for i in range(n):
-        mujoco.mj_resetData(batch.model, batch.data[i])
-        batch.data[i].qpos[:], batch.data[i].qvel[:] = qpos[i], qvel[i]
-        mujoco.mj_forward(batch.model, batch.data[i])
-    batch._x[:] = qpos[:, 0]
+        batch.set_state(i, qpos[i], qvel[i])
     actions = rng.uniform(-1, 1, (n, batch.action_dim))
-    observations, rewards, terminated = batch.step(np.arange(n), actions)
+    observations, rewards, terminated, _ = batch.step(np.arange(n), actions)
     assert env_id == "d4rl/HalfCheetah-v2" or 0 < terminated.sum() < n
     for i in range(n):
         mujoco.mj_resetData(env.model, env.data)
@@ -140,3 +137,118 @@ def test_reset_seeds_are_fixed_and_matter():
     assert len(set(returns)) == 10
     np.testing.assert_array_equal(returns, evaluate(policy, "d4rl/Hopper-v2", 10))
     assert evaluation.EPISODES == 100
+
+
+# --- starting inside an episode, recording, policies with a memory ---------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", ["d4rl/Hopper-v2", "d4rl/HalfCheetah-v2", "d4rl/Walker2d-v2"])
+def test_set_state_goes_on_where_an_episode_was(env_id):
+    """An episode that is taken up in its middle goes on as it did, and ends at the same step."""
+    batch = D4RLBatch(env_id, 1)
+    recorder = evaluation.Recorder([0])
+    policy = linear_policy(batch)
+    evaluate(policy, env_id, 1, recorder=recorder)
+    episode = recorder.recordings()[0]
+    middle, length = len(episode.rewards) // 2, len(episode.rewards)
+    observation = batch.set_state(0, episode.qpos[middle], episode.qvel[middle], elapsed=middle)
+    np.testing.assert_allclose(observation, episode.observations[middle], rtol=1e-12, atol=1e-12)
+    for step in range(middle, length):
+        _, reward, terminated, truncated = batch.step(np.arange(1), episode.actions[step : step + 1])
+        # Not bit for bit: the contact solver's warm start is not part of a state.
+        assert reward[0] == pytest.approx(episode.rewards[step], abs=1e-3 if step < middle + 20 else 0.5)
+        if terminated[0] or truncated[0]:
+            break
+    assert abs(step - (length - 1)) <= (0 if truncated[0] else 5)
+
+
+def test_set_state_counts_the_steps_that_are_over():
+    batch = D4RLBatch("d4rl/HalfCheetah-v2", 2)
+    batch.reset([0, 1])
+    qpos, qvel = batch.state(np.arange(2))
+    batch.set_state(1, qpos[0], qvel[0], elapsed=998)
+    still = np.zeros((2, 6))
+    assert batch.step(np.arange(2), still)[3].tolist() == [False, False]
+    assert batch.step(np.arange(2), still)[3].tolist() == [False, True]
+    batch.reset_one(1, 5)
+    assert not batch.step(np.arange(2), still)[3].any()
+
+
+def test_real_rows_replayed_by_set_state(piece):
+    """Every recorded D4RL row, set as a state, gives the recorded next observation and reward."""
+    name, rows = piece
+    env_id = {"hopper": "d4rl/Hopper-v2", "halfcheetah": "d4rl/HalfCheetah-v2", "walker2d": "d4rl/Walker2d-v2"}[name]
+    unclipped = np.flatnonzero((np.abs(rows["infos/qvel"]) < 10).all(axis=1))[:300]
+    chosen = np.arange(300) if name == "halfcheetah" else unclipped
+    batch = D4RLBatch(env_id, len(chosen))
+    observed = [batch.set_state(i, rows["infos/qpos"][r], rows["infos/qvel"][r]) for i, r in enumerate(chosen)]
+    np.testing.assert_allclose(observed, rows["observations"][chosen], atol=1e-5)
+    observations, rewards, *_ = batch.step(np.arange(len(chosen)), rows["actions"][chosen])
+    assert np.abs(observations - rows["next_observations"][chosen]).max() < 1e-4
+    assert np.abs(rewards - rows["rewards"][chosen]).max() < 1e-4
+
+
+def test_a_recorder_keeps_the_chosen_episodes_and_changes_none():
+    policy = linear_policy(D4RLBatch("d4rl/Hopper-v2", 1))
+    recorder = evaluation.Recorder([1, 26])
+    returns = evaluate(policy, "d4rl/Hopper-v2", 30, recorder=recorder)
+    np.testing.assert_array_equal(returns, evaluate(policy, "d4rl/Hopper-v2", 30))
+    kept = recorder.recordings()
+    assert set(kept) == {1, 26}
+    for i, episode in kept.items():
+        assert episode.rewards.sum() == pytest.approx(returns[i])
+        assert episode.reset_seed == evaluation.FIRST_RESET_SEED + i
+        assert episode.terminated == (len(episode.rewards) < 1000)
+        np.testing.assert_allclose(episode.qpos[:, 1:], episode.observations[:, :5])
+        np.testing.assert_allclose(np.clip(episode.qvel, -10, 10), episode.observations[:, 5:])
+        start = gym.make("d4rl/Hopper-v2").reset(seed=episode.reset_seed)[0]
+        np.testing.assert_array_equal(episode.observations[0], start)
+
+
+class Counting:
+    """A policy with a memory: it counts each environment's steps, and acts by the count and at random."""
+
+    def __init__(self):
+        self.seen = []
+
+    def initial(self, n):
+        return {"steps": np.zeros(n, int)}
+
+    def act(self, carry, observations, key):
+        self.seen.append(carry["steps"].copy())
+        noise = key.uniform(-0.5, 0.5, (len(observations), 3))
+        return np.where(carry["steps"][:, None] % 2, 0.5, -0.5) + noise, {"steps": carry["steps"] + 1}
+
+
+def test_a_policy_may_have_a_memory_and_act_at_random():
+    """Its memory loses the rows of episodes that ended; its randomness does not depend on threads."""
+    policy = Counting()
+    returns = evaluate(policy, "d4rl/Hopper-v2", 10, threads=1)
+    assert [len(set(row)) for row in policy.seen] == [1] * len(policy.seen)
+    assert [row[0] for row in policy.seen] == list(range(len(policy.seen)))
+    assert len(policy.seen[-1]) < 10
+    many = evaluate(Counting(), "d4rl/Hopper-v2", 60, threads=2)
+    np.testing.assert_array_equal(many, evaluate(Counting(), "d4rl/Hopper-v2", 60, threads=1))
+    assert not np.array_equal(returns, evaluate(Counting(), "d4rl/Hopper-v2", 10, first_seed=7))
+
+
+class Truncating(gym.Env):
+    """Truncates itself after five steps, whatever its time limit."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(2), 1.0, False, self.steps == 5, {}
+
+
+def test_an_environment_that_truncates_itself_has_ended():
+    spec = gym.envs.registration.EnvSpec("Truncating-v0", entry_point=Truncating, max_episode_steps=50)
+    returns = evaluate(lambda o: np.zeros((len(o), 1), np.float32), spec, 3)
+    np.testing.assert_array_equal(returns, 5.0)

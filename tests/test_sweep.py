@@ -1,6 +1,5 @@
 """Sweeps: shared stages once, failures alone, kills without loss, local processes and a Ray cluster."""
 
-import ast
 import dataclasses
 import json
 import os
@@ -13,24 +12,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import sweep
+from iwsft_control import sweep
 from iwsft_control.base import files
+from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import export, jobs, processes, ray_pool, results, settings, stages, store
-from iwsft_control.benchmark.jobs import Failure, Job, Source
+from iwsft_control.benchmark import export, processes, ray_pool, results, settings, stages, store
+from iwsft_control.benchmark import jobs as benchmark_jobs
+from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job, execute, write_results
+from iwsft_control.benchmark.perform import perform
 from iwsft_control.datasets import minari_files
 from iwsft_control.envs import evaluation
-from iwsft_control.learning import curation, loop
+from iwsft_control.learning import loop
+from iwsft_control.learning.curation import CurationConfig
 from iwsft_control.methods import critic, iql, supervised
-from iwsft_control.methods.registry import BASELINES
-from iwsft_control.methods.supervised import METHODS
+from iwsft_control.methods.supervised import KINDS
 from tests.conftest import make_episodes
 
 ROOT = Path(__file__).parents[1]
 TASK = "hopper-medium-replay"
 POLICY = supervised.PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
 CRITIC = critic.CriticConfig(steps=20, hidden=(8,), batch_size=16)
-SETTINGS = settings.Settings(quick=True, policy=POLICY, critic=CRITIC)
+SETTINGS = settings.make(quick=True, policy=POLICY, critic=CRITIC)
 OPTIONS = (
     "--quick --policy.hidden 8 --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.batch-size 16 "
     "--critic.steps 20 --critic.hidden 8 --critic.batch-size 16"
@@ -43,19 +45,21 @@ def small():
     lengths = np.random.default_rng(0).integers(5, 40, 30)
     scores = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
     minari_files.write_minari("D4RL/hopper/medium-replay-v2", make_episodes(tuple(lengths)), "d4rl/Hopper-v2", scores)
-    jobs._load.cache_clear()
+    benchmark_jobs._load.cache_clear()
 
 
 def plan(tmp_path, name="a", **changes):
-    own = {f.name: getattr(SETTINGS, f.name) for f in dataclasses.fields(SETTINGS)}
     values = {
+        "quick": True,
+        "policy": POLICY,
+        "critic": CRITIC,
         "tasks": (TASK,),
         "seeds": (0,),
         "results": tmp_path / name,
         "stages": tmp_path / f"{name}-stages",
         "workers": 1,
     }
-    return sweep.Plan(**own | values | changes)
+    return sweep.Plan(**values | changes)
 
 
 def found(folder: Path) -> dict[str, dict]:
@@ -69,31 +73,25 @@ def found(folder: Path) -> dict[str, dict]:
 
 def test_shared_stages_are_made_once():
     jobs = sweep.plan_jobs(sweep.Plan(tasks=(TASK,), seeds=(0, 1)), SETTINGS)
-    everything = sweep.with_needs(jobs)
+    everything = sweep.with_dependencies(jobs)
     names = [job.stage.name for job in everything]
     assert len(jobs) == 2 * 8  # six methods, two of them by two qualities
     assert names.count("bc") == names.count("critic") == 2
     assert len(everything) == 2 * 9
     place = {job: i for i, job in enumerate(everything)}
-    assert all(place[need] < place[job] for job in everything for need in job.needs())
+    assert all(place[need] < place[job] for job in everything for need in job.dependencies())
 
 
 def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
-    data = Source(TASK).load()
+    data = DataSource(TASK).load()
 
     def key(method="iw-sft-q", quality="q", seeds=(0,), **changes):
-        settings = dataclasses.replace(SETTINGS, **changes)
-        stage = (
-            stages.Stage("critic", None, seeds, settings)
-            if method == "critic"
-            else stages.method_stage(method, quality, seeds, settings, TASK)
-        )
-        return store.key(stage, data)
+        return store.key(stages.method_stage(method, quality, seeds, SETTINGS.replace(**changes), TASK), data)
 
     faster = dataclasses.replace(POLICY, fine_tune_learning_rate=1.0)
     longer = dataclasses.replace(POLICY, bc_steps=21)
     deeper = dataclasses.replace(CRITIC, steps=21)
-    narrower = curation.CurationConfig(episode_strata=(95,))
+    narrower = CurationConfig(episode_strata=(95,))
     assert key() == key()
     assert len({key(), key(seeds=(1,)), key(quality="return"), key("sft-q"), key("sft"), key("bc")}) == 6
     for change in ({"policy": faster}, {"policy": longer}, {"critic": deeper}, {"curation": narrower}):
@@ -110,30 +108,16 @@ def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
     before = {m: key(m) for m in ("bc", "critic")}
     other = dataclasses.replace(data, sha256="1" * 64)
     assert store.key(stages.method_stage("bc", "q", (0,), SETTINGS, TASK), other) != before["bc"]
-    monkeypatch.setattr(store, "code_version", lambda modules: "another" if curation in modules else "the same")
-    assert key("bc") != before["bc"]
+    monkeypatch.setattr(store, "code_version", lambda paths: str(any(p.name == "curation.py" for p in paths)))
+    curating = {m: key(m) for m in ("bc", "critic")}
+    monkeypatch.setattr(store, "code_version", lambda paths: "False")
+    assert key("bc") != curating["bc"] and key("critic") == curating["critic"]
 
 
-def test_a_baseline_s_key_depends_on_every_module_that_it_imports():
-    def imports(path):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iwsft_control"):
-                parts = node.module.split(".")
-                yield from [parts[-1]] if len(parts) > 1 and parts[-1] != "baselines" else [a.name for a in node.names]
-
-    for method, module in BASELINES.items():
-        known = {m.__name__.rpartition(".")[2] for m in store.modules(method)}
-        assert known >= {module.__name__.rpartition(".")[2], "training", "networks", "evaluation", "stages"}
-        assert set(imports(Path(module.__file__))) - {"dataset"} <= known
-
-
-def test_the_code_version_is_of_what_code_does(tmp_path, monkeypatch):
-    import types
-
+def test_the_code_version_is_of_what_code_does(tmp_path):
     def version(source):
-        module = types.ModuleType("m")
-        monkeypatch.setattr(store.inspect, "getsource", lambda _: source)
-        return store.code_version.__wrapped__((module,))
+        (tmp_path / "m.py").write_text(source)
+        return store.code_version.__wrapped__((tmp_path / "m.py",))
 
     plain = version("def f(x):\n    return x + 1\n")
     assert version('"""Doc."""\n\ndef f(x):\n    """Adds."""\n    return x + 1  # one\n') == plain
@@ -148,32 +132,32 @@ def test_a_sweep_is_the_runs_alone(tmp_path):
     kept = store.Store(tmp_path / "here-stages")
     finished = {}
     jobs = sweep.plan_jobs(plan(tmp_path, seeds=(1,)), SETTINGS)
-    pool = jobs.Here(kept, lambda *event: None)
-    jobs.execute(jobs, pool, kept, lambda job: None, finished.__setitem__)
+    pool = InProcessPool(kept, lambda *event: None)
+    execute(jobs, pool, kept, lambda job: None, finished.__setitem__)
     assert all(outcome is None for outcome in finished.values())
     for job in jobs:
-        jobs.write_results(tmp_path / "here", kept, job)
+        write_results(tmp_path / "here", kept, job)
     alone = found(tmp_path / "here")
     assert len(alone) == 8
     assert all(with_processes[name] == result for name, result in alone.items())
     read = [results.read(path) for path in (tmp_path / "a").rglob("*.json")]
     assert {(r.method, r.quality, r.seed) for r in read} == {
         (m, q, s)
-        for m in METHODS
-        for q in (("q", "return") if METHODS[m].curation == "quality" else (None,))
+        for m in KINDS
+        for q in (("q", "return") if KINDS[m].curation == "quality" else (None,))
         for s in (0, 1)
     }
 
 
 def test_a_group_of_seeds_is_the_seeds_alone(tmp_path):
     """What an accelerator runs as one program: the same as each seed alone, up to rounding."""
-    data = Source(TASK).load()
+    data = DataSource(TASK).load()
 
     def returns(name, seeds):
         kept = store.Store(tmp_path / name)
         stage = stages.method_stage("iw-sft-q", "q", seeds, SETTINGS, TASK)
-        artefact = kept.perform(stage, data, stages.silent)
-        inputs = kept.inputs(stage, data, stages.silent)
+        artefact = perform(stage, data, kept)
+        inputs = kept.inputs(stage, data)
         read = export.run_results(stage, data, TASK, inputs, artefact)
         assert [r.seed for r in read] == list(seeds)
         return {r.seed: r for r in read}
@@ -205,27 +189,25 @@ def test_a_damaged_stage_is_made_again(tmp_path):
 
 
 def test_a_killed_baseline_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "SNAPSHOT_SECONDS", 0)
-    small = dataclasses.replace(
-        settings.Settings(quick=True), iql=iql.IQLConfig(steps=1000, hidden=(8,), batch_size=16)
-    )
-    data, stage = Source(TASK).load(), stages.method_stage("iql", "q", (0,), small, TASK)
-    loop, firsts = loop._baseline_steps, []
+    monkeypatch.setattr(snapshots, "SNAPSHOT_SECONDS", 0)
+    small = settings.make(quick=True, iql=iql.IQLConfig(steps=1000, hidden=(8,), batch_size=16))
+    data, stage = DataSource(TASK).load(), stages.method_stage("iql", "q", (0,), small, TASK)
+    call, firsts = loop._call, []
 
     def dying(*arguments):
         firsts.append(arguments[2])
         if len(firsts) == 2:
             raise KeyboardInterrupt
-        return loop(*arguments)
+        return call(*arguments)
 
     killed = store.Store(tmp_path / "killed")
-    monkeypatch.setattr(training, "_baseline_steps", dying)
+    monkeypatch.setattr(loop, "_call", dying)
     with pytest.raises(KeyboardInterrupt):
-        killed.perform(stage, data, stages.silent)
+        perform(stage, data, killed)
     (kept,) = killed.folder.glob("*.unfinished")
-    resumed = killed.perform(stage, data, stages.silent)
+    resumed = perform(stage, data, killed)
     assert len(firsts) == 3 and not kept.exists()
-    whole = store.Store(tmp_path / "whole").perform(stage, data, stages.silent)
+    whole = perform(stage, data, store.Store(tmp_path / "whole"))
     assert resumed.record["returns"] == whole.record["returns"] and resumed.record["logs"] == whole.record["logs"]
 
 
@@ -254,7 +236,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
     kept = store.Store(tmp_path / "stages")
     jobs = sweep.plan_jobs(plan(tmp_path), SETTINGS)
     pool, outcomes = Scripted(kept, {"critic"}), {}
-    jobs.execute(jobs, pool, kept, lambda job: None, outcomes.__setitem__)
+    execute(jobs, pool, kept, lambda job: None, outcomes.__setitem__)
     failed = {job.stage.name for job, outcome in outcomes.items() if outcome}
     assert failed == {"critic", "sft-q by q", "iw-sft-q by q"}
     assert len(outcomes) == 9
@@ -273,7 +255,7 @@ def test_a_failed_run_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys)
             raise evaluation.PolicyError("sft: the action at step 3 is [nan]; actions must be finite.")
         return whole(*arguments, name=name, **options)
 
-    monkeypatch.setattr(workers, "Processes", lambda kept, progress, count: jobs.Here(kept, progress))
+    monkeypatch.setattr(processes, "Processes", lambda kept, progress, count: InProcessPool(kept, progress))
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     with pytest.raises(SystemExit) as error:
         sweep.main(plan(tmp_path, methods=("bc", "sft", "filtered-bc")))
@@ -330,14 +312,14 @@ def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
 POOL = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from iwsft_control import workers
+from iwsft_control.benchmark import processes
 
 def work(path):
     open(path, "w").write(str(os.getpid()))
     time.sleep(300)
 
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), workers.begin, (1,)) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), processes.begin, (1,)) as pool:
         pool.submit(work, sys.argv[1]).result()
 """
 
@@ -365,7 +347,7 @@ def test_a_worker_that_dies_while_it_has_nothing_to_do_is_replaced(tmp_path):
     pool = processes.Processes(kept, lambda *event: None, 1)
     try:
         for seed in (0, 1):
-            job = Job(Source(TASK), stages.method_stage("bc", "q", (seed,), SETTINGS, TASK))
+            job = Job(DataSource(TASK), stages.method_stage("bc", "q", (seed,), SETTINGS, TASK))
             pool.submit(job)
             over = []
             while not over:
@@ -384,13 +366,13 @@ def test_results_do_not_depend_on_the_number_of_threads():
     """One, two and many threads of matrix products of full width: the same bits, so stages may be shared."""
     program = """
 import hashlib, jax, numpy as np
-from iwsft_control import critic, training
-from tests.conftest import make_data
-data = make_data(tuple(range(40, 240)))
-states, _ = training.train_critics(critic.CriticConfig(steps=100), critic.to_device(data), [0], lambda n: None)
-one = jax.tree.map(lambda x: x[0], states)
-q, v = critic.values(critic.CriticConfig(), one, data.observations, data.actions)
-print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves((states, q, v)))).hexdigest())
+from iwsft_control.learning import loop
+from iwsft_control.methods import critic
+from tests.conftest import make_data, prepared
+data, config = make_data(tuple(range(40, 240))), critic.CriticConfig(steps=100)
+states = loop.train(critic.METHOD, config, prepared(critic.METHOD, config, data), [0]).state
+kept = critic.values(config, data, states)
+print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves((states, kept)))).hexdigest())
 """
     digests = set()
     for threads in ("1", "2", "16"):
@@ -440,7 +422,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     jobs = sweep.plan_jobs(
         plan(tmp_path, seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",)), SETTINGS
     )
-    total = len(sweep.with_needs(jobs))
+    total = len(sweep.with_dependencies(jobs))
     try:
         pool = ray_pool.RayCluster(kept, cluster.address)
         assert pool.slots == 2
@@ -450,7 +432,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
             if len(outcomes) == total // 2:
                 cluster.remove_node(doomed, allow_graceful=False)
 
-        jobs.execute(jobs, pool, kept, lambda job: None, finished)
+        execute(jobs, pool, kept, lambda job: None, finished)
         pool.close()
     finally:
         ray.shutdown()
@@ -458,7 +440,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     assert [o for _, o in outcomes if o] == []
     assert len(outcomes) == len({job for job, _ in outcomes}) == total
     for job in jobs:
-        jobs.write_results(tmp_path / "ray", kept, job)
+        write_results(tmp_path / "ray", kept, job)
     sweep.main(plan(tmp_path, "a", seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",), workers=2))
     assert found(tmp_path / "ray") == found(tmp_path / "a")
 

@@ -7,36 +7,51 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwsft_control.datasets import transitions
 from iwsft_control.learning import curation, loop
+from iwsft_control.learning.curation import CurationConfig
+from iwsft_control.learning.method import Artefact, Prepared
 from iwsft_control.learning.objectives import ImportanceConfig
-from iwsft_control.methods import critic, supervised
-from iwsft_control.methods.supervised import METHODS
-from iwsft_control.networks.policies import GaussianPolicy, greedy, policy_log_prob
-from tests.conftest import make_data
+from iwsft_control.methods import critic, registry, released, supervised
+from iwsft_control.methods.supervised import KINDS, Demonstrations
+from iwsft_control.networks import policies
+from iwsft_control.networks.policies import Exported, GaussianPolicy, policy_log_prob
+from tests.conftest import make_data, prepared
 
 POLICY = supervised.PolicyConfig(hidden=(16, 16), batch_size=32, bc_steps=30, fine_tune_steps=20)
 IMPORTANCE = ImportanceConfig(refresh_every=5)
 DATA = make_data((30, 5, 17, 40, 20, 8, 33, 12, 25, 50))
-DEVICE = (jnp.asarray(DATA.observations), jnp.asarray(DATA.actions))
+N = len(DATA.rewards)
 
 
-def nothing(_):
-    pass
+def bc(seeds=(0,), policy=POLICY):
+    config = supervised.SupervisedConfig(policy)
+    method = registry.get("bc")
+    return loop.train(method, config, prepared(method, config, DATA, seeds=seeds), seeds).policy
 
 
-def bc(seeds=(0,), config=POLICY):
-    entries, _ = supervised.curate(curation.CurationConfig(), "bc", "q", DATA, None)
-    return loop.train_policies(config, IMPORTANCE, "bc", DEVICE, [entries], seeds, None, nothing)
+def inputs_of(name, seeds, source, start, values=None):
+    """The artefacts of BC and, for quality q, of a critic whose values are random but fixed."""
+    if values is None:
+        values = np.random.default_rng(0).standard_normal(N)[None].repeat(len(seeds), axis=0)
+    found = {"bc": Artefact({"params": start}, {})} if KINDS[name].fine_tunes else {}
+    if KINDS[name].curation == "quality" and source == "q":
+        found["critic"] = Artefact({"q": values, "v": np.zeros_like(values)}, {})
+    return found
 
 
-def train(method, seeds=(0,), source="q", config=POLICY, importance=IMPORTANCE, start=None):
-    values = (np.random.default_rng(0).standard_normal(len(DATA.rewards)), np.zeros(len(DATA.rewards)))
-    unit = "transition" if source == "q" else "episode"
-    curated, _ = supervised.curate(curation.CurationConfig(q_unit=unit), method, source, DATA, values)
-    if start is None and METHODS[method].fine_tunes:
-        start, _ = bc(seeds, config)
-    return loop.train_policies(config, importance, method, DEVICE, [curated], seeds, start, nothing)
+def train(name, seeds=(0,), source="q", policy=POLICY, importance=IMPORTANCE, start=None, **options):
+    """Policy parameters (S, ...) and logs."""
+    method = registry.get(name)
+    unit = options.pop("q_unit", "transition" if source == "q" else "episode")
+    curated = CurationConfig(q_unit=unit, **options.pop("curation", {}))
+    config = method.config(policy, importance, curated, options.pop("whole_trajectory", False))
+    method = method.variant(config) or method
+    if start is None and KINDS[name].fine_tunes:
+        start = bc(seeds, policy)
+    artefacts = inputs_of(name, seeds, source, start, options.pop("values", None))
+    quality = source if method.by_quality else None
+    trained = loop.train(method, config, prepared(method, config, DATA, artefacts, quality, seeds), seeds, **options)
+    return trained.policy, trained.logs
 
 
 def leaves(tree):
@@ -44,9 +59,9 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize("source", ["q", "return"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_every_method_changes_every_parameter_and_repeats_bit_for_bit(method, source):
-    start = bc()[0]
+    start = bc()
     first, log = train(method, source=source, start=start)
     again, _ = train(method, source=source, start=start)
     for a, b, s in zip(leaves(first), leaves(again), leaves(start), strict=True):
@@ -54,16 +69,16 @@ def test_every_method_changes_every_parameter_and_repeats_bit_for_bit(method, so
         assert np.isfinite(a).all()
         assert not np.array_equal(a, s) or method == "bc"
     assert np.isfinite(log[0]["loss"]).all()
-    assert ("effective_sample_size" in log[0]) == METHODS[method].importance_weighted
+    assert ("effective_sample_size" in log[0]) == KINDS[method].importance_weighted
 
 
 def test_two_seeds_differ_from_the_first_step_of_bc():
     config = dataclasses.replace(POLICY, bc_steps=1)
-    one, two = bc((0,), config)[0], bc((1,), config)[0]
+    one, two = bc((0,), config), bc((1,), config)
     kernels = [x["params"]["net"]["net"]["Dense_0"]["kernel"] if "net" in x["params"]["net"] else x for x in (one, two)]
     assert not np.array_equal(leaves(kernels[0])[0], leaves(kernels[1])[0])
     # And the batches differ, not only the initialisation: the same start, two seeds.
-    start, _ = bc((0,))
+    start = bc((0,))
     assert not np.array_equal(
         leaves(train("sft", (0,), start=start)[0])[0], leaves(train("sft", (1,), start=start)[0])[0]
     )
@@ -81,16 +96,17 @@ def test_a_vmap_over_seeds_is_the_seeds_one_by_one():
 @pytest.mark.parametrize("method", ["sft-q", "iw-sft-q"])
 def test_a_vmap_over_seeds_with_sets_of_several_sizes(method):
     """Each seed has its own critic, so its own episodes, of other lengths: padding changes nothing."""
-    values = [(np.random.default_rng(s).standard_normal(len(DATA.rewards)), None) for s in (0, 3)]
-    settings = curation.CurationConfig(episode_strata=(70, 85))
-    curated = [supervised.curate(settings, method, "q", DATA, v)[0] for v in values]
-    assert len(curated[0].rows) != len(curated[1].rows)
-    start = bc((3, 4))[0]
-    arguments = (POLICY, IMPORTANCE, method, DEVICE)
-    together, logs = loop.train_policies(*arguments, curated, (3, 4), start, nothing)
+    values = np.stack([np.random.default_rng(s).standard_normal(N) for s in (0, 3)])
+    more = {"q_unit": "episode", "curation": {"episode_strata": (70, 85)}}
+    sets = [
+        supervised.curate(CurationConfig(episode_strata=(70, 85)), KINDS[method], "q", DATA, (v, v))[0] for v in values
+    ]
+    assert len(sets[0].rows) != len(sets[1].rows)
+    start = bc((3, 4))
+    together, logs = train(method, (3, 4), start=start, values=values, **more)
     for i, seed in enumerate((3, 4)):
         own = jax.tree.map(lambda x, i=i: x[i : i + 1], start)
-        alone, log = loop.train_policies(*arguments, [curated[i]], (seed,), own, nothing)
+        alone, log = train(method, (seed,), start=own, values=values[i : i + 1], **more)
         for a, b in zip(leaves(together), leaves(alone), strict=True):
             np.testing.assert_allclose(a[i], b[0], rtol=2e-3, atol=2e-4)
         assert logs[i]["loss"] == pytest.approx(log[0]["loss"], rel=1e-3)
@@ -120,16 +136,28 @@ def test_without_a_temperature_iw_sft_draws_uniformly():
     assert log[0]["effective_sample_size"] == pytest.approx([1.0] * 4)
 
 
+def learn(name, observations, actions, rows, policy, start=None):
+    """Parameters of a method on given rows of given data."""
+    method = registry.get(name)
+    config = method.config(policy, IMPORTANCE)
+    curated = curation.curate(rows, (np.arange(len(actions)), np.ones(len(actions), int)))
+    shared = Demonstrations(jnp.asarray(observations), jnp.asarray(actions))
+    own = supervised.Own(jax.tree.map(jnp.asarray, curation.stack([curated])), () if start is None else start)
+    if KINDS[name].importance_weighted:
+        own = own._replace(reference=supervised._reference(config, own, shared))
+    return loop.train(method, config, Prepared(shared, own), (0,)).policy
+
+
+def act(params, observations):
+    return policies.make(Exported(jax.tree.map(lambda x: x[0], params)))(observations)
+
+
 def test_bc_learns_a_linear_expert():
     rng = np.random.default_rng(0)
     o = rng.standard_normal((4000, 3)).astype(np.float32)
     a = np.tanh(o @ rng.standard_normal((3, 2)) * 0.5).astype(np.float32)
-    config = supervised.PolicyConfig(hidden=(64, 64), bc_steps=3000)
-    everything = curation.curate(np.arange(4000), (np.arange(4000), np.ones(4000, int)))
-    data = (jnp.asarray(o), jnp.asarray(a))
-    params, _ = loop.train_policies(config, IMPORTANCE, "bc", data, [everything], (0,), None, nothing)
-    policy = greedy(jax.tree.map(lambda x: x[0], params))
-    assert np.abs(policy(o) - a).mean() < 0.03
+    params = learn("bc", o, a, np.arange(4000), supervised.PolicyConfig(hidden=(64, 64), bc_steps=3000))
+    assert np.abs(act(params, o) - a).mean() < 0.03
 
 
 def test_fine_tuning_follows_the_curated_data():
@@ -137,33 +165,26 @@ def test_fine_tuning_follows_the_curated_data():
     rng = np.random.default_rng(0)
     o = rng.standard_normal((2000, 3)).astype(np.float32)
     a = np.where(np.arange(2000)[:, None] % 2, 0.5, -0.5).astype(np.float32) * np.ones((1, 2), np.float32)
-    data = (jnp.asarray(o), jnp.asarray(a))
     config = supervised.PolicyConfig(hidden=(32,), bc_steps=1500, fine_tune_steps=3000, fine_tune_learning_rate=3e-3)
-    units = (np.arange(2000), np.ones(2000, int))
-    start, _ = loop.train_policies(
-        config, IMPORTANCE, "bc", data, [curation.curate(np.arange(2000), units)], (0,), None, nothing
-    )
-    mean = lambda p: greedy(jax.tree.map(lambda x: x[0], p))(o).mean()  # noqa: E731
-    assert abs(mean(start)) < 0.1
-    good = curation.curate(np.arange(1, 2000, 2), units)
+    start = learn("bc", o, a, np.arange(2000), config)
+    assert abs(act(start, o).mean()) < 0.1
     for method in ("sft-q", "iw-sft-q"):
-        tuned, _ = loop.train_policies(config, IMPORTANCE, method, data, [good], (0,), start, nothing)
-        assert mean(tuned) > 0.4
+        assert act(learn(method, o, a, np.arange(1, 2000, 2), config, start), o).mean() > 0.4
 
 
 def test_average_is_the_exponential_average():
     """With decay 0 the average is the last parameters; with decay 1 it never leaves the start."""
-    start, _ = bc()
-    still, _ = train("sft", config=dataclasses.replace(POLICY, average_decay=1.0), start=start)
+    start = bc()
+    still, _ = train("sft", policy=dataclasses.replace(POLICY, average_decay=1.0), start=start)
     for a, b in zip(leaves(still), leaves(start), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_critics_repeat_and_seeds_differ():
     config = critic.CriticConfig(steps=20, hidden=(16,), batch_size=32)
-    device = transitions.to_device(DATA)
-    one, again = (loop.train_critics(config, device, (0,), nothing)[0] for _ in range(2))
-    other, log = loop.train_critics(config, device, (1,), nothing)
+    data = prepared(critic.METHOD, config, DATA)
+    one, again = (loop.train(critic.METHOD, config, data, (0,)).state for _ in range(2))
+    other, _, log = loop.train(critic.METHOD, config, data, (1,))
     for a, b in zip(leaves(one), leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert any(not np.array_equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
@@ -177,36 +198,43 @@ def test_log_probs_in_chunks():
     o, a = rng.standard_normal((5000, 11)).astype(np.float32), rng.uniform(-1, 1, (5000, 3)).astype(np.float32)
     params = policy.init(jax.random.key(0), o)
     whole = policy_log_prob(policy, params, o, a)
-    np.testing.assert_allclose(loop.log_probs((16,), params, o, a), whole, rtol=1e-5, atol=1e-5)
+    config = supervised.SupervisedConfig(supervised.PolicyConfig(hidden=(16,)))
+    chunked = supervised.log_probs(config, params, Demonstrations(o, a))
+    np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_numpy_policy_is_the_flax_policy():
     policy = GaussianPolicy((16, 16), 3)
     o = np.random.default_rng(0).standard_normal((50, 11)).astype(np.float32)
     params = policy.init(jax.random.key(0), o)
-    np.testing.assert_allclose(greedy(params)(o), policy.apply(params, o)[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(greedy(params)(o[0]), policy.apply(params, o[0])[0], rtol=1e-5, atol=1e-6)
+    acting = policies.make(Exported(params))
+    np.testing.assert_allclose(acting(o), policy.apply(params, o)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(acting(o[0]), policy.apply(params, o[0])[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["iw-sft", "iw-sft-q"])
 def test_whole_trajectories(method):
     """The released loop: a step equals one on all sampled trajectories at once, weights start uniform."""
-    start, _ = bc()
-    curated, _ = supervised.curate(curation.CurationConfig(), method, "return", DATA, None)
-    config = dataclasses.replace(POLICY, fine_tune_steps=3)
-    params, log = loop.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
-    again, _ = loop.train_whole_trajectories(config, IMPORTANCE, method, DEVICE, [curated], (0,), start, nothing)
+    start = bc()
+    options = {"source": "return", "whole_trajectory": True, "start": start}
+    options["policy"] = dataclasses.replace(POLICY, fine_tune_steps=3)
+    params, log = train(method, **options)
+    again, _ = train(method, **options)
     for a, b in zip(leaves(params), leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert log[0]["step"] == [1, 2, 3]
     assert log[0]["effective_sample_size"][0] == pytest.approx(1.0)
     # The first step's loss, by hand on the same draw of episodes.
-    key = jax.random.fold_in(loop.stage_keys((0,), method)[0], 0)
-    entry = np.asarray(jax.random.randint(key, (loop.TRAJECTORIES,), 0, len(curated.entries)))
+    curated, _ = supervised.curate(CurationConfig(), KINDS[method], "return", DATA, None)
+    loop_key = jax.random.split(loop.seed_keys(registry.get(method), (0,))[0])[1]
+    key = jax.random.split(jax.random.fold_in(loop_key, 0), 1)[0]
+    entry = np.asarray(jax.random.randint(key, (released.TRAJECTORIES,), 0, len(curated.entries)))
     first, length = (np.asarray(x)[curated.entries[entry]] for x in (curated.starts, curated.lengths))
-    reference = jax.tree.map(lambda x: x[0], start)
-    log_prob = np.asarray(loop.log_probs(POLICY.hidden, reference, *DEVICE))
+    config = supervised.SupervisedConfig(POLICY)
+    rows = Demonstrations(DATA.observations, DATA.actions)
+    log_prob = np.asarray(supervised.log_probs(config, jax.tree.map(lambda x: x[0], start), rows))
     means = [log_prob[f : f + n].mean() for f, n in zip(first, length, strict=True)]
-    expected = -np.mean(means) / loop.TRAJECTORIES  # weights are 1/B each
+    expected = -np.mean(means) / released.TRAJECTORIES  # weights are 1/B each
     assert log[0]["loss"][0] == pytest.approx(expected, rel=1e-4)
 
 
@@ -227,7 +255,7 @@ def test_units_of_each_method():
     values = (q, np.zeros(n))
 
     def sizes(method, source="q", **changes):
-        curated, _ = supervised.curate(curation.CurationConfig(**changes), method, source, DATA, values)
+        curated, _ = supervised.curate(CurationConfig(**changes), KINDS[method], source, DATA, values)
         return len(curated.entries), int(np.asarray(curated.lengths).max())
 
     assert sizes("bc") == (n, 1)
@@ -236,5 +264,5 @@ def test_units_of_each_method():
     assert sizes("sft-q", "return") == sizes("iw-sft-q", "return") == (3, best)  # once per stratum
     assert sizes("sft-q") == sizes("iw-sft-q") == (3, 40)
     assert sizes("sft-q", q_unit="transition") == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
-    _, scores = supervised.curate(curation.CurationConfig(), "sft-q", "return", DATA, None)
+    _, scores = supervised.curate(CurationConfig(), KINDS["sft-q"], "return", DATA, None)
     np.testing.assert_array_equal(scores, curation.episode_returns(DATA))

@@ -21,9 +21,9 @@ from rich.table import Table
 from iwsft_control.base import console
 from iwsft_control.envs import evaluation, tasks
 from iwsft_control.envs.batch import D4RLBatch
-from iwsft_control.learning import loop
 from iwsft_control.methods import supervised
-from iwsft_control.networks.policies import greedy
+from iwsft_control.networks import policies
+from iwsft_control.networks.policies import Exported
 
 TARGETS = {"hopper": 0.80, "walker2d": 0.80, "halfcheetah": 0.70}  # shares of the open-loop rate on one core
 SPEED_UP = 1.8  # on two cores
@@ -43,8 +43,8 @@ class EndlessBatch(D4RLBatch):
     """Never terminates and stops after a given number of steps; keeps what it was told to do."""
 
     def step(self, active, actions):
-        observations, rewards, terminated = super().step(active, actions)
-        return observations, rewards, np.zeros_like(terminated)
+        observations, rewards, terminated, truncated = super().step(active, actions)
+        return observations, rewards, np.zeros_like(terminated), truncated
 
 
 def closed_loop(env_id: str, policy, config: BenchConfig, threads: int) -> float:
@@ -103,9 +103,9 @@ def main(config: BenchConfig) -> None:
     for name, wanted in TARGETS.items():
         env_id = tasks.ENVIRONMENTS[name].env_id
         batch = D4RLBatch(env_id, 1)
-        keys = jax.random.split(jax.random.key(0), 1)
-        params = loop.create_policies(supervised.PolicyConfig(), batch.observation_dim, batch.action_dim, keys)
-        policy = greedy(jax.tree.map(lambda x: x[0], params))
+        own = supervised.SupervisedConfig()
+        state = supervised.create(own, batch.observation_dim, batch.action_dim, jax.random.key(0))
+        policy = policies.make(Exported(state.policy))
         model, states, controls = record(env_id, policy, config)
         rates = []
         for _ in range(config.rounds):
@@ -134,4 +134,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    console.command(BenchConfig, main, "python experiments/bench/evaluation.py", __doc__)
+    console.command(lambda: BenchConfig, main, "python experiments/bench/evaluation.py", __doc__)

@@ -40,11 +40,11 @@ from rich.table import Table
 
 from iwsft_control.base import console
 from iwsft_control.benchmark import settings
-from iwsft_control.datasets import transitions
+from iwsft_control.datasets.transitions import Table as PackedTable
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.learning import curation, loop
-from iwsft_control.methods import critic, rebrac, supervised
-from iwsft_control.methods.registry import BASELINES
+from iwsft_control.learning import loop
+from iwsft_control.learning.method import Inputs, Method, Prepared
+from iwsft_control.methods import registry, supervised
 
 # By method and size: how to take n steps, and the operations of one.
 Cases = dict[tuple[str, str], tuple[Callable[[int], Any], float]]
@@ -132,46 +132,16 @@ def limit_rate() -> float:
     return PRODUCTS * 2 * 256**3 / (time.perf_counter() - began)
 
 
-def critic_case(config: critic.CriticConfig, data: transitions.CriticData) -> tuple[Callable[[int], Any], float]:
-    """How to take n steps of the quality critic, and the operations of one."""
-    state = jax.tree.map(jnp.copy, critic.create(config, 11, 3, jax.random.key(0)))
-    batch = jax.tree.map(lambda x: x[: config.batch_size], data)
-    traced = jax.make_jaxpr(lambda s, b: critic.update(config, s, b))(state, batch)
-    return lambda n: critic.train(config, n, state, data, jax.random.key(1)), product_flops(traced.jaxpr, 1.0)
-
-
-def bc_case(config: supervised.PolicyConfig, data: Dataset) -> tuple[Callable[[int], Any], float]:
-    """The same for behaviour cloning."""
-    everything = jax.tree.map(jnp.asarray, supervised.curate(curation.CurationConfig(), "bc", None, data, None)[0])
-    params = jax.tree.map(lambda x: x[0], loop.create_policies(config, 11, 3, jax.random.split(jax.random.key(0), 1)))
-    optimiser = training.optax.adam(config.bc_learning_rate)
-    state = loop.PolicyState(params, params, params, optimiser.init(params))
-    rows = jnp.asarray(data.observations), jnp.asarray(data.actions)
-    steps = jax.jit(
-        lambda n, s, c, d, k: loop._steps(config, config.bc_learning_rate, None, n, s, jnp.zeros(1), c, d, k),
-        static_argnums=0,
-    )
-    policy = training.GaussianPolicy(config.hidden, 3)
-    one = [x[: config.batch_size] for x in rows]
-    traced = jax.make_jaxpr(jax.grad(lambda p: -training.policy_log_prob(policy, p, *one).mean()))(params)
-    return lambda n: steps(n, state, everything, rows, jax.random.key(1)), product_flops(traced.jaxpr, 1.0)
-
-
-def baseline_case(algorithm: Any, config: Any, data: Dataset) -> tuple[Callable[[int], Any], float]:
-    """The same for a baseline, the exponential average of its policy included."""
-    arrays = algorithm.prepare(config, data)
-    state = algorithm.create(config, 11, 3, jax.random.key(0))
-    batch = jax.tree.map(lambda x: x[: config.batch_size], arrays)
-    traced = jax.make_jaxpr(lambda s, b, k: algorithm.update(config, s, b, k))(state, batch, jax.random.key(0))
-    share = 1 / getattr(config, "policy_delay", 1)
-    carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, state.policy))
-    keys = jax.random.split(jax.random.key(1), 1)
-    packed, shapes = loop._pack(arrays)
-
-    def run(n: int) -> Any:
-        return loop._baseline_steps(algorithm, config, n, shapes, jax.tree.map(jnp.copy, carry), packed, keys)
-
-    return run, product_flops(traced.jaxpr, share)
+def method_case(method: Method, config: Any, data: Dataset) -> tuple[Callable[[int], Any], float]:
+    """How to take n steps of a method in its loop, and the floating-point operations of one."""
+    prepared = method.prepare(config, Inputs(data, {}, None, (0,)))
+    state = method.create(config, 11, 3, jax.random.key(0))
+    batch = jax.tree.map(lambda x: x[:256], prepared.shared)
+    traced = jax.make_jaxpr(lambda s, b, k: method.update(config, s, b, k))(state, batch, jax.random.key(0))
+    flops = product_flops(traced.jaxpr, 1 / getattr(config, "policy_delay", 1))
+    carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, getattr(state, "policy", ())))
+    packed, keys = Prepared(PackedTable.of(prepared.shared), prepared.own), jax.random.split(jax.random.key(1), 1)
+    return lambda n: loop._call(method, config, n, jax.tree.map(jnp.copy, carry), packed, keys), flops
 
 
 def add_peer(cases: Cases, clone: Path, method: unifloral.Method, label: str, data: Any, **settings: float) -> None:
@@ -191,37 +161,33 @@ def measure(run: Callable[[int], Any], steps: int) -> float:
     return steps / (time.perf_counter() - began)
 
 
+def _resized(config: Any) -> Any:
+    """A configuration with batches of 256 and two layers of 256."""
+    if isinstance(config, supervised.SupervisedConfig):
+        return dataclasses.replace(config, policy=_resized(config.policy))
+    return dataclasses.replace(config, hidden=(256, 256), batch_size=256)
+
+
 def main(config: BenchConfig) -> None:
     """Measure in turns, print one row per method and size."""
     data = random_data(config.transitions)
-    arrays = transitions.transitions(data)
-    defaults = settings.Settings()
+    defaults = settings.make()
     cases: Cases = {}
-    for method in config.methods:
-        if method == "bc":
-            own: Any = defaults.policy
-        elif method == "critic":
-            own = defaults.critic
-        else:
-            own = settings.baseline_config(defaults, method)
-        sizes = [dataclasses.replace(own, hidden=(256, 256), batch_size=256), own]
-        for settings in dict.fromkeys(sizes):
-            label = f"{settings.batch_size:,}, {len(settings.hidden)} x {settings.hidden[0]}"
-            if method == "bc":
-                cases[method, label] = bc_case(settings, data)
-            elif method == "critic":
-                cases[method, label] = critic_case(settings, arrays)
-            else:
-                cases[method, label] = baseline_case(BASELINES[method], settings, data)
+    for found in map(registry.get, config.methods):
+        own = defaults.of(found)
+        for sized in dict.fromkeys((_resized(own), own)):
+            of = getattr(sized, "policy", sized)  # bc's sizes are in its policy's group
+            label = f"{of.batch_size:,}, {len(of.hidden)} x {of.hidden[0]}"
+            cases[found.name, label] = method_case(found, sized, data)
     if config.unifloral is not None:
-        next_actions = rebrac.prepare(defaults.rebrac, data)
-        for method in [m for m in typing.get_args(unifloral.Method) if m in config.methods]:
-            label = "256, 3 x 256" if method == "rebrac" else "256, 2 x 256"
-            add_peer(cases, config.unifloral, method, label, next_actions)
+        rebrac = registry.get("rebrac")
+        next_actions = rebrac.prepare(defaults["rebrac"], Inputs(data, {}, None, (0,))).shared
+        for peer in [m for m in typing.get_args(unifloral.Method) if m in config.methods]:
+            label = "256, 3 x 256" if peer == "rebrac" else "256, 2 x 256"
+            add_peer(cases, config.unifloral, peer, label, next_actions)
         if "rebrac" in config.methods:
             label = "256, 3 x 256, policy every step"
-            every = dataclasses.replace(defaults.rebrac, policy_delay=1)
-            cases["rebrac", label] = baseline_case(rebrac, every, data)
+            cases["rebrac", label] = method_case(rebrac, dataclasses.replace(defaults["rebrac"], policy_delay=1), data)
             add_peer(cases, config.unifloral, "rebrac", label, next_actions, num_critic_updates_per_step=1)
     counts: dict[tuple[str, str], int] = {}
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in cases}
@@ -254,4 +220,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    console.command(BenchConfig, main, "python experiments/bench/training.py", __doc__)
+    console.command(lambda: BenchConfig, main, "python experiments/bench/training.py", __doc__)

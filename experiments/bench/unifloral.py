@@ -28,9 +28,12 @@ import numpy as np
 from iwsft_control.base import console
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.benchmark import settings
-from iwsft_control.benchmark.jobs import Source
+from iwsft_control.benchmark.jobs import DataSource
+from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import tasks
+from iwsft_control.learning.method import Inputs
 from iwsft_control.methods import rebrac, td3_bc
+from iwsft_control.networks.policies import Exported
 from iwsft_control.report import curves
 
 Method = Literal["iql", "td3-bc", "rebrac"]
@@ -139,11 +142,16 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
     return Loop(step, (key, state), critic_steps, dataclasses.asdict(arguments))
 
 
+def _with_next_actions(config: Any, data: Dataset) -> Any:
+    return rebrac.prepare(config, Inputs(data, {}, None, (0,))).shared
+
+
 def curve(config: PeerConfig, task: str, method: str) -> None:
     """Train one of its algorithms on one task, evaluating as it goes."""
-    data = Source(tasks.parse_task(task).name).load()
+    data = DataSource(tasks.parse_task(task).name).load()
     name = f"{method} (unifloral)"
-    ours = settings.Settings().rebrac
+    defaults = settings.make()
+    ours = defaults["rebrac"]
     changes = {}
     if method == "rebrac":  # its own are those of one task
         changes = {
@@ -152,18 +160,18 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
             "actor_bc_coef": ours.beta_policy,
             "critic_bc_coef": ours.beta_critic,
         }
-    loop = load(config.checkout, method, rebrac.prepare(ours, data), config.steps, config.seed, **changes)
-    settings = {k: v for k, v in loop.settings.items() if k not in ("dataset", "log") and "wandb" not in k}
-    record = curves.begin(task, name, config.seed, settings, data, config.episodes)
+    loop = load(config.checkout, method, _with_next_actions(ours, data), config.steps, config.seed, **changes)
+    theirs = {k: v for k, v in loop.settings.items() if k not in ("dataset", "log") and "wandb" not in k}
+    record = curves.begin(task, name, config.seed, theirs, data, config.episodes)
     path = config.out / f"{task}-unifloral-{method}-seed{config.seed}.json"
     carry = loop.carry
     for step in range(config.every, config.steps + 1, config.every):
         carry = loop.run(config.every, carry)
         layers = {k: v for k, v in carry[1].actor.params["params"].items() if k.startswith("Dense_")}
-        parameters = jax.tree.map(np.asarray, {"params": {"net": layers}})
+        exported = Exported(jax.tree.map(np.asarray, {"params": {"net": layers}}))
         if method != "rebrac":  # which does not normalise observations
-            parameters = td3_bc.policy(settings.Settings().td3_bc, data, parameters)
-        score, error = curves.score(record, parameters, data)
+            exported = td3_bc.export(defaults["td3_bc"], data, exported.params)
+        score, error = curves.score(record, exported, data)
         curves.add_point(path, record, step=step, normalised_score=score, standard_error=error)
         console.console.print(f"{task} {name}: {step:,} steps, normalised score {score:.1f} +- {error:.1f}")
 
@@ -180,4 +188,4 @@ def main(config: PeerConfig) -> None:
 
 
 if __name__ == "__main__":
-    console.command(PeerConfig, main, "python experiments/bench/unifloral.py", __doc__)
+    console.command(lambda: PeerConfig, main, "python experiments/bench/unifloral.py", __doc__)

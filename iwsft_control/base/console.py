@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import jax
 import tyro
@@ -16,17 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import cache_home
 
-Config = TypeVar("Config")
-
-
 # Wide enough for the tables where there is no terminal to ask.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
-def command(config: type[Config], main: Callable[[Config], None], program: str, description: str) -> None:
-    """Parse the command line into ``config`` and run ``main``; a user's mistake ends with exit code 2."""
+def command(options: Callable[[], Any], main: Callable[[Any], None], program: str, description: str | None) -> None:
+    """Parse the command line and run ``main``; a user's mistake ends with exit code 2.
+
+    Args:
+        options: gives the type of what ``main`` takes.
+    """
     try:
-        main(tyro.cli(config, prog=program, description=description))
+        main(tyro.cli(options(), prog=program, description=description))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

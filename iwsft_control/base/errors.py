@@ -1,4 +1,4 @@
-"""A user's mistakes: one sentence, exit code 2."""
+"""What can go wrong, in one sentence: a user's mistake, or a run that failed by its own numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import difflib
 
 class UserError(Exception):
     """A user's mistake; commands print its one sentence and exit with code 2."""
+
+
+class RunError(UserError):
+    """A run failed by its own numbers (it diverged, its policy acts outside its bounds): recorded, never scored."""
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,21 +13,23 @@ import numpy as np
 
 from iwsft_control.base import errors, files
 from iwsft_control.benchmark import results
-from iwsft_control.benchmark.settings import baseline_config
-from iwsft_control.benchmark.stages import Artefact, Stage, configuration
+from iwsft_control.benchmark.stages import Stage, configuration, dependencies
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import evaluation, physics
-from iwsft_control.methods.registry import BASELINES
-from iwsft_control.methods.supervised import METHODS
+from iwsft_control.learning.method import Artefact
+from iwsft_control.methods import registry
 
 
 def whole_configuration(stage: Stage) -> dict[str, Any]:
     """Every setting that a result depends on, those of the stages that it started from included."""
-    config = {k: v for k, v in configuration(stage).items() if k != "quick"}
-    if stage.method in METHODS and METHODS[stage.method].fine_tunes:
-        config["policy"] = dataclasses.asdict(stage.settings.policy)
-    if stage.quality == "q":
-        config["critic"] = dataclasses.asdict(stage.settings.critic)
+    config = configuration(stage)
+    for name, each in dependencies(stage).items():
+        own = {k: v for k, v in configuration(each).items() if k != "quick"}
+        if registry.get(name).group is not None:  # one group: under its name, as on the command line
+            config[name] = own
+        else:  # groups that they share: what only the other depends on is added
+            config |= {k: {**v, **config.get(k, {})} for k, v in own.items()}
+    config.pop("quick")
     return json.loads(json.dumps(config))  # tuples as the lists that they are in a file
 
 
@@ -39,14 +40,13 @@ def run_results(
 
     Args:
         task: task name, or the data set's id where there is none.
-        inputs: the artefacts of :func:`needs`.
+        inputs: the artefacts of :func:`dependencies`.
     """
     settings, record = stage.settings, artefact.record
     seconds: dict[str, float] = {}
     for each in (*inputs.values(), artefact):
         seconds |= each.record["seconds"]
-    own = baseline_config(settings, stage.method) if stage.method in BASELINES else settings.policy
-    evaluated = "exponential average of the parameters" if own.average_decay else "last parameters"
+    evaluated = "exponential average of the parameters" if stage.config.average_decay else "last parameters"
     found = []
     for s, seed in enumerate(stage.seeds):
         mean, error = results.score(np.array(record["returns"][s]), data.ref_min_score, data.ref_max_score)
@@ -105,6 +105,7 @@ def write_results(
 ) -> list[Path]:
     """A result file and, beside it, the policy (safetensors) of every seed of a method's stage, where not there yet."""
     paths = []
+    described = artefact.record["policy"]
     for s, result in enumerate(run_results(stage, data, task, inputs, artefact)):
         path = result_path(folder, result)
         paths.append(path)
@@ -112,6 +113,7 @@ def write_results(
             continue
         params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays)
         description = {"task": task, "method": result.method, "seed": result.seed, "dataset": data.id}
+        description |= {"policy": described}
         files.save_pytree(path.with_suffix(".safetensors"), params["params"], description)
         results.write(path, result)
     return paths

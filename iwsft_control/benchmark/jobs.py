@@ -12,19 +12,20 @@ from typing import Protocol
 
 import jax
 
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import RunError, UserError
 from iwsft_control.benchmark import export, stages
+from iwsft_control.benchmark.perform import Report, perform
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets import load, minari_files
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.envs import evaluation, tasks
+from iwsft_control.envs import tasks
 
 Progress = Callable[["Job", str, int, int], None]  # job, what, its steps, steps just done
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DataSource:
     """Which data set: what ``--env``, ``--dataset`` and the reference scores say."""
 
     env: str | None
@@ -42,7 +43,7 @@ class Source:
 
 
 @functools.lru_cache(maxsize=3)
-def _load(source: Source, minari_root: Path) -> Dataset:
+def _load(source: DataSource, minari_root: Path) -> Dataset:
     return load.load(tasks.parse_task(source.env) if source.env else None, source.dataset, source.reference_scores)
 
 
@@ -50,7 +51,7 @@ def _load(source: Source, minari_root: Path) -> Dataset:
 class Job:
     """A stage on a data set."""
 
-    source: Source
+    source: DataSource
     stage: Stage
 
     @property
@@ -58,9 +59,9 @@ class Job:
         seeds = ", ".join(map(str, self.stage.seeds))
         return f"{self.source.task} {self.stage.name} seed {seeds}"
 
-    def needs(self) -> list[Job]:
+    def dependencies(self) -> list[Job]:
         """The jobs that come first."""
-        return [Job(self.source, stage) for stage in stages.needs(self.stage).values()]
+        return [Job(self.source, stage) for stage in stages.dependencies(self.stage).values()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Failure:
 def failure(error: BaseException) -> Failure:
     """An exception as a :class:`Failure`."""
     if isinstance(error, UserError):
-        return Failure(str(error), mistake=not isinstance(error, evaluation.PolicyError))
+        return Failure(str(error), mistake=not isinstance(error, RunError))
     return Failure(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
@@ -87,7 +88,7 @@ class Pool(Protocol):
     """Jobs that run at a time."""
 
     def submit(self, job: Job) -> None:
-        """Begin a job whose needs are in the store; at most ``slots`` are under way."""
+        """Begin a job whose dependencies are in the store; at most ``slots`` are under way."""
 
     def wait(self) -> list[tuple[Job, Failure | None]]:
         """What has finished since; waits a moment, or until something has."""
@@ -96,7 +97,7 @@ class Pool(Protocol):
         """Stop everything that is under way."""
 
 
-class Here:
+class InProcessPool:
     """One job at a time in this process, on all of its cores or its accelerator."""
 
     slots = 1
@@ -111,7 +112,7 @@ class Here:
     def wait(self) -> list[tuple[Job, Failure | None]]:
         job = self.jobs.pop()
         try:
-            self.store.perform(job.stage, job.source.load(), _start(functools.partial(self.progress, job)))
+            perform(job.stage, job.source.load(), self.store, reporter(functools.partial(self.progress, job)))
         except Exception as error:  # a failed stage does not stop the others
             return [(job, failure(error))]
         return [(job, None)]
@@ -120,12 +121,14 @@ class Here:
         pass
 
 
-def _start(tell: Callable[[str, int, int], None]) -> stages.Start:
-    def start(what: str, steps: int) -> Callable[[int], None]:
+def reporter(tell: Callable[[str, int, int], None]) -> Report:
+    """A :data:`Report` that tells of a loop, its steps and the steps just done."""
+
+    def report(what: str, steps: int) -> Callable[[int], None]:
         tell(what, steps, 0)
         return lambda done: tell(what, steps, done)
 
-    return start
+    return report
 
 
 def single_threaded(threads: int) -> None:
@@ -146,16 +149,17 @@ def execute(
     started: Callable[[Job], None],
     finished: Callable[[Job, Failure | None], None],
 ) -> None:
-    """Run jobs and what they need, in their order as far as their needs allow.
+    """Run jobs and what they depend on, in their order as far as that allows.
 
     Args:
         started: told of every job that begins.
-        finished: told of every job of ``jobs`` and every need that is over: made now, found in the store, or failed.
+        finished: told of every job of ``jobs`` and every dependency that is over: made now, found in the store, or
+            failed.
     """
     waiting: dict[Job, list[Job]] = {}
     for job in jobs:
-        for need in [*job.needs(), job]:
-            waiting.setdefault(need, need.needs())
+        for each in [*job.dependencies(), job]:
+            waiting.setdefault(each, each.dependencies())
     over: dict[Job, Failure | None] = {}
 
     def end(job: Job, outcome: Failure | None) -> None:
@@ -168,12 +172,12 @@ def execute(
             end(job, None)
     running: set[Job] = set()
     while waiting or running:
-        for job, needs in list(waiting.items()):
-            failed = next((n for n in needs if over.get(n)), None)
+        for job, dependencies in list(waiting.items()):
+            failed = next((d for d in dependencies if over.get(d)), None)
             if failed is not None:
                 del waiting[job]
                 end(job, Failure(f"not run, since {failed.name} failed"))
-            elif len(running) < pool.slots and all(n in over for n in needs):
+            elif len(running) < pool.slots and all(d in over for d in dependencies):
                 del waiting[job]
                 running.add(job)
                 started(job)
@@ -191,8 +195,7 @@ def write_results(folder: Path, store: Store, job: Job) -> list[Path]:
         UserError: what the job made is no longer in the store, or the folder cannot be written.
     """
     data = job.source.load()
-    artefact = store.read(job.stage, data)
-    if artefact is None:
+    artefact, inputs = store.read(job.stage, data), store.inputs(job.stage, data)
+    if artefact is None or inputs is None:
         raise UserError(f"what {job.name} made is gone from {store.folder}; start again.")
-    inputs = store.inputs(job.stage, data, stages.silent)
     return export.write_results(folder, job.stage, data, job.source.task, inputs, artefact)

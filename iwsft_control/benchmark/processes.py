@@ -5,13 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections.abc import Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from iwsft_control.base import console
-from iwsft_control.benchmark.jobs import Failure, Job, Progress, _start, failure, single_threaded
+from iwsft_control.benchmark.jobs import Failure, Job, Progress, failure, reporter, single_threaded
+from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
+from iwsft_control.methods import registry
 
 RETRIES = 2  # of a stage whose worker died
 
@@ -70,15 +73,17 @@ class Processes:
 class _Worker:
     def __init__(self, context: Any, folder: Path, threads: int):
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, folder, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, folder, threads, registry.files()), daemon=True)
         self.process.start()
         other.close()
 
 
-def _serve(pipe: connection.Connection, folder: Path, threads: int) -> None:
+def _serve(pipe: connection.Connection, folder: Path, threads: int, method_files: Sequence[Path]) -> None:
     """Jobs from the pipe until it closes, which it also does when the process at its other end is killed."""
     single_threaded(threads)
     console.cache_compiled_programs()
+    for file in method_files:
+        registry.load_file(file)
     store, one_at_a_time = Store(folder), threading.Lock()
 
     def tell(*message: Any) -> None:  # an evaluation tells from several threads
@@ -90,8 +95,7 @@ def _serve(pipe: connection.Connection, folder: Path, threads: int) -> None:
             job: Job = pipe.recv()
             outcome: Failure | None = None
             try:
-                start = _start(tell)
-                store.perform(job.stage, job.source.load(), start, threads)
+                perform(job.stage, job.source.load(), store, reporter(tell), threads)
             except (BrokenPipeError, ConnectionError, KeyboardInterrupt):
                 return
             except Exception as error:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 import os
 import socket
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from iwsft_control.base import console
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, require
 from iwsft_control.benchmark import stages
-from iwsft_control.benchmark.jobs import Failure, Job, Source, failure, single_threaded
-from iwsft_control.benchmark.stages import Artefact, Stage
+from iwsft_control.benchmark.jobs import DataSource, Failure, Job, failure, single_threaded
+from iwsft_control.benchmark.perform import perform
+from iwsft_control.benchmark.stages import Stage
 from iwsft_control.benchmark.store import Store, device_kind
 from iwsft_control.benchmark.store import key as key_of
+from iwsft_control.learning.method import Artefact
+from iwsft_control.methods import registry
 
 
 class RayCluster:
@@ -33,6 +38,7 @@ class RayCluster:
             import ray
         except ImportError as error:
             raise UserError("Ray is not installed; pip install 'iwsft_control[ray]'.") from error
+        require(not registry.files(), "--method-file is for local runs; for Ray install your method as a package.")
         self.ray, self.store = ray, store
         if not ray.is_initialized():
             try:
@@ -61,7 +67,8 @@ class RayCluster:
 
     def submit(self, job: Job) -> None:
         data = job.source.load()
-        inputs = self.store.inputs(job.stage, data, stages.silent)
+        inputs = self.store.inputs(job.stage, data)
+        assert inputs is not None, "a job is submitted when its dependencies are done"
         key = key_of(job.stage, data, self.store.device)
         self.running[self.remote.remote(job.source, key, job.stage, inputs)] = job
 
@@ -93,7 +100,7 @@ class RayCluster:
         self.ray.shutdown()
 
 
-def _ray_stage(source: Source, key: str, stage: Stage, inputs: dict[str, Artefact]) -> Artefact | Failure:
+def _ray_stage(source: DataSource, key: str, stage: Stage, inputs: dict[str, Artefact]) -> Artefact | Failure:
     threads = int(os.environ["IWSFT_THREADS"])
     single_threaded(threads)
     console.cache_compiled_programs()
@@ -104,6 +111,10 @@ def _ray_stage(source: Source, key: str, stage: Stage, inputs: dict[str, Artefac
                 f"{data.id}, this package, a version of another or the kind of device ({device_kind()} here) is not "
                 "the same on all nodes; make them the same."
             )
-        return stages.compute(stage, data, inputs, stages.silent, threads)
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(Path(folder))
+            for name, each in stages.dependencies(stage).items():
+                store.write(each, data, inputs[name])
+            return perform(stage, data, store, threads=threads)
     except Exception as error:
         return failure(error)

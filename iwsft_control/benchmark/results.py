@@ -21,8 +21,6 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import write_json
 
 SCHEMA = 1
-
-
 KEYS = {  # that tables and figures read
     "dataset": ("id", "sha256", "origin", "transitions", "episodes"),
     "physics": ("environment", "mujoco", "corrections"),

@@ -1,127 +1,114 @@
-"""Settings of a run, and what they must be."""
+"""Settings of a run: the configurations of all methods by their groups of options, and what they must be."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Any
 
-from iwsft_control.base.errors import require
-from iwsft_control.learning.curation import CurationConfig
-from iwsft_control.learning.objectives import ImportanceConfig
-from iwsft_control.methods import awac, cql, iql, rebrac, td3_bc
-from iwsft_control.methods.critic import CriticConfig
-from iwsft_control.methods.registry import BASELINES
-from iwsft_control.methods.supervised import METHODS, PolicyConfig
-
-NAMES = (*METHODS, *BASELINES)
+from iwsft_control.base import bounds
+from iwsft_control.learning.method import Method
+from iwsft_control.methods import registry
 
 
-QUICK_EPISODES = 5
-
-
-QUICK_BASELINE_STEPS = 300
-
-
-POSITIVE = (
-    "steps",
-    "batch_size",
-    "policy_delay",
-    "sampled_actions",
-    "temperature",
-    "max_weight",
-)  # of critic and baselines
+def defaults() -> dict[str, Any]:
+    """The default of every group of options, in the order of the registry."""
+    found: dict[str, Any] = {}
+    for method in registry.every().values():
+        config = method.config()
+        if method.group is not None:
+            found.setdefault(method.group, config)
+        else:
+            for field in dataclasses.fields(config):
+                found.setdefault(field.name, getattr(config, field.name))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything but data, method and seed that decides a run's numbers."""
 
-    quick: bool = False
-    """A trial of a few steps and 5 episodes, marked as such in its result; within a minute."""
-    whole_trajectory: bool = False
-    """iw-sft and iw-sft-q (--quality return) exactly as in the paper's released code; slow, for comparison."""
-    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
-    critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
-    importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
-    curation: CurationConfig = dataclasses.field(default_factory=CurationConfig)
-    iql: iql.IQLConfig = dataclasses.field(default_factory=iql.IQLConfig)
-    td3_bc: td3_bc.TD3BCConfig = dataclasses.field(default_factory=td3_bc.TD3BCConfig)
-    awac: awac.AWACConfig = dataclasses.field(default_factory=awac.AWACConfig)
-    cql: cql.CQLConfig = dataclasses.field(default_factory=cql.CQLConfig)
-    rebrac: rebrac.ReBRACConfig = dataclasses.field(default_factory=rebrac.ReBRACConfig)
+    quick: bool
+    """A trial of a few steps and 5 episodes, marked as such in its result."""
+    groups: tuple[tuple[str, Any], ...]
+    """Name and configuration of every group of options."""
+
+    def __getitem__(self, group: str) -> Any:
+        return dict(self.groups)[group]
+
+    def of(self, method: Method) -> Any:
+        """The configuration of a method."""
+        if method.group is not None:
+            return self[method.group]
+        return method.config(**{field.name: self[field.name] for field in dataclasses.fields(method.config)})
+
+    def replace(self, **groups: Any) -> Settings:
+        """The same settings with other configurations in some groups."""
+        known = dict(self.groups)
+        assert set(groups) <= set(known), f"no such group of options: {sorted(set(groups) - set(known))}"
+        return dataclasses.replace(self, groups=tuple((known | groups).items()))
+
+    def with_config(self, method: Method, config: Any) -> Settings:
+        """The same settings with another configuration of a method."""
+        if method.group is not None:
+            return self.replace(**{method.group: config})
+        return self.replace(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
 
 
-BASELINE_SETTINGS = {name: name.removesuffix("-tuned").replace("-", "_") for name in BASELINES}
+def make(quick: bool = False, **groups: Any) -> Settings:
+    """Settings with the defaults but for the ``groups`` that are given: ``make(iql=IQLConfig(beta=1))``."""
+    return Settings(quick, tuple(defaults().items())).replace(**groups)
 
 
-def baseline_config(settings: Settings, method: str) -> Any:
-    """The configuration of a baseline."""
-    return getattr(settings, BASELINE_SETTINGS[method])
+def with_options(base: type) -> type:
+    """A command's dataclass of options with a field for every group that it does not have itself."""
+    own = {field.name for field in dataclasses.fields(base)}
+    fields = [
+        (name, type(value), dataclasses.field(default=value)) for name, value in defaults().items() if name not in own
+    ]
+    made = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True)
+    made.__doc__, made.__module__ = base.__doc__, base.__module__
+    return made
 
 
-def by_quality(method: str) -> bool:
-    """Whether a method curates by quality, be that by q or by return."""
-    return method in METHODS and METHODS[method].curation == "quality"
+def command_line(base: type) -> type:
+    """:func:`with_options` after the files of ``--method-file`` were loaded, whose methods have options too.
+
+    Raises:
+        UserError: such a file cannot be read or holds no method.
+    """
+    taking = False
+    for argument in sys.argv[1:]:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            taking = name.replace("_", "-") == "--method-file"
+            argument = value if equals else ""
+        if taking and argument:
+            registry.load_file(Path(argument))
+    return with_options(base)
+
+
+def of_options(options: Any) -> Settings:
+    """The settings in a command's options, checked, and shortened where it is a trial.
+
+    Raises:
+        UserError: a value out of its bounds; the sentence names it and says where it must lie.
+    """
+    given = {name: getattr(options, name) for name in defaults() if hasattr(options, name)}
+    return validate(make(options.quick, **given))
 
 
 def validate(settings: Settings) -> Settings:
-    """The settings alone (of a command, which has others besides), with ``quick`` applied.
+    """The settings, shortened where it is a trial.
 
     Raises:
-        UserError: a value that cannot be meant; the sentence names it and what would do.
+        UserError: a value out of its bounds; the sentence names it and says where it must lie.
     """
-    settings = Settings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)})
-    p, i = settings.policy, settings.importance
-    positive: dict[str, float] = {
-        "policy.bc-steps": p.bc_steps,
-        "policy.fine-tune-steps": p.fine_tune_steps,
-        "policy.batch-size": p.batch_size,
-        "policy.bc-learning-rate": p.bc_learning_rate,
-        "policy.fine-tune-learning-rate": p.fine_tune_learning_rate,
-        "importance.refresh-every": i.refresh_every,
-        "importance.high": i.high,
-    }
-    shares: dict[str, float] = {
-        "policy.average-decay": p.average_decay,
-        "importance.lag": i.lag,
-    }
-    widths = [*p.hidden]
-    for name in dict.fromkeys(("critic", *BASELINE_SETTINGS.values())):
-        config = getattr(settings, name)
-        widths += config.hidden
-        for field in dataclasses.fields(config):
-            option, value = f"{name}.{field.name}".replace("_", "-"), getattr(config, field.name)
-            if field.name in ("expectile", "discount", "target_rate", "average_decay"):
-                shares[option] = value
-            elif field.name.endswith("learning_rate") or field.name in POSITIVE:
-                positive[option] = value
-            elif field.name != "hidden":
-                require(value >= 0, f"--{option} must not be negative, as {value} is.")
-    for name, value in positive.items():
-        require(value > 0, f"--{name} must be positive, not {value}.")
-    for name, value in shares.items():
-        require(0 <= value <= 1, f"--{name} must lie between 0 and 1, not {value}.")
-    require(0 <= i.low <= i.high, "--importance.low must lie between 0 and --importance.high.")
-    percentiles = (
-        settings.curation.filter_percentile,
-        *settings.curation.episode_strata,
-        *settings.curation.transition_strata,
-    )
-    require(all(0 <= x < 100 for x in percentiles), "--curation percentiles must lie in [0, 100).")
-    require(
-        bool(settings.curation.episode_strata and settings.curation.transition_strata),
-        "--curation strata must not be empty.",
-    )
-    require(all(w > 0 for w in widths), "hidden widths must be positive.")
-    if not settings.quick:
-        return settings
-    return dataclasses.replace(
-        settings,
-        policy=dataclasses.replace(p, bc_steps=min(p.bc_steps, 500), fine_tune_steps=min(p.fine_tune_steps, 200)),
-        critic=dataclasses.replace(settings.critic, steps=min(settings.critic.steps, 1000)),
-        **{
-            name: dataclasses.replace(config, steps=min(config.steps, QUICK_BASELINE_STEPS))
-            for name in BASELINE_SETTINGS.values()
-            for config in [getattr(settings, name)]
-        },
-    )
+    for group, config in settings.groups:
+        if dataclasses.is_dataclass(config):
+            bounds.check(config, group)
+    if settings.quick:
+        for method in registry.every().values():
+            settings = settings.with_config(method, method.quick(settings.of(method)))
+    return settings

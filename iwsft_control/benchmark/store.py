@@ -1,7 +1,9 @@
 """What stages made, kept on disk: nothing that is finished is done twice, whatever was killed in between.
 
 One file per stage (safetensors, written atomically), named by a digest of everything that its content depends on: the
-data, the settings, the seeds, the code, the versions of the packages, the kind of device, the stages that it needs.
+data, the settings, the seeds, the code, the versions of the packages, the kind of device, the stages it depends on. The
+code is that of the method's own file and all that it imports, and of the loop, evaluation and physics; so a new method,
+or a change in one, leaves the stored stages of the others as they are.
 """
 
 from __future__ import annotations
@@ -11,53 +13,41 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 
+import iwsft_control
 from iwsft_control.base import errors, files, snapshot
-from iwsft_control.benchmark import settings, stages
-from iwsft_control.benchmark.stages import Artefact, Stage, Start
-from iwsft_control.datasets import load, minari_files, packed, transitions, types
+from iwsft_control.benchmark import stages
+from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.envs import batch, evaluation, physics
-from iwsft_control.learning import curation, loop, objectives, temporal_difference
-from iwsft_control.methods import critic, supervised, td3_bc
-from iwsft_control.methods.registry import BASELINES
-from iwsft_control.networks import mlp, policies
+from iwsft_control.envs import physics
+from iwsft_control.learning.method import Artefact
+from iwsft_control.methods import registry
 
+PACKAGE = Path(iwsft_control.__file__).parent
 LEARNING = ("jax", "jaxlib", "flax", "optax", "numpy")
-
-
 EVALUATING = ("mujoco", "gymnasium")
-
-
-DATA_CODE = (load, minari_files, packed, transitions, types)
-CRITIC_CODE = (*DATA_CODE, critic, temporal_difference, mlp, policies, loop, settings, stages)
-
-
-POLICY_CODE = (*CRITIC_CODE, objectives, curation, supervised, physics, batch, evaluation)
-
-
-BASELINE_CODE = (*CRITIC_CODE, physics, batch, evaluation)
-
-
-SHARED_CODE = {"rebrac": (td3_bc,), "rebrac-tuned": (td3_bc,)}  # beside the baseline's own module
+# Beside the method's own file: what trains and what evaluates.
+TRAINING_CODE = (PACKAGE / "learning/loop.py",)
+EVALUATION_CODE = (PACKAGE / "envs/evaluation.py", PACKAGE / "envs/physics.py")
+# Its code cannot change a number: how errors, files and the console are, and the record that describes a method.
+NOT_CODE = (PACKAGE / "base", PACKAGE / "learning/method.py", PACKAGE / "methods/registry.py")
 
 
 @cache
-def code_version(modules: tuple[ModuleType, ...]) -> str:
-    """Digest of what modules do: comments, docstrings and layout do not count."""
+def code_version(paths: tuple[Path, ...]) -> str:
+    """Digest of what source files do: comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
-    for module in modules:
-        tree = ast.parse(inspect.getsource(module))
+    for path in paths:
+        tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 node.body = [
@@ -67,11 +57,30 @@ def code_version(modules: tuple[ModuleType, ...]) -> str:
     return digest.hexdigest()
 
 
-def modules(method: str) -> tuple[ModuleType, ...]:
-    """The modules that a method's work is in."""
-    if method in BASELINES:
-        return (*BASELINE_CODE, BASELINES[method], *SHARED_CODE.get(method, ()))
-    return CRITIC_CODE if method == "critic" else POLICY_CODE
+@cache
+def import_closure(path: Path) -> frozenset[Path]:
+    """A source file and the files of this package that it imports, directly or not, but for :data:`NOT_CODE`."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        each = waiting.pop()
+        if each in found or any(each.is_relative_to(place) for place in NOT_CODE):
+            continue
+        found.add(each)
+        for node in ast.walk(ast.parse(each.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
+                place = PACKAGE.joinpath(*(node.module or "").split(".")[1:])
+                inside = [place / f"{alias.name}.py" for alias in node.names]
+                waiting += [p for p in (place.with_suffix(".py"), *inside) if p.is_file()]
+    return frozenset(found)
+
+
+def code_of(stage: Stage) -> tuple[Path, ...]:
+    """The source files that a stage's work is in, in a fixed order."""
+    method = registry.get(stage.method)
+    own = Path(str(sys.modules[method.config.__module__].__file__))
+    starts = (own, *TRAINING_CODE, *(EVALUATION_CODE if method.export is not None else ()))
+    return tuple(sorted(frozenset().union(*map(import_closure, starts)), key=str))
 
 
 def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
@@ -81,17 +90,17 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
         device: what computes it (see :func:`device_kind`); by default what this process has.
     """
     device = device or device_kind()
-    learns_policy = stage.method != "critic"
+    learns_policy = registry.get(stage.method).export is not None
     packages = LEARNING + (EVALUATING if learns_policy else ())
     depends = {
         "method": stage.method,
         "quality": stage.quality,
         "seeds": stage.seeds,
         "settings": stages.configuration(stage),
-        "needs": {name: key(need, data, device) for name, need in stages.needs(stage).items()},
+        "dependencies": {name: key(each, data, device) for name, each in stages.dependencies(stage).items()},
         "data": data.sha256,
         "environment": environment(data) if learns_policy else None,
-        "code": code_version(modules(stage.method)),
+        "code": code_version(code_of(stage)),
         "versions": {p: importlib.metadata.version(p) for p in packages},
         "device": device,
     }
@@ -167,21 +176,7 @@ class Store:
         """How far the training of a stage has come that was killed."""
         return snapshot.Snapshot(self.path(stage, data).with_suffix(".unfinished"))
 
-    def inputs(self, stage: Stage, data: Dataset, start: Start, threads: int | None = None) -> dict[str, Artefact]:
-        """The artefacts of the stages that a stage needs, made where they are not there."""
-        return {name: self.perform(need, data, start, threads) for name, need in stages.needs(stage).items()}
-
-    def perform(self, stage: Stage, data: Dataset, start: Start, threads: int | None = None) -> Artefact:
-        """The artefact of a stage: the one that is kept, or a new one (see :func:`stages.compute`)."""
-        found = self.read(stage, data)
-        if found is not None:
-            return found
-        inputs = self.inputs(stage, data, start, threads)
-        with self.alone(stage, data):
-            found = self.read(stage, data)  # made by another process while this one waited
-            if found is None:
-                snapshot = self.snapshot(stage, data)
-                found = stages.compute(stage, data, inputs, start, threads, snapshot)
-                self.write(stage, data, found)
-                snapshot.remove()
-        return found
+    def inputs(self, stage: Stage, data: Dataset) -> dict[str, Artefact] | None:
+        """The artefacts of the stages that a stage depends on; None where one of them has not been made."""
+        found = {name: self.read(each, data) for name, each in stages.dependencies(stage).items()}
+        return None if None in found.values() else {k: v for k, v in found.items() if v is not None}

@@ -20,11 +20,7 @@ from iwsft_control.datasets.types import Episodes
 from iwsft_control.envs.tasks import Task
 
 BASE_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
-
-
 BLOCK = 1 << 20  # bytes
-
-
 KEYS = ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts", "infos/qpos", "infos/qvel")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,4 +23,33 @@ D4RL_MEDIUM_REPLAY = {
     "hopper": Fingerprint(402_000, 2041, 467.3, 511.0, -1.4, 3192.9),
     "halfcheetah": Fingerprint(202_000, 202, 3093.3, 1680.7, -638.5, 4985.1),
     "walker2d": Fingerprint(302_000, 1093, 682.7, 896.0, -50.2, 4132.0),
+}
+
+
+class StateMoments(NamedTuple):
+    """Mean and standard deviation of every observation dimension."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+# Of the same files, to four digits, as the model cards of edbeeching/decision-transformer-gym-<env>-medium-replay
+# publish them (the constants by which that model normalises observations).
+D4RL_MEDIUM_REPLAY_STATES = {
+    "hopper": StateMoments(
+        (1.231, -0.04371, -0.4454, -0.0937, 0.09094, 1.369, -0.1999, -0.02286, -0.5287, -0.1447, -0.1965),
+        (0.1757, 0.06369, 0.3438, 0.1957, 0.5548, 1.051, 1.158, 0.7963, 1.48, 1.654, 5.109),
+    ),
+    "halfcheetah": StateMoments(
+        (-0.1288, 0.3738, -0.15, -0.2348, -0.2841, -0.131, -0.2016, -0.06518, 3.477, -0.02785, -0.01504, 0.07697)
+        + (0.01267, 0.02733, 0.02316, 0.01044, -0.01584),
+        (0.1702, 1.284, 0.3344, 0.3673, 0.2609, 0.4784, 0.3181, 0.3355, 2.093, 0.8037, 1.904, 6.573, 7.573, 5.07)
+        + (9.106, 6.086, 7.253),
+    ),
+    "walker2d": StateMoments(
+        (1.209, 0.1326, -0.1437, -0.2047, 0.5578, -0.03232, -0.2785, 0.1913, 1.47, -0.125, 0.0565, -0.09991, -0.3403)
+        + (0.03546, -0.08934, -0.2992, -0.5984),
+        (0.1193, 0.3563, 0.2585, 0.4208, 0.5202, 0.1569, 0.3677, 0.7161, 1.376, 0.8632, 2.636, 3.013, 3.721, 4.867)
+        + (2.668, 3.845, 5.477),
+    ),
 }

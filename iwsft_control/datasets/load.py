@@ -8,18 +8,20 @@ Nothing here touches the network.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, near
 from iwsft_control.base.files import cache_home
-from iwsft_control.datasets.minari_files import _minari_sha256, _read_minari, local_ids, minari_path
+from iwsft_control.datasets.minari_files import _minari_sha256, _read_minari, local_ids, minari_path, read_states
 from iwsft_control.datasets.packed import embedded_manifest, read_embedded
-from iwsft_control.datasets.types import CONTENT, Dataset, Episodes, check, content_sha256, state_rows
+from iwsft_control.datasets.types import CONTENT, Dataset, Episodes, SimulatorStates, check, content_sha256, state_rows
 from iwsft_control.envs.tasks import Task
 
 CACHE_FORMAT = 1  # of the cached arrays; another number leaves older caches aside
@@ -83,10 +85,38 @@ def load(
         metadata["content_sha256"] = content_sha256(episodes)
         with contextlib.suppress(UserError):  # no room for a cache is no reason not to run
             files.save_pytree(cached, {k: getattr(episodes, k) for k in CONTENT}, metadata)
-    return _flatten(name, episodes, metadata, reference_scores)
+
+    starts = episodes.starts  # alone: the closure must not keep the arrays in memory
+    states_cache = folder / f"{digest}-{CACHE_FORMAT}-states.safetensors"
+
+    def states() -> SimulatorStates | None:
+        return _states(name, in_minari, state_rows(starts), states_cache)
+
+    return _flatten(task.name if task else name, name, episodes, metadata, reference_scores, states)
 
 
-def _flatten(name: str, episodes: Episodes, metadata: dict[str, Any], scores: tuple[float, float] | None) -> Dataset:
+def _states(name: str, in_minari: bool, rows: np.ndarray, cached: Path) -> SimulatorStates | None:
+    """The simulator's states at ``rows``, from the cache where they are there."""
+    if cached.is_file():
+        arrays, _ = files.load_arrays(cached)
+        return SimulatorStates(arrays["qpos"], arrays["qvel"])
+    episodes = read_states(name) if in_minari else read_embedded(name)[0][-2:]
+    if episodes is None or episodes[0] is None or episodes[1] is None:
+        return None
+    found = SimulatorStates(*(np.asarray(x, np.float32)[rows] for x in episodes))
+    with contextlib.suppress(UserError):
+        files.save_pytree(cached, found._asdict())
+    return found
+
+
+def _flatten(
+    task: str,
+    name: str,
+    episodes: Episodes,
+    metadata: dict[str, Any],
+    scores: tuple[float, float] | None,
+    states: Callable[[], SimulatorStates | None],
+) -> Dataset:
     if scores is None:
         declared = metadata.get("ref_min_score"), metadata.get("ref_max_score")
         if declared[0] is None or declared[1] is None:
@@ -109,4 +139,6 @@ def _flatten(name: str, episodes: Episodes, metadata: dict[str, Any], scores: tu
         next_observations=episodes.observations[rows + 1],
         terminations=episodes.terminations,
         starts=episodes.starts,
+        task=task,
+        read_states=states,
     )

@@ -142,6 +142,19 @@ def _hdf5_groups(path: Path, total: int) -> list[tuple[np.ndarray, ...]]:
         return [tuple(file[f"episode_{e}/{n}"][()] for n in names) for e in range(total)]  # type: ignore[index]
 
 
+def read_states(dataset_id: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The simulator's states qpos (N + E, nq) and qvel (N + E, nv) of a data set in HDF5; None where it holds none."""
+    path = minari_path(dataset_id) / "data" / "main_data.hdf5"
+    if not path.is_file():
+        return None
+    with h5py.File(path, "r") as file:
+        groups = [file[f"episode_{e}"] for e in range(len(file))]
+        if not all("infos" in g and "qpos" in g["infos"] and "qvel" in g["infos"] for g in groups):
+            return None
+        qpos, qvel = (np.concatenate([g[f"infos/{name}"][()] for g in groups]) for name in ("qpos", "qvel"))
+    return qpos, qvel
+
+
 def _minari_sha256(data: Path) -> str:
     main = data / "main_data.hdf5"
     return files.sha256(main if main.is_file() else data / "metadata.json")

@@ -1,9 +1,13 @@
-"""Transitions on the device: what critics, SAC and every method sample from."""
+"""Transitions on the device: what critics, SAC and every method that learns from single transitions sample from."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,7 +15,7 @@ from iwsft_control.datasets.types import Dataset
 
 
 class Transitions(NamedTuple):
-    """A batch of transitions: (N, O), (N, A), (N,), (N, O), (N,) (1.0 where the next state is terminal)."""
+    """Transitions: (N, O), (N, A), (N,), (N, O), (N,) (1.0 where the next state is terminal)."""
 
     observations: Any
     actions: Any
@@ -20,25 +24,9 @@ class Transitions(NamedTuple):
     terminations: Any
 
 
-class CriticData(NamedTuple):
-    """The data set on the device: (N, O), (N, A), (N,), (N, O), (N,) (1.0 where the next state is terminal)."""
-
-    observations: Any
-    actions: Any
-    rewards: Any
-    next_observations: Any
-    terminations: Any
-
-
-def reward_scale(data: Dataset) -> float:
-    """1000 / (best - worst episode return), IQL's scaling for locomotion; 1 where all episodes are equal."""
-    spread = float(np.ptp(data.returns))
-    return 1000.0 / spread if spread > 0 else 1.0
-
-
-def transitions(data: Dataset) -> CriticData:
+def transitions(data: Dataset) -> Transitions:
     """The data set on the device, rewards as they are."""
-    return CriticData(
+    return Transitions(
         jnp.asarray(data.observations),
         jnp.asarray(data.actions),
         jnp.asarray(data.rewards),
@@ -47,6 +35,37 @@ def transitions(data: Dataset) -> CriticData:
     )
 
 
-def to_device(data: Dataset) -> CriticData:
-    """The data set as the critic sees it, rewards scaled."""
+def reward_scale(data: Dataset) -> float:
+    """1000 / (best - worst episode return), IQL's scaling for locomotion; 1 where all episodes are equal."""
+    spread = float(np.ptp(data.returns))
+    return 1000.0 / spread if spread > 0 else 1.0
+
+
+def scaled_transitions(data: Dataset) -> Transitions:
+    """The data set on the device, rewards times :func:`reward_scale`."""
     return transitions(data)._replace(rewards=jnp.asarray(data.rewards * np.float32(reward_scale(data))))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("packed",), meta_fields=("kind", "shapes"))
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Arrays of N rows each, side by side: a row of a batch is then one look-up in memory, not one for every array."""
+
+    packed: jax.Array  # (N, D) float32
+    kind: Any  # the NamedTuple that the arrays come from
+    shapes: tuple[tuple[int, ...], ...]  # of a row of each array
+
+    @classmethod
+    def of(cls, arrays: Any) -> Table:
+        """A NamedTuple of float32 arrays (N, ...) as a table."""
+        packed = jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=1)
+        return cls(packed, type(arrays), tuple(x.shape[1:] for x in arrays))
+
+    def __len__(self) -> int:
+        return self.packed.shape[0]
+
+    def rows(self, index: jax.Array) -> Any:
+        """The rows ``index`` (B,) as the NamedTuple of arrays (B, ...)."""
+        widths = [math.prod(shape) for shape in self.shapes]
+        parts = jnp.split(self.packed[index], np.cumsum(widths)[:-1], axis=1)
+        return self.kind(*(p.reshape(len(index), *shape) for p, shape in zip(parts, self.shapes, strict=True)))

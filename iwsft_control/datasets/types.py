@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,13 @@ class Episodes(NamedTuple):
     qvel: np.ndarray | None = None
 
 
+class SimulatorStates(NamedTuple):
+    """Positions (N, nq) and velocities (N, nv) before every transition, float32, not clipped."""
+
+    qpos: np.ndarray
+    qvel: np.ndarray
+
+
 CONTENT = ("observations", "actions", "rewards", "terminations", "truncations", "starts")
 
 
@@ -53,6 +61,19 @@ class Dataset:
     next_observations: np.ndarray  # (N, O) float32
     terminations: np.ndarray  # (N,) bool
     starts: np.ndarray  # (E + 1,) int64; episode e is rows starts[e]:starts[e + 1]
+    task: str = ""  # name of the task, or the id where it was loaded without one
+    read_states: Callable[[], SimulatorStates | None] = lambda: None  # see :meth:`states`
+
+    def states(self) -> SimulatorStates:
+        """The simulator's states before every transition; read from disk when asked for, and not kept.
+
+        Raises:
+            UserError: the data set does not hold them.
+        """
+        found = self.read_states()
+        if found is None:
+            raise UserError(f"{self.id} holds no simulator states (qpos, qvel); choose a data set that does.")
+        return found
 
     @property
     def env_id(self) -> str:

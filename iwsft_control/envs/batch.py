@@ -14,6 +14,9 @@ import numpy as np
 
 from iwsft_control.envs import physics
 
+# What a step gives: observations (K, O), rewards (K,), and whether the episode terminated, or was truncated, (K,) each.
+Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
 
 class Batch(Protocol):
     """N environments that are reset together and stepped by index."""
@@ -26,8 +29,8 @@ class Batch(Protocol):
         """Reset environment i with ``seeds[i]``; returns observations (N, O)."""
         ...
 
-    def step(self, active: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step the environments ``active`` (K,) with ``actions`` (K, A): observations, rewards, terminations."""
+    def step(self, active: np.ndarray, actions: np.ndarray) -> Step:
+        """Step the environments ``active`` (K,) with ``actions`` (K, A)."""
         ...
 
 
@@ -50,7 +53,7 @@ class D4RLBatch:
         self._ctrl = [d.ctrl for d in self.data]
         self._qpos = [d.qpos for d in self.data]
         self._qvel = [d.qvel for d in self.data]
-        self._x = np.zeros(n)
+        self._x, self._elapsed = np.zeros(n), np.zeros(n, int)
         self._terminates = not isinstance(self._env, physics.HalfCheetahEnv)
 
     def reset(self, seeds: list[int]) -> np.ndarray:
@@ -59,29 +62,41 @@ class D4RLBatch:
     def reset_one(self, i: int, seed: int) -> np.ndarray:
         """Reset environment i alone; its observation (O,)."""
         observation, _ = self._env.reset(seed=int(seed))
-        data = self.data[i]
-        mujoco.mj_resetData(self.model, data)
-        data.qpos[:], data.qvel[:] = self._env.data.qpos, self._env.data.qvel
-        mujoco.mj_forward(self.model, data)
-        self._x[i] = data.qpos[0]
+        self.set_state(i, self._env.data.qpos, self._env.data.qvel)
         return observation
 
-    def step(self, active: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def set_state(self, i: int, qpos: np.ndarray, qvel: np.ndarray, elapsed: int = 0) -> np.ndarray:
+        """Put environment i into a state in the middle of an episode; its observation (O,).
+
+        Args:
+            qpos: positions (nq,); qvel: velocities (nv,), not clipped.
+            elapsed: steps of the episode that are over; it is truncated when ``max_steps`` are.
+        """
+        data = self.data[i]
+        mujoco.mj_resetData(self.model, data)
+        data.qpos[:], data.qvel[:] = qpos, qvel
+        mujoco.mj_forward(self.model, data)
+        self._x[i], self._elapsed[i] = data.qpos[0], elapsed
+        return self._observe(data.qpos[None], data.qvel[None])[0]
+
+    def step(self, active: np.ndarray, actions: np.ndarray) -> Step:
         env, model = self._env, self.model
         actions = np.clip(actions.astype(np.float64), -1.0, 1.0)
         for i, action in zip(active.tolist(), actions, strict=True):
             self._ctrl[i][:] = action
             mujoco.mj_step(model, self.data[i], env.frame_skip)
+        self._elapsed[active] += 1
+        truncated = self._elapsed[active] >= self.max_steps
         qpos, qvel = self.state(active)
         x_velocity = (qpos[:, 0] - self._x[active]) / env.dt
         self._x[active] = qpos[:, 0]
         control_cost = env._ctrl_cost_weight * np.square(actions).sum(axis=-1)
         forward_reward = env._forward_reward_weight * x_velocity
         if not self._terminates:
-            return self._observe(qpos, qvel), forward_reward - control_cost, np.zeros(len(active), bool)
+            return self._observe(qpos, qvel), forward_reward - control_cost, np.zeros(len(active), bool), truncated
         # The -v4 rule: the alive bonus is paid on the falling step too.
         rewards = (forward_reward + env._healthy_reward) - control_cost
-        return self._observe(qpos, qvel), rewards, ~self._healthy(qpos, qvel)
+        return self._observe(qpos, qvel), rewards, ~self._healthy(qpos, qvel), truncated
 
     def state(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions (K, nq) and velocities (K, nv) of the environments ``active``, float64, not clipped."""
@@ -115,14 +130,18 @@ class GymnasiumBatch:
         assert env.observation_space.shape is not None and env.action_space.shape is not None
         self.observation_dim, self.action_dim = env.observation_space.shape[0], env.action_space.shape[0]
 
+        self._elapsed = np.zeros(n, int)
+
     def reset(self, seeds: list[int]) -> np.ndarray:
+        self._elapsed[:] = 0
         return np.array([e.reset(seed=int(s))[0] for e, s in zip(self._envs, seeds, strict=True)])
 
-    def step(self, active: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # The TimeLimit wrapper's truncation is left aside: the caller counts max_steps itself.
+    def step(self, active: np.ndarray, actions: np.ndarray) -> Step:
         results = [self._envs[i].step(a) for i, a in zip(active.tolist(), actions, strict=True)]
-        observations, rewards, terminations = zip(*(r[:3] for r in results), strict=True)
-        return np.array(observations), np.array(rewards, np.float64), np.array(terminations, bool)
+        observations, rewards, terminations, truncations, _ = zip(*results, strict=True)
+        self._elapsed[active] += 1
+        truncated = np.array(truncations, bool) | (self._elapsed[active] >= self.max_steps)
+        return np.array(observations), np.array(rewards, np.float64), np.array(terminations, bool), truncated
 
 
 def make_batch(spec: str | gym.envs.registration.EnvSpec, n: int) -> Batch:

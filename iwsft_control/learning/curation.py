@@ -1,15 +1,20 @@
-"""Curation: from the quality of units of data to the multiset that fine-tuning draws from."""
+"""Curation: from the quality of units of data to the multiset that fine-tuning draws from.
+
+In this order below: units (whole episodes or single transitions) and their scores, higher is better; which of them are
+taken, and how often (ranks decide, ties go to the earlier unit); the multiset on the device; and a draw from it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iwsft_control.base.bounds import PERCENTILE
 from iwsft_control.datasets.types import Dataset
 
 
@@ -84,7 +89,7 @@ class Curated(NamedTuple):
 
 
 def curate(entries: np.ndarray, units: Units) -> Curated:
-    """Entries of :mod:`iwsft_control.curation` (indices into ``units``) as a :class:`Curated`."""
+    """Entries (indices into ``units``, as :func:`above` and :func:`nested_strata` give them) as a :class:`Curated`."""
     distinct, entries = np.unique(entries, return_inverse=True)
     starts, lengths = units[0][distinct], units[1][distinct]
     unit_of_row = np.repeat(np.arange(len(distinct)), lengths)
@@ -141,14 +146,19 @@ def draw(batch_size: int, curated: Curated, cumulative: jax.Array | None, key: j
 class CurationConfig:
     """Which units fine-tuning sees, and how often."""
 
-    filter_percentile: float = 90
+    filter_percentile: Annotated[float, PERCENTILE] = 90
     """filtered-bc, sft, iw-sft: episodes above this percentile of return."""
     q_unit: Literal["episode", "transition"] = "episode"
     """--quality q: whole episodes by their mean learned Q, or single transitions by their learned advantage."""
-    episode_strata: tuple[float, ...] = (90, 95, 98)
+    episode_strata: Annotated[tuple[float, ...], PERCENTILE] = (90, 95, 98)
     """Episodes are taken once for each of these percentiles of quality that they exceed (the paper's)."""
-    transition_strata: tuple[float, ...] = (70, 85, 95)
+    transition_strata: Annotated[tuple[float, ...], PERCENTILE] = (70, 85, 95)
     """Likewise for transitions."""
+
+    def problem(self, option: str) -> str | None:
+        """What no single field tells."""
+        empty = not (self.episode_strata and self.transition_strata)
+        return f"--{option}.episode-strata and --{option}.transition-strata must not be empty." if empty else None
 
 
 Values = tuple[np.ndarray, np.ndarray]  # the learned Q and V of every transition

@@ -22,35 +22,49 @@ behind pi. Training draws units with probability proportional to w(u) T_u over t
 the unit's transitions uniformly, so :func:`loss` on such a batch has, in expectation, exactly the gradient above. The
 paper's released code takes (1/T) sum_t instead, which lets short episodes count for more: ``length_weighted=False``
 draws in proportion to w(u) alone and has that gradient.
+
+Nothing here knows what a policy is: its only door is ``log_prob(params, batch)``, log pi of every row of a batch, be
+the rows transitions with a Gaussian policy or tokens with a language model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+
+from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+
+LogProb = Callable[[Any, Any], jax.Array]  # (params, batch of B rows) -> (B,)
+HISTOGRAM_BINS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceConfig:
     """The importance weight w(u) of iw-SFT and the lag of q."""
 
-    temperature: float = 1.0
+    temperature: Annotated[float, NOT_NEGATIVE] = 1.0
     """Factor on the unit's mean log-ratio; the paper's released code uses 10 on whole episodes."""
-    low: float = 0.2
+    low: Annotated[float, NOT_NEGATIVE] = 0.2
     """Smallest weight."""
-    high: float = 1.8
+    high: Annotated[float, POSITIVE] = 1.8
     """Largest weight."""
-    lag: float = 0.9
+    lag: Annotated[float, SHARE] = 0.9
     """q <- lag q + (1 - lag) pi after every step, on the parameters."""
-    refresh_every: int = 100
+    refresh_every: Annotated[int, POSITIVE] = 100
     """Steps between two passes over the curated set that recompute all weights."""
 
+    def problem(self, option: str) -> str | None:
+        """What no single field tells."""
+        return None if self.low <= self.high else f"--{option}.low must not be above --{option}.high."
 
-def loss(log_prob: jax.Array) -> jax.Array:
-    """-mean log pi(a|s) over a batch (B,): what every method descends; the batch's distribution is what differs."""
-    return -log_prob.mean()
+
+def loss(log_prob: LogProb, params: Any, batch: Any) -> jax.Array:
+    """-mean log pi over the rows of a batch: what every method descends; the batch's distribution is what differs."""
+    return -log_prob(params, batch).mean()
 
 
 def importance_weights(config: ImportanceConfig, log_ratio: jax.Array) -> jax.Array:
@@ -68,34 +82,33 @@ def effective_sample_size(weights: jax.Array) -> jax.Array:
     return weights.sum() ** 2 / (weights.size * (weights**2).sum())
 
 
-HISTOGRAM_BINS = 20
-
-
 def weight_histogram(config: ImportanceConfig, weights: jax.Array) -> jax.Array:
     """Share of the weights in each of ``HISTOGRAM_BINS`` equal bins from ``low`` to ``high``, for the logs."""
     edges = jnp.linspace(config.low, config.high, HISTOGRAM_BINS + 1)
     return jnp.histogram(weights, edges)[0] / weights.size
 
 
-# --- The whole-trajectory loss of the released code, packed (no padding) -----------------------------------------
+# --- Whole sequences, packed end to end without padding -----------------------------------------------------------
+#
+#     L = -(1/B) sum_i w_i (1/T_i) sum_t log pi(a_t|s_t)
+#
+# for B sequences (trajectories, or answers of a language model) of T_i rows each.
 
-RELEASED = ImportanceConfig(temperature=10.0, low=0.0, high=1000.0, lag=0.9, refresh_every=1)
+
+def normalised_weights(config: ImportanceConfig, mean_log_ratio: jax.Array) -> jax.Array:
+    """:func:`importance_weights` of B sequences (B,), divided by their sum, as the released control code does."""
+    weights = importance_weights(config, mean_log_ratio)
+    return weights / weights.sum()
 
 
-def trajectory_row_weights(
-    config: ImportanceConfig, log_ratio: jax.Array, unit_of_row: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Coefficients c (R,) such that the loss is -sum_r c_r log pi(a_r|s_r), and the weights w (B,) behind them.
+def row_weights(weights: jax.Array, unit_of_row: jax.Array, lengths: jax.Array) -> jax.Array:
+    """w_i / (B T_i) of every row (R,) from the weights (B,) and lengths (B,) of the sequences.
 
-    L = -(1/B) sum_i w_i (1/T_i) sum_t log pi(a_t|s_t), with w divided by its sum over the batch of B trajectories.
+    Rows that belong to no sequence carry an index past the last one; their weight is zero.
     """
-    weights = importance_weights(config, unit_means(log_ratio, unit_of_row, lengths))
-    weights = weights / weights.sum()
-    # A batch's unused rows carry an index past the last trajectory: they fall out of every sum.
-    per_row = (weights / (lengths * lengths.shape[0])).at[unit_of_row].get(mode="fill", fill_value=0.0)
-    return per_row, weights
+    return (weights / (lengths * lengths.shape[0])).at[unit_of_row].get(mode="fill", fill_value=0.0)
 
 
-def trajectory_loss(log_prob: jax.Array, row_weights: jax.Array) -> jax.Array:
-    """-sum_r c_r log pi(a_r|s_r) for packed rows (R,), with c from :func:`trajectory_row_weights`."""
-    return -(row_weights * log_prob).sum()
+def sequence_loss(log_prob: LogProb, params: Any, batch: Any, weights: jax.Array) -> jax.Array:
+    """-sum_r c_r log pi of packed rows (R,), with c from :func:`row_weights`: the loss above."""
+    return -(weights * log_prob(params, batch)).sum()

@@ -1,16 +1,10 @@
-"""The temporal-difference loss that every critic here descends, and their optimiser."""
+"""The temporal-difference loss that every critic here descends."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-import optax
-
-
-def adam(learning_rate: float | optax.Schedule) -> optax.GradientTransformation:
-    """Adam on all parameters as one vector: the same numbers, 3% more IQL steps a second on a CPU."""
-    return optax.flatten(optax.adam(learning_rate))
 
 
 def temporal_difference_loss(discount: float, q: jax.Array, next_value: jax.Array, batch: Any) -> jax.Array:

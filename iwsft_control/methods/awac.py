@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from iwsft_control.datasets import transitions
-from iwsft_control.datasets.transitions import CriticData
-from iwsft_control.datasets.types import Dataset
-from iwsft_control.learning import temporal_difference
+from iwsft_control.base.bounds import POSITIVE, SHARE
+from iwsft_control.datasets.transitions import Transitions, transitions
+from iwsft_control.learning.gradient import descend
+from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
 
@@ -34,18 +35,18 @@ from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
 class AWACConfig:
     """Hyper-parameters."""
 
-    steps: int = 200_000
+    steps: Annotated[int, POSITIVE] = 200_000
     """Gradient steps of critics and policy (chosen by results/curves)."""
-    batch_size: int = 256
-    learning_rate: float = 3e-4
-    discount: float = 0.99
-    target_rate: float = 0.005
-    hidden: tuple[int, ...] = (256, 256)
-    temperature: float = 1.0
+    batch_size: Annotated[int, POSITIVE] = 256
+    learning_rate: Annotated[float, POSITIVE] = 3e-4
+    discount: Annotated[float, SHARE] = 0.99
+    target_rate: Annotated[float, SHARE] = 0.005
+    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
+    temperature: Annotated[float, POSITIVE] = 1.0
     """lambda: what advantages are divided by."""
-    max_weight: float = 100.0
+    max_weight: Annotated[float, POSITIVE] = 100.0
     """Largest advantage weight."""
-    average_decay: float = 0.999
+    average_decay: Annotated[float, SHARE] = 0.999
     """The policy that is evaluated is the exponential average of its parameters."""
 
 
@@ -58,9 +59,9 @@ class AWACState(NamedTuple):
     optimisers: Any
 
 
-def prepare(config: AWACConfig, data: Dataset) -> CriticData:
+def prepare(config: AWACConfig, inputs: Inputs) -> Prepared:
     """Transitions as they are."""
-    return transitions.transitions(data)
+    return Prepared(transitions(inputs.data))
 
 
 def create(config: AWACConfig, observation_dim: int, action_dim: int, key: jax.Array) -> AWACState:
@@ -79,15 +80,15 @@ def sample(config: AWACConfig, policy: Any, observations: jax.Array, noise: jax.
     return jnp.clip(mean + jnp.exp(log_std) * noise, -1.0, 1.0)
 
 
-def critic_loss(config: AWACConfig, critic: Any, state: AWACState, batch: CriticData, noise: jax.Array) -> jax.Array:
+def critic_loss(config: AWACConfig, critic: Any, state: AWACState, batch: Transitions, noise: jax.Array) -> jax.Array:
     """E[sum_i (r + gamma (1 - d) min_j Q'_j(s', a') - Q_i(s, a))^2], a' ~ pi(s') from ``noise`` (N, A) (eq. 3)."""
     next_actions = sample(config, state.policy, batch.next_observations, noise)
     next_q = TwinCritic(config.hidden).apply(state.target, batch.next_observations, next_actions).min(axis=0)
     q = TwinCritic(config.hidden).apply(critic, batch.observations, batch.actions)
-    return temporal_difference.temporal_difference_loss(config.discount, q, next_q, batch)
+    return temporal_difference_loss(config.discount, q, next_q, batch)
 
 
-def policy_loss(config: AWACConfig, policy: Any, critic: Any, batch: CriticData, noise: jax.Array) -> jax.Array:
+def policy_loss(config: AWACConfig, policy: Any, critic: Any, batch: Transitions, noise: jax.Array) -> jax.Array:
     """-E[min(exp(A / lambda), max_weight) log pi(a|s)], V from one action, drawn with ``noise`` (N, A) (eq. 13)."""
     net = TwinCritic(config.hidden)
     v = net.apply(critic, batch.observations, sample(config, policy, batch.observations, noise)).min(axis=0)
@@ -100,17 +101,17 @@ def policy_loss(config: AWACConfig, policy: Any, critic: Any, batch: CriticData,
 
 
 def update(
-    config: AWACConfig, state: AWACState, batch: CriticData, key: jax.Array
+    config: AWACConfig, state: AWACState, batch: Transitions, key: jax.Array
 ) -> tuple[AWACState, dict[str, jax.Array]]:
     """One step of the critics, of the policy with the new critics, and of the targets."""
     optimiser = optax.adam(config.learning_rate)
     next_noise, noise = jax.random.normal(key, (2, *batch.actions.shape))
-    q_loss, grad = jax.value_and_grad(partial(critic_loss, config))(state.critic, state, batch, next_noise)
-    change, critic_optimiser = optimiser.update(grad, state.optimisers[1])
-    critic = optax.apply_updates(state.critic, change)
-    loss, grad = jax.value_and_grad(partial(policy_loss, config))(state.policy, critic, batch, noise)
-    change, policy_optimiser = optimiser.update(grad, state.optimisers[0])
-    policy = optax.apply_updates(state.policy, change)
+    critic, critic_optimiser, q_loss = descend(
+        partial(critic_loss, config), optimiser, state.critic, state.optimisers[1], state, batch, next_noise
+    )
+    policy, policy_optimiser, loss = descend(
+        partial(policy_loss, config), optimiser, state.policy, state.optimisers[0], critic, batch, noise
+    )
     target = optax.incremental_update(critic, state.target, config.target_rate)
     return AWACState(policy, critic, target, (policy_optimiser, critic_optimiser)), {
         "critic_loss": q_loss,
@@ -118,6 +119,13 @@ def update(
     }
 
 
-def policy(config: AWACConfig, data: Dataset, parameters: Any) -> Any:
-    """The policy acts by its mean."""
-    return parameters
+METHOD = Method(
+    name="awac",
+    config=AWACConfig,
+    prepare=prepare,
+    create=create,
+    update=update,
+    stream=9,
+    seconds=3.3,
+    published=Published("AWAC", (37.2, 40.5, 27.0)),
+)

@@ -21,19 +21,20 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from iwsft_control.datasets import transitions
-from iwsft_control.datasets.transitions import CriticData
+from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+from iwsft_control.datasets.transitions import Transitions, transitions
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.learning import temporal_difference
-from iwsft_control.networks import policies
+from iwsft_control.learning.gradient import descend
+from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import MLP, TwinCritic, twin
-from iwsft_control.networks.policies import TanhGaussianPolicy
+from iwsft_control.networks.policies import Exported, TanhGaussianPolicy, squash
 
 DATA_ACTION_BOUND = 1 - 1e-5  # the tanh policy's density of the data's actions is taken inside the action box
 
@@ -42,23 +43,23 @@ DATA_ACTION_BOUND = 1 - 1e-5  # the tanh policy's density of the data's actions 
 class CQLConfig:
     """Hyper-parameters."""
 
-    steps: int = 100_000
+    steps: Annotated[int, POSITIVE] = 100_000
     """Gradient steps of critics and policy (paper: 1M; results/curves)."""
-    batch_size: int = 256
-    learning_rate: float = 3e-4
+    batch_size: Annotated[int, POSITIVE] = 256
+    learning_rate: Annotated[float, POSITIVE] = 3e-4
     """Of the critics."""
-    policy_learning_rate: float = 3e-4
+    policy_learning_rate: Annotated[float, POSITIVE] = 3e-4
     """Of policy and temperature."""
-    discount: float = 0.99
-    target_rate: float = 0.005
-    hidden: tuple[int, ...] = (256, 256)
-    alpha: float = 5.0
+    discount: Annotated[float, SHARE] = 0.99
+    target_rate: Annotated[float, SHARE] = 0.005
+    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
+    alpha: Annotated[float, NOT_NEGATIVE] = 5.0
     """Weight of the conservative term."""
-    sampled_actions: int = 10
+    sampled_actions: Annotated[int, POSITIVE] = 10
     """n: uniform, from pi(s) and from pi(s'), each."""
-    cloning_steps: int = 0
+    cloning_steps: Annotated[int, NOT_NEGATIVE] = 0
     """Steps in which the policy maximises log pi(a|s) of the data instead of Q."""
-    average_decay: float = 0.999
+    average_decay: Annotated[float, SHARE] = 0.999
     """The policy that is evaluated is the exponential average of its parameters."""
 
 
@@ -83,9 +84,9 @@ class Noise(NamedTuple):
     following: jax.Array  # (n, N, A)
 
 
-def prepare(config: CQLConfig, data: Dataset) -> CriticData:
+def prepare(config: CQLConfig, inputs: Inputs) -> Prepared:
     """Transitions as they are."""
-    return transitions.transitions(data)
+    return Prepared(transitions(inputs.data))
 
 
 def create(config: CQLConfig, observation_dim: int, action_dim: int, key: jax.Array) -> CQLState:
@@ -104,11 +105,11 @@ def _draw(
     net: TanhGaussianPolicy, policy: Any, observations: jax.Array, noise: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     mean, log_std = net.apply(policy, observations)
-    return policies.squash(mean, log_std, noise)
+    return squash(mean, log_std, noise)
 
 
 def conservative_term(
-    config: CQLConfig, critic: Any, policy: Any, batch: CriticData, data_q: jax.Array, noise: Noise
+    config: CQLConfig, critic: Any, policy: Any, batch: Transitions, data_q: jax.Array, noise: Noise
 ) -> jax.Array:
     """E[log sum_a exp Q_i(s, a) - Q_i(s, a)] summed over i, the sum by importance sampling (eq. 4, appendix F).
 
@@ -138,7 +139,7 @@ def conservative_term(
 
 
 def critic_loss(
-    config: CQLConfig, critic: Any, state: CQLState, batch: CriticData, noise: Noise
+    config: CQLConfig, critic: Any, state: CQLState, batch: Transitions, noise: Noise
 ) -> tuple[jax.Array, jax.Array]:
     """Squared temporal difference plus alpha times :func:`conservative_term` (eq. 4), and that term alone."""
     net, policy_net = TwinCritic(config.hidden), TanhGaussianPolicy(config.hidden, batch.actions.shape[-1])
@@ -146,22 +147,22 @@ def critic_loss(
     next_q = net.apply(state.target, batch.next_observations, next_actions).min(axis=0)
     q = net.apply(critic, batch.observations, batch.actions)
     gap = conservative_term(config, critic, state.policy, batch, q, noise)
-    return temporal_difference.temporal_difference_loss(config.discount, q, next_q, batch) + config.alpha * gap, gap
+    return temporal_difference_loss(config.discount, q, next_q, batch) + config.alpha * gap, gap
 
 
 def policy_loss(
-    config: CQLConfig, policy: Any, state: CQLState, batch: CriticData, noise: Noise
+    config: CQLConfig, policy: Any, state: CQLState, batch: Transitions, noise: Noise
 ) -> tuple[jax.Array, jax.Array]:
     """E[temperature log pi - min_i Q_i(s, a)], a ~ pi(s); while cloning, -log pi of the data's action instead of Q.
 
     Also log pi of the drawn actions (N,), for the temperature.
     """
     mean, log_std = TanhGaussianPolicy(config.hidden, batch.actions.shape[-1]).apply(policy, batch.observations)
-    actions, log_prob = policies.squash(mean, log_std, noise.policy)
+    actions, log_prob = squash(mean, log_std, noise.policy)
 
     def cloning() -> jax.Array:
         u = jnp.arctanh(jnp.clip(batch.actions, -DATA_ACTION_BOUND, DATA_ACTION_BOUND))
-        return policies.squash(mean, log_std, (u - mean) * jnp.exp(-log_std))[1]
+        return squash(mean, log_std, (u - mean) * jnp.exp(-log_std))[1]
 
     def q_values() -> jax.Array:
         return TwinCritic(config.hidden).apply(state.critic, batch.observations, actions).min(axis=0)
@@ -171,7 +172,7 @@ def policy_loss(
 
 
 def update(
-    config: CQLConfig, state: CQLState, batch: CriticData, key: jax.Array
+    config: CQLConfig, state: CQLState, batch: Transitions, key: jax.Array
 ) -> tuple[CQLState, dict[str, jax.Array]]:
     """One step of temperature, policy, critics and targets, all on one batch."""
     slow, fast = optax.adam(config.policy_learning_rate), optax.adam(config.learning_rate)
@@ -181,16 +182,12 @@ def update(
     uniform = jax.random.uniform(uniform_key, (n, *shape), minval=-1.0, maxval=1.0)
     noise = Noise(normal[0], normal[1], uniform, normal[2 : n + 2], normal[n + 2 :])
 
-    (loss, log_prob), grad = jax.value_and_grad(partial(policy_loss, config), has_aux=True)(
-        state.policy, state, batch, noise
+    policy, policy_optimiser, (loss, log_prob) = descend(
+        partial(policy_loss, config), slow, state.policy, state.optimisers[0], state, batch, noise, has_aux=True
     )
-    change, policy_optimiser = slow.update(grad, state.optimisers[0])
-    policy = optax.apply_updates(state.policy, change)
-    (q_loss, gap), grad = jax.value_and_grad(partial(critic_loss, config), has_aux=True)(
-        state.critic, state, batch, noise
+    critic, critic_optimiser, (q_loss, gap) = descend(
+        partial(critic_loss, config), fast, state.critic, state.optimisers[1], state, batch, noise, has_aux=True
     )
-    change, critic_optimiser = fast.update(grad, state.optimisers[1])
-    critic = optax.apply_updates(state.critic, change)
     temperature_grad = -(log_prob - shape[-1]).mean()  # of -log_temperature (log pi + target entropy), which is -A
     change, temperature_optimiser = slow.update(temperature_grad, state.optimisers[2])
     log_temperature = optax.apply_updates(state.log_temperature, change)
@@ -205,9 +202,22 @@ def update(
     return CQLState(policy, critic, target, log_temperature, optimisers, state.step + 1), info
 
 
-def policy(config: CQLConfig, data: Dataset, parameters: Any) -> Any:
+def export(config: CQLConfig, data: Dataset, params: Any) -> Exported:
     """The policy acts by tanh of its mean: the last layer without the columns of the standard deviation."""
-    layers = dict(parameters["params"]["net"])
+    layers = dict(params["params"]["net"])
     last, actions = f"Dense_{len(config.hidden)}", data.actions.shape[1]
     layers[last] = {"kernel": layers[last]["kernel"][:, :actions], "bias": layers[last]["bias"][:actions]}
-    return {"params": {"net": layers}}
+    return Exported({"params": {"net": layers}})
+
+
+METHOD = Method(
+    name="cql",
+    config=CQLConfig,
+    prepare=prepare,
+    create=create,
+    update=update,
+    export=export,
+    stream=10,
+    seconds=55.0,
+    published=Published("CQL", (95.0, 45.5, 77.2)),
+)

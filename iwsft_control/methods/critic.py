@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iwsft_control.datasets.transitions import CriticData
-from iwsft_control.learning.temporal_difference import adam, temporal_difference_loss
+from iwsft_control.base.bounds import POSITIVE, SHARE
+from iwsft_control.datasets.transitions import Transitions, scaled_transitions
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.learning.gradient import adam, descend
+from iwsft_control.learning.method import Inputs, Method, Prepared
+from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import TwinCritic, ValueFunction
 
 EVALUATION_CHUNK = 4096  # rows of one forward pass that stay in cache
@@ -27,15 +31,15 @@ EVALUATION_CHUNK = 4096  # rows of one forward pass that stay in cache
 class CriticConfig:
     """Hyper-parameters of the learned Q-function (IQL's for locomotion)."""
 
-    steps: int = 100_000
+    steps: Annotated[int, POSITIVE] = 100_000
     """Gradient updates."""
-    batch_size: int = 256
-    learning_rate: float = 3e-4
-    expectile: float = 0.7
-    discount: float = 0.99
-    target_rate: float = 0.005
+    batch_size: Annotated[int, POSITIVE] = 256
+    learning_rate: Annotated[float, POSITIVE] = 3e-4
+    expectile: Annotated[float, SHARE] = 0.7
+    discount: Annotated[float, SHARE] = 0.99
+    target_rate: Annotated[float, SHARE] = 0.005
     """Polyak rate of the target critics."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
 
 
 class CriticState(NamedTuple):
@@ -62,28 +66,30 @@ def expectile_loss(residual: jax.Array, expectile: float) -> jax.Array:
     return jnp.where(residual < 0, 1 - expectile, expectile) * residual**2
 
 
-def value_loss(config: CriticConfig, value: Any, target: Any, batch: CriticData) -> jax.Array:
+def value_loss(config: CriticConfig, value: Any, target: Any, batch: Transitions) -> jax.Array:
     """E[L_tau(min_i Q_i(s, a) - V(s))] (IQL, eq. 5)."""
     q = TwinCritic(config.hidden).apply(target, batch.observations, batch.actions).min(axis=0)
     return expectile_loss(q - ValueFunction(config.hidden).apply(value, batch.observations), config.expectile).mean()
 
 
-def critic_loss(config: CriticConfig, critic: Any, value: Any, batch: CriticData) -> jax.Array:
+def critic_loss(config: CriticConfig, critic: Any, value: Any, batch: Transitions) -> jax.Array:
     """E[sum_i (r + gamma (1 - d) V(s') - Q_i(s, a))^2] (IQL, eq. 6)."""
     next_value = ValueFunction(config.hidden).apply(value, batch.next_observations)
     q = TwinCritic(config.hidden).apply(critic, batch.observations, batch.actions)
     return temporal_difference_loss(config.discount, q, next_value, batch)
 
 
-def update(config: CriticConfig, state: CriticState, batch: CriticData) -> tuple[CriticState, dict[str, jax.Array]]:
-    """One update of V, then of Q with the new V, then of the target."""
+def update(
+    config: CriticConfig, state: CriticState, batch: Transitions, key: jax.Array | None = None
+) -> tuple[CriticState, dict[str, jax.Array]]:
+    """One update of V, then of Q with the new V, then of the target; nothing is random."""
     optimiser = adam(config.learning_rate)
-    v_loss, grad = jax.value_and_grad(partial(value_loss, config))(state.value, state.target, batch)
-    step, value_optimiser = optimiser.update(grad, state.optimisers[1])
-    value = optax.apply_updates(state.value, step)
-    q_loss, grad = jax.value_and_grad(partial(critic_loss, config))(state.critic, value, batch)
-    step, critic_optimiser = optimiser.update(grad, state.optimisers[0])
-    critic = optax.apply_updates(state.critic, step)
+    value, value_optimiser, v_loss = descend(
+        partial(value_loss, config), optimiser, state.value, state.optimisers[1], state.target, batch
+    )
+    critic, critic_optimiser, q_loss = descend(
+        partial(critic_loss, config), optimiser, state.critic, state.optimisers[0], value, batch
+    )
     target = optax.incremental_update(critic, state.target, config.target_rate)
     return CriticState(critic, target, value, (critic_optimiser, value_optimiser)), {
         "critic_loss": q_loss,
@@ -91,19 +97,9 @@ def update(config: CriticConfig, state: CriticState, batch: CriticData) -> tuple
     }
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def train(
-    config: CriticConfig, steps: int, state: CriticState, data: CriticData, key: jax.Array
-) -> tuple[CriticState, dict[str, jax.Array]]:
-    """``steps`` updates on uniform batches, in one program; also the mean losses."""
-    n = data.rewards.shape[0]
-
-    def body(state, key):
-        rows = jax.random.randint(key, (config.batch_size,), 0, n)
-        return update(config, state, jax.tree.map(lambda x: x[rows], data))
-
-    state, info = jax.lax.scan(body, state, jax.random.split(key, steps))
-    return state, jax.tree.map(jnp.mean, info)
+def prepare(config: CriticConfig, inputs: Inputs) -> Prepared:
+    """Transitions with rewards scaled by 1000 / (best - worst episode return)."""
+    return Prepared(scaled_transitions(inputs.data))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -112,7 +108,7 @@ def _values(config: CriticConfig, state: CriticState, observations: jax.Array, a
     return q, ValueFunction(config.hidden).apply(state.value, observations)
 
 
-def values(
+def values_of(
     config: CriticConfig, state: CriticState, observations: np.ndarray, actions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """min_i Q_i(s, a) (target critics) and V(s) of every row, (N,) each; in chunks of one shape."""
@@ -125,3 +121,27 @@ def values(
     ]
     q, v = (np.concatenate([np.asarray(x) for x in part])[:n] for part in zip(*chunks, strict=True))
     return q, v
+
+
+def values(config: CriticConfig, data: Dataset, states: CriticState) -> dict[str, Any]:
+    """What is kept of the critics of S seeds: "q" and "v" of every transition (S, N), and "params"."""
+    seeds = jax.tree.leaves(states)[0].shape[0]
+    each = [jax.tree.map(lambda x, s=s: x[s], states) for s in range(seeds)]
+    q, v = zip(*(values_of(config, state, data.observations, data.actions) for state in each), strict=True)
+    params = {"critic": states.critic, "target": states.target, "value": states.value}
+    return {"q": np.stack(q), "v": np.stack(v), "params": params}
+
+
+METHOD = Method(
+    name="critic",
+    config=CriticConfig,
+    prepare=prepare,
+    create=create,
+    update=update,
+    random_update=False,
+    export=None,
+    values=values,
+    stream=1,
+    quick=lambda config: dataclasses.replace(config, steps=min(config.steps, 1000)),
+    seconds=1.5,
+)

@@ -1,21 +1,109 @@
-"""Offline RL baselines, each one file: configuration, losses beside their equations, one update.
+"""All methods, by name: those of this package, of installed packages and of files that a user names.
 
-Every module offers the same four functions, which :func:`iwsft_control.training.train_baselines` puts into its loop:
+To add one here, write its file and add its record below. Someone else's package offers methods as entry points::
 
-    prepare(config, data)                     the data set as arrays (N, ...), the rows of which make a batch
-    create(config, O, A, key)                 fresh state
-    update(config, state, batch, key)         one gradient step: the new state and scalars for the log
-    policy(config, data, parameters)          the policy's as parameters of :func:`iwsft_control.networks.greedy`
+    [project.entry-points."iwsft_control.methods"]
+    xql = "my_package.xql:METHOD"
 
-A state has a field ``policy``, the parameters that act; their exponential average (``average_decay``; with 0 the
-last parameters) is evaluated.
+and a single file is named with ``--method-file my_method.py``: its ``METHOD`` (or ``METHODS``) joins the others.
 
-Only true terminal states stop a bootstrap: a truncated episode goes on in the value of its last state, which the data
-hold (D4RL's loader, which the papers used, drops that transition instead).
+Only true terminal states stop a bootstrap, in every method: a truncated episode goes on in the value of its last state,
+which the data hold (D4RL's loader, which the papers used, drops that transition instead).
 """
 
 from __future__ import annotations
 
-from iwsft_control.methods import awac, cql, iql, rebrac, td3_bc
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 
-BASELINES = {"iql": iql, "td3-bc": td3_bc, "awac": awac, "cql": cql, "rebrac": rebrac, "rebrac-tuned": rebrac}
+from iwsft_control.base.errors import UserError, near, require
+from iwsft_control.learning.method import Method
+from iwsft_control.methods import awac, cql, critic, iql, rebrac, supervised, td3_bc
+
+OURS: tuple[Method, ...] = (
+    critic.METHOD,
+    *supervised.METHODS,
+    iql.METHOD,
+    td3_bc.METHOD,
+    awac.METHOD,
+    cql.METHOD,
+    rebrac.METHOD,
+    rebrac.TUNED_METHOD,
+)
+ENTRY_POINTS = "iwsft_control.methods"
+_methods: dict[str, Method] = {}
+_files: list[Path] = []
+
+
+def add(methods: Iterable[Method], where: str) -> None:
+    """Let methods join the others.
+
+    Raises:
+        UserError: there is a method of that name already, or one draws from another's stream of random numbers.
+    """
+    for method in methods:
+        require(isinstance(method, Method), f"{where} does not hold a Method record; see the registry's page.")
+        require(method.name not in _methods, f"{where}: there is a method {method.name!r} already; rename it.")
+        twin = next((m.name for m in _methods.values() if m.random_stream == method.random_stream), None)
+        require(twin is None, f"{where}: {method.name!r} has the random stream of {twin!r}; leave its stream out.")
+        _methods[method.name] = method
+
+
+def load_file(path: Path) -> None:
+    """Add the methods of a Python file, ``METHOD`` or ``METHODS``; a file that is there already is left as it is.
+
+    Raises:
+        UserError: the file cannot be read or holds no method.
+    """
+    path = path.resolve()
+    if path in _files:
+        return
+    name = f"iwsft_method_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    require(path.is_file() and spec is not None and spec.loader is not None, f"{path} is not a Python file.")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass looks itself up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"{path} cannot be imported ({type(error).__name__}: {error}); mend it.") from error
+    found = getattr(module, "METHODS", None) or [m for m in (getattr(module, "METHOD", None),) if m is not None]
+    require(bool(found), f"{path} holds no METHOD; end it with METHOD = Method(...).")
+    add(found, str(path))
+    _files.append(path)
+
+
+def files() -> tuple[Path, ...]:
+    """The files that were loaded, for the other processes of a run."""
+    return tuple(_files)
+
+
+def every() -> dict[str, Method]:
+    """All methods by name, the critic among them."""
+    return dict(_methods)
+
+
+def names() -> tuple[str, ...]:
+    """Names of the methods that end in a policy, in the order of tables."""
+    return tuple(name for name, method in _methods.items() if method.export is not None)
+
+
+def get(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        UserError: there is none; the sentence lists the near ones.
+    """
+    if name not in _methods:
+        raise UserError(f"unknown method {name!r}: {near(name, list(names()))}")
+    return _methods[name]
+
+
+add(OURS, __name__)
+for _entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    add([_entry.load()], f"the entry point {_entry.name} of {_entry.dist.name if _entry.dist else 'a package'}")

@@ -1,64 +1,165 @@
-"""The six methods of supervised fine-tuning: what each curates, where it starts, how it is weighted."""
+"""The six methods of supervised fine-tuning: bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q.
+
+Their losses stand on one page, :mod:`iwsft_control.learning.objectives`, beside the paper's equations (Qin &
+Springenberg 2025, arXiv 2507.12856); which data they draw, in :mod:`iwsft_control.learning.curation`. Here is what each
+of the six makes of these: what it curates, whether it starts from BC, whether it is weighted.
+
+Deviations from the released code (``--whole-trajectory`` is that code): single transitions are drawn from the curated
+set instead of whole trajectories; a unit counts by its length; 5,000 steps at 3e-4; temperature 1, weights clipped to
+[0.2, 1.8] and refreshed every 100 steps; the exponential average of the parameters is evaluated.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
+from iwsft_control.base.bounds import POSITIVE, SHARE
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.learning import curation
-from iwsft_control.learning.curation import CurationConfig, Values
+from iwsft_control.learning import curation, objectives
+from iwsft_control.learning.curation import Curated, CurationConfig, Values
+from iwsft_control.learning.loop import over_seeds
+from iwsft_control.learning.method import CALL_STEPS, Inputs, Method, Prepared, Published, as_it_is, fresh
+from iwsft_control.learning.objectives import ImportanceConfig
+from iwsft_control.methods import released
+from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One row of the table above."""
-
-    curation: str  # "everything", "filtered" (transitions of the best episodes), "binary" (those episodes), "quality"
-    fine_tunes: bool = False  # starts from BC's parameters instead of from scratch
-    importance_weighted: bool = False
-
-
-METHODS = {
-    "bc": Method("everything"),
-    "filtered-bc": Method("filtered"),
-    "sft": Method("binary", fine_tunes=True),
-    "iw-sft": Method("binary", fine_tunes=True, importance_weighted=True),
-    "sft-q": Method("quality", fine_tunes=True),
-    "iw-sft-q": Method("quality", fine_tunes=True, importance_weighted=True),
-}
+PASS_CHUNK = 4096  # rows of one forward pass that stay in cache
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
     """Hyper-parameters of policy training, the same for all methods and tasks."""
 
-    hidden: tuple[int, ...] = (256, 256, 256)
-    batch_size: int = 256
-    bc_steps: int = 20_000
+    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256, 256)
+    batch_size: Annotated[int, POSITIVE] = 256
+    bc_steps: Annotated[int, POSITIVE] = 20_000
     """Gradient steps of bc and filtered-bc."""
-    bc_learning_rate: float = 1e-3
-    fine_tune_steps: int = 5_000
+    bc_learning_rate: Annotated[float, POSITIVE] = 1e-3
+    fine_tune_steps: Annotated[int, POSITIVE] = 5_000
     """Gradient steps of sft, iw-sft, sft-q and iw-sft-q, from the run's own BC policy."""
-    fine_tune_learning_rate: float = 3e-4
+    fine_tune_learning_rate: Annotated[float, POSITIVE] = 3e-4
     length_weighted: bool = True
     """A unit counts by its length, as in log p(tau) = sum_t log pi; otherwise by the mean over t (released code)."""
-    average_decay: float = 0.999
+    average_decay: Annotated[float, SHARE] = 0.999
     """The policy that is evaluated is the exponential average of the parameters, for all of these methods alike."""
 
 
+class Kind(NamedTuple):
+    """One of the six methods."""
+
+    curation: str  # "everything", "filtered" (transitions of the best episodes), "binary" (those episodes), "quality"
+    fine_tunes: bool = False  # starts from BC's parameters instead of from scratch
+    importance_weighted: bool = False
+
+
+KINDS = {
+    "bc": Kind("everything"),
+    "filtered-bc": Kind("filtered"),
+    "sft": Kind("binary", fine_tunes=True),
+    "iw-sft": Kind("binary", fine_tunes=True, importance_weighted=True),
+    "sft-q": Kind("quality", fine_tunes=True),
+    "iw-sft-q": Kind("quality", fine_tunes=True, importance_weighted=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedConfig:
+    """The groups of hyper-parameters that the six methods share; of bc and filtered-bc, which start from scratch."""
+
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
+    curation: CurationConfig = dataclasses.field(default_factory=CurationConfig)
+    whole_trajectory: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of the method."""
+        return self.policy.bc_steps
+
+    @property
+    def learning_rate(self) -> float:
+        """Decays to zero over all steps (cosine)."""
+        return self.policy.bc_learning_rate
+
+    @property
+    def average_decay(self) -> float:
+        """Of the exponential average of the parameters that is evaluated."""
+        return self.policy.average_decay
+
+
+class FineTuningConfig(SupervisedConfig):
+    """The same of the methods that start from BC."""
+
+    @property
+    def steps(self) -> int:
+        return self.policy.fine_tune_steps
+
+    @property
+    def learning_rate(self) -> float:
+        return self.policy.fine_tune_learning_rate
+
+
+class Demonstrations(NamedTuple):
+    """Rows of states and actions: (N, O), (N, A)."""
+
+    observations: Any
+    actions: Any
+
+
+class Own(NamedTuple):
+    """What is a seed's own: (S, ...), in the loop without S."""
+
+    curated: Curated
+    start: Any = ()  # BC's parameters, for methods that fine-tune; they are also pi_ref
+    reference: Any = ()  # log pi_ref of all curated rows (R,), for weighted methods
+    cumulative: Any = ()  # running sum of the entries' weights (M,), for weighted methods
+
+
+class PolicyState(NamedTuple):
+    """Parameters, the lagging q of iw-SFT and the optimiser's state."""
+
+    policy: Any
+    lagged: Any
+    optimiser: Any
+
+
+def log_prob(config: SupervisedConfig, params: Any, batch: Demonstrations) -> jax.Array:
+    """log pi(a|s) of the rows of a batch, (B,): the door through which the objectives see the policy."""
+    policy = GaussianPolicy(config.policy.hidden, batch.actions.shape[-1])
+    return policy_log_prob(policy, params, batch.observations, batch.actions)
+
+
+@partial(jax.jit, static_argnums=0)
+def log_probs(config: SupervisedConfig, params: Any, rows: Demonstrations) -> jax.Array:
+    """:func:`log_prob` of any number of rows (R,), in cache-sized chunks, one pass."""
+    n = rows.actions.shape[0]
+    padding = ((0, -n % PASS_CHUNK), (0, 0))
+    chunks = Demonstrations(*(jnp.pad(x, padding).reshape(-1, PASS_CHUNK, x.shape[1]) for x in rows))
+    return jax.lax.map(lambda chunk: log_prob(config, params, chunk), chunks).reshape(-1)[:n]
+
+
 def curate(
-    config: CurationConfig, method: str, source: str | None, data: Dataset, values: Values | None
-) -> tuple[curation.Curated, np.ndarray | None]:
-    """The multiset of units that ``method`` samples from, and the scores behind it (None where all data count)."""
-    kind = METHODS[method].curation
+    config: CurationConfig, kind: Kind, quality: str | None, data: Dataset, values: Values | None
+) -> tuple[Curated, np.ndarray | None]:
+    """The multiset of units that a method samples from, and the scores behind it (None where all data count).
+
+    Args:
+        quality: "q" or "return", for kinds that curate by quality.
+        values: the learned Q and V of every transition, (N,) each, for quality "q".
+    """
     transitions, episodes = curation.transition_units(data), curation.episode_units(data)
-    if kind == "everything":
+    if kind.curation == "everything":
         return curation.curate(curation.everything(len(data.rewards)), transitions), None
     scores = curation.episode_returns(data)
-    if kind == "quality":
-        if source == "return":
+    if kind.curation == "quality":
+        if quality == "return":
             return curation.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
         assert values is not None
         if config.q_unit == "transition":
@@ -67,7 +168,176 @@ def curate(
         scores = curation.episode_values(data, values[0])
         return curation.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
     best = curation.above(scores, config.filter_percentile)
-    if kind == "filtered":  # transitions of the best episodes, uniformly: long episodes count by their length
+    if kind.curation == "filtered":  # transitions of the best episodes, uniformly: long episodes count by their length
         rows = np.flatnonzero(np.isin(data.episode_of, best))
         return curation.curate(rows, transitions), scores
     return curation.curate(best, episodes), scores
+
+
+def prepare(kind: Kind, config: SupervisedConfig, inputs: Inputs) -> Prepared:
+    """States and actions; for every seed the curated set, BC's parameters and log pi_ref."""
+    data, artefacts = inputs.data, inputs.artefacts
+    values: list[Values | None] = [None]
+    if "critic" in artefacts:  # every seed has its own critic, so its own curated set
+        values = list(zip(artefacts["critic"].arrays["q"], artefacts["critic"].arrays["v"], strict=True))
+    found = [curate(config.curation, kind, inputs.quality, data, each) for each in values]
+    if len(found) == 1:  # one set that all seeds share
+        found *= len(inputs.seeds)
+    diagnostics = [{} if score is None else _diagnose(own, score) for own, score in found]
+    curated = [own for own, _ in found]
+    if config.policy.length_weighted and not kind.importance_weighted:
+        curated = [curation.by_transition(each) for each in curated]
+    shared = Demonstrations(jnp.asarray(data.observations), jnp.asarray(data.actions))
+    own = Own(jax.tree.map(jnp.asarray, curation.stack(curated)))
+    if kind.fine_tunes:
+        own = own._replace(start=jax.tree.map(jnp.asarray, artefacts["bc"].arrays["params"]))
+    if kind.importance_weighted:
+        own = own._replace(reference=_reference(config, own, shared))
+    return Prepared(shared, own, diagnostics)
+
+
+def _diagnose(curated: Curated, scores: np.ndarray) -> dict[str, Any]:
+    sizes = {k: int(getattr(curated, k).size) for k in ("entries", "starts", "rows")}
+    return {"curated": sizes, "scores": curation.summary(scores)}
+
+
+@partial(jax.jit, static_argnums=0)
+def _reference(config: SupervisedConfig, own: Own, shared: Demonstrations) -> jax.Array:
+    def of_seed(start: Any, curated: Curated) -> jax.Array:
+        return log_probs(config, start, Demonstrations(*(x[curated.rows] for x in shared)))
+
+    return over_seeds(of_seed, own.start, own.curated)
+
+
+def create(config: SupervisedConfig, observation_dim: int, action_dim: int, key: jax.Array) -> PolicyState:
+    """Fresh parameters from ``key``."""
+    params = GaussianPolicy(config.policy.hidden, action_dim).init(key, jnp.zeros((1, observation_dim)))
+    return PolicyState(params, params, _optimiser(config).init(params))
+
+
+def _optimiser(config: SupervisedConfig) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+
+
+def from_bc(config: SupervisedConfig, state: PolicyState, data: Prepared) -> PolicyState:
+    """Training, q and pi_ref begin at BC's parameters."""
+    return PolicyState(data.own.start, data.own.start, state.optimiser)
+
+
+def refresh(config: SupervisedConfig, state: PolicyState, data: Prepared) -> tuple[Prepared, dict[str, jax.Array]]:
+    """The importance weights of the curated set by the present q, as running sums to draw by; and their figures."""
+    own, curated = data.own, data.own.curated
+    ratios = log_probs(config, state.lagged, data.shared.rows(curated.rows)) - own.reference
+    log_ratio = objectives.unit_means(ratios, curated.unit_of_row, curated.lengths)
+    weights = objectives.importance_weights(config.importance, log_ratio)
+    sizes = curated.lengths if config.policy.length_weighted else jnp.ones_like(curated.lengths)
+    per_entry = (weights * sizes)[curated.entries]
+    cumulative = jnp.cumsum(jnp.where(jnp.arange(per_entry.shape[0]) < curated.size, per_entry, 0.0))
+    return data._replace(own=own._replace(cumulative=cumulative)), {
+        "effective_sample_size": objectives.effective_sample_size(weights),
+        "mean_log_ratio": log_ratio.mean(),
+        "max_weight": weights.max(),
+        "weight_histogram": objectives.weight_histogram(config.importance, weights),
+    }
+
+
+def sample(config: SupervisedConfig, data: Prepared, key: jax.Array) -> Demonstrations:
+    """A batch of rows from the curated units, in proportion to their weights where there are any."""
+    own = data.own
+    cumulative = None if isinstance(own.cumulative, tuple) else own.cumulative
+    return data.shared.rows(curation.draw(config.policy.batch_size, own.curated, cumulative, key))
+
+
+def update(
+    config: SupervisedConfig, state: PolicyState, batch: Demonstrations, key: jax.Array
+) -> tuple[PolicyState, dict[str, jax.Array]]:
+    """One gradient step on -mean log pi(a|s); q follows."""
+    value, grad = jax.value_and_grad(partial(objectives.loss, partial(log_prob, config)))(state.policy, batch)
+    change, optimiser = _optimiser(config).update(grad, state.optimiser)
+    policy = optax.apply_updates(state.policy, change)
+    lagged = optax.incremental_update(policy, state.lagged, 1 - config.importance.lag)
+    return PolicyState(policy, lagged, optimiser), {"loss": value}
+
+
+# --- the released code's whole trajectories ---------------------------------------------------------------------------
+
+
+def _released_start(config: SupervisedConfig, state: PolicyState, data: Prepared) -> PolicyState:
+    start = data.own.start
+    return PolicyState(start, start, released.optimiser(config.steps).init(start))
+
+
+def _released_update(
+    config: SupervisedConfig, state: PolicyState, batch: released.Trajectories, key: jax.Array
+) -> tuple[PolicyState, dict[str, jax.Array]]:
+    return released.update(partial(log_prob, config), config.steps, state, batch)
+
+
+# --- the records -----------------------------------------------------------------------------------------------------
+
+
+def trial(config: Any) -> Any:
+    """A configuration for a trial of seconds."""
+    p = config.policy
+    shorter = dataclasses.replace(p, bc_steps=min(p.bc_steps, 500), fine_tune_steps=min(p.fine_tune_steps, 200))
+    return dataclasses.replace(config, policy=shorter)
+
+
+def record(kind: Kind, config: SupervisedConfig) -> dict[str, Any]:
+    """The settings that a method's own work depends on."""
+    fine_tuning = ("fine_tune_steps", "fine_tune_learning_rate", "length_weighted")
+    cloning = ("bc_steps", "bc_learning_rate")
+    left_out = cloning if kind.fine_tunes else fine_tuning
+    found: dict[str, Any] = {
+        "policy": {k: v for k, v in dataclasses.asdict(config.policy).items() if k not in left_out}
+    }
+    if kind.curation != "everything":
+        found["curation"] = dataclasses.asdict(config.curation)
+    if kind.importance_weighted:
+        found |= {"importance": dataclasses.asdict(config.importance), "whole_trajectory": config.whole_trajectory}
+    return found
+
+
+def _method(name: str, stream: int, published: Published | None = None) -> Method:
+    kind = KINDS[name]
+    method = Method(
+        name=name,
+        config=FineTuningConfig if kind.fine_tunes else SupervisedConfig,
+        prepare=partial(prepare, kind),
+        create=create,
+        sample=sample,
+        update=update,
+        random_update=False,
+        warm_start=from_bc if kind.fine_tunes else fresh,
+        refresh=refresh if kind.importance_weighted else as_it_is,
+        call_steps=(lambda c: c.importance.refresh_every) if kind.importance_weighted else (lambda c: CALL_STEPS),
+        stream=stream,
+        option=None,
+        by_quality=kind.curation == "quality",
+        dependencies=lambda quality: ("bc",) * kind.fine_tunes + ("critic",) * (quality == "q"),
+        quick=trial,
+        record=partial(record, kind),
+        seconds=1.5,
+        published=published,
+    )
+    if not kind.importance_weighted:
+        return method
+    whole = dataclasses.replace(
+        method,
+        sample=released.sample,
+        update=_released_update,
+        warm_start=_released_start,
+        refresh=as_it_is,
+        call_steps=lambda config: 1,
+    )
+    return dataclasses.replace(method, variant=lambda config: whole if config.whole_trajectory else None)
+
+
+METHODS = (
+    _method("bc", 0, Published("BC", (18.1, 36.6, 26.0))),
+    _method("filtered-bc", 2, Published("BC 10%", (75.9, 40.6, 62.5))),
+    _method("sft", 3, Published("SFT", (79.0, 35.1, 58.8))),
+    _method("iw-sft", 4),
+    _method("sft-q", 5, Published("SFT(Q)", (84.9, 39.3, 66.2), "return")),
+    _method("iw-sft-q", 6, Published("iw-SFT(Q)", (85.0, 40.9, 75.8), "return")),
+)

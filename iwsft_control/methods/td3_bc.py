@@ -17,37 +17,39 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iwsft_control.datasets import transitions
-from iwsft_control.datasets.transitions import CriticData
+from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+from iwsft_control.datasets.transitions import Transitions, transitions
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.learning import temporal_difference
+from iwsft_control.learning.gradient import adam, descend
+from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import TwinCritic, first_critic
-from iwsft_control.networks.policies import DeterministicPolicy
+from iwsft_control.networks.policies import DeterministicPolicy, Exported
 
 
 @dataclasses.dataclass(frozen=True)
 class TD3Config:
     """What every method on TD3's schedule has; the values are TD3+BC's."""
 
-    steps: int = 200_000
+    steps: Annotated[int, POSITIVE] = 200_000
     """Gradient steps of the critics (paper: 1M; chosen by results/curves); the policy takes one in ``policy_delay``."""
-    batch_size: int = 256
-    learning_rate: float = 3e-4
-    discount: float = 0.99
-    target_rate: float = 0.005
-    hidden: tuple[int, ...] = (256, 256)
-    policy_delay: int = 2
-    noise: float = 0.2
+    batch_size: Annotated[int, POSITIVE] = 256
+    learning_rate: Annotated[float, POSITIVE] = 3e-4
+    discount: Annotated[float, SHARE] = 0.99
+    target_rate: Annotated[float, SHARE] = 0.005
+    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
+    policy_delay: Annotated[int, POSITIVE] = 2
+    noise: Annotated[float, NOT_NEGATIVE] = 0.2
     """Standard deviation of the smoothing noise on target actions."""
-    noise_clip: float = 0.5
-    average_decay: float = 0.0
+    noise_clip: Annotated[float, NOT_NEGATIVE] = 0.5
+    average_decay: Annotated[float, SHARE] = 0.0
     """Of the exponential average of the policy's parameters that is evaluated; 0: the last parameters."""
 
 
@@ -55,7 +57,7 @@ class TD3Config:
 class TD3BCConfig(TD3Config):
     """Hyper-parameters."""
 
-    alpha: float = 2.5
+    alpha: Annotated[float, NOT_NEGATIVE] = 2.5
     """Weight of the Q-function against behaviour cloning."""
 
 
@@ -75,13 +77,12 @@ def normalisation(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return data.observations.mean(axis=0), data.observations.std(axis=0) + np.float32(1e-3)
 
 
-def prepare(config: TD3BCConfig, data: Dataset) -> CriticData:
+def prepare(config: TD3BCConfig, inputs: Inputs) -> Prepared:
     """Transitions with normalised observations, rewards as they are."""
-    mean, std = normalisation(data)
-    raw = transitions.transitions(data)
-    return raw._replace(
-        observations=(raw.observations - mean) / std, next_observations=(raw.next_observations - mean) / std
-    )
+    mean, std = normalisation(inputs.data)
+    raw = transitions(inputs.data)
+    observations, next_observations = ((x - mean) / std for x in (raw.observations, raw.next_observations))
+    return Prepared(raw._replace(observations=observations, next_observations=next_observations))
 
 
 def create(config: TD3BCConfig, observation_dim: int, action_dim: int, key: jax.Array) -> TD3State:
@@ -103,7 +104,7 @@ def create_td3(
     policy_key, critic_key = jax.random.split(key)
     observation, action = jnp.zeros((1, observation_dim)), jnp.zeros((1, action_dim))
     policy, critic = policy_net.init(policy_key, observation), critic_net.init(critic_key, observation, action)
-    optimiser = temporal_difference.adam(config.learning_rate)
+    optimiser = adam(config.learning_rate)
     optimisers = (optimiser.init(policy), optimiser.init(critic))
     return TD3State(policy, policy, critic, critic, optimisers, jnp.zeros((), jnp.int32))
 
@@ -114,17 +115,17 @@ def smoothed_actions(config: TD3Config, actions: jax.Array, key: jax.Array) -> j
     return jnp.clip(actions + jnp.clip(noise, -config.noise_clip, config.noise_clip), -1.0, 1.0)
 
 
-def critic_loss(config: TD3BCConfig, critic: Any, state: TD3State, batch: CriticData, key: jax.Array) -> jax.Array:
+def critic_loss(config: TD3BCConfig, critic: Any, state: TD3State, batch: Transitions, key: jax.Array) -> jax.Array:
     """E[sum_i (r + gamma (1 - d) min_j Q'_j(s', a') - Q_i(s, a))^2] with a smoothed target action."""
     net = TwinCritic(config.hidden)
     target_policy = DeterministicPolicy(config.hidden, batch.actions.shape[-1])
     next_actions = smoothed_actions(config, target_policy.apply(state.policy_target, batch.next_observations), key)
     next_q = net.apply(state.target, batch.next_observations, next_actions).min(axis=0)
     q = net.apply(critic, batch.observations, batch.actions)
-    return temporal_difference.temporal_difference_loss(config.discount, q, next_q, batch)
+    return temporal_difference_loss(config.discount, q, next_q, batch)
 
 
-def policy_loss(config: TD3BCConfig, policy: Any, critic: Any, batch: CriticData) -> jax.Array:
+def policy_loss(config: TD3BCConfig, policy: Any, critic: Any, batch: Transitions) -> jax.Array:
     """-lambda E[Q_1(s, pi(s))] + E[(pi(s) - a)^2] (eq. 3), lambda = alpha / E|Q_1(s, pi(s))| (eq. 5)."""
     actions = DeterministicPolicy(config.hidden, batch.actions.shape[-1]).apply(policy, batch.observations)
     q = first_critic(config.hidden, critic, batch.observations, actions)
@@ -141,15 +142,15 @@ def update_td3(
         critic_loss: of (config, critic, state, batch, key).
         policy_loss: of (config, policy, critic, batch).
     """
-    optimiser = temporal_difference.adam(config.learning_rate)
-    q_loss, grad = jax.value_and_grad(partial(critic_loss, config))(state.critic, state, batch, key)
-    change, critic_optimiser = optimiser.update(grad, state.optimisers[1])
-    critic = optax.apply_updates(state.critic, change)
+    optimiser = adam(config.learning_rate)
+    critic, critic_optimiser, q_loss = descend(
+        partial(critic_loss, config), optimiser, state.critic, state.optimisers[1], state, batch, key
+    )
 
     def move(state: TD3State):
-        loss, grad = jax.value_and_grad(partial(policy_loss, config))(state.policy, critic, batch)
-        change, policy_optimiser = optimiser.update(grad, state.optimisers[0])
-        policy = optax.apply_updates(state.policy, change)
+        policy, policy_optimiser, loss = descend(
+            partial(policy_loss, config), optimiser, state.policy, state.optimisers[0], critic, batch
+        )
         policy_target = optax.incremental_update(policy, state.policy_target, config.target_rate)
         target = optax.incremental_update(critic, state.target, config.target_rate)
         return policy, policy_target, target, policy_optimiser, loss
@@ -167,11 +168,25 @@ def update_td3(
 update = partial(update_td3, critic_loss, policy_loss)
 
 
-def policy(config: TD3BCConfig, data: Dataset, parameters: Any) -> Any:
+def export(config: TD3BCConfig, data: Dataset, params: Any) -> Exported:
     """The policy with the normalisation (s - mean) / std folded into its first layer."""
     mean, std = normalisation(data)
-    layers = dict(parameters["params"]["net"])
+    layers = dict(params["params"]["net"])
     first = layers["Dense_0"]
     kernel = np.asarray(first["kernel"]) / std[:, None]
     layers["Dense_0"] = {"kernel": kernel, "bias": np.asarray(first["bias"]) - mean @ kernel}
-    return {"params": {"net": layers}}
+    return Exported({"params": {"net": layers}})
+
+
+METHOD = Method(
+    name="td3-bc",
+    config=TD3BCConfig,
+    prepare=prepare,
+    create=create,
+    update=update,
+    export=export,
+    stream=8,
+    sparse_logs=("policy_loss",),
+    seconds=2.5,
+    published=Published("TD3+BC", (60.9, 44.6, 81.8)),
+)

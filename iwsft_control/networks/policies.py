@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwsft_control.base import errors, files
+from iwsft_control.base import files
+from iwsft_control.base.errors import UserError, near
 from iwsft_control.networks.mlp import MLP, numpy_mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of the offline policies: iw-SFT's released code
-
-
 SAC_LOG_STD_MIN, SAC_LOG_STD_MAX = -20.0, 2.0  # of SAC's policy: rlkit
 
 
@@ -73,30 +74,130 @@ class TanhGaussianPolicy(nn.Module):
         return mean, jnp.clip(log_std, SAC_LOG_STD_MIN, SAC_LOG_STD_MAX)
 
 
-def greedy(params: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """The deterministic policy a = tanh(f(s)) of :class:`GaussianPolicy` parameters: (K, O) -> (K, A), float32."""
-    layers = jax.tree.map(np.asarray, params["params"]["net"])
-    return lambda observations: np.tanh(numpy_mlp(layers, observations))
-
-
-def load_policy(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
-    """The deterministic policy of a run, from the safetensors file beside its result.
-
-    Returns:
-        A function from observations (K, O) or (O,) to actions (K, A) or (A,) in [-1, 1].
-
-    Raises:
-        UserError: no such file, it is damaged, or it is not a policy of this project.
-    """
-    arrays, _ = files.load_arrays(Path(path))
-    params = files.nest(arrays)
-    if not isinstance(params.get("params", {}).get("net"), dict):
-        raise errors.UserError(f"{path} does not hold a policy; give the .safetensors file beside a result.")
-    return greedy(params)
-
-
 def squash(mean: jax.Array, log_std: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Actions a = tanh(mean + std noise) (..., A) and log pi(a|s) (...), the Jacobian of tanh in its stable form."""
     u = mean + jnp.exp(log_std) * noise
     log_jacobian = 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
     return jnp.tanh(u), gaussian_log_prob(mean, log_std, u) - log_jacobian.sum(-1)
+
+
+# --- policies that act ---------------------------------------------------------------------------------------------
+# In NumPy: the batches of a rollout are too small and too varied for a device call.
+
+
+class Policy(Protocol):
+    """Something that acts on a batch of environments, possibly with a memory and at random."""
+
+    def initial(self, n: int) -> Any:
+        """The memory of n environments at the start of their episodes: a pytree of arrays (n, ...); () for none."""
+        ...
+
+    def act(self, carry: Any, observations: np.ndarray, key: np.random.Generator) -> tuple[np.ndarray, Any]:
+        """Observations (K, O) float32 to actions (K, A) in [-1, 1] and the memory (K, ...) after them.
+
+        Args:
+            carry: memory of the K environments; rows are left out as episodes end.
+            key: source of randomness of these environments alone.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TanhMLP:
+    """a = tanh(f(s)): what a :class:`DeterministicPolicy` does, and a :class:`GaussianPolicy` by its mean."""
+
+    layers: Mapping[str, Any]
+
+    def initial(self, n: int) -> Any:
+        return ()
+
+    def act(
+        self, carry: Any, observations: np.ndarray, key: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, Any]:
+        return self(observations), carry
+
+    def __call__(self, observations: np.ndarray) -> np.ndarray:
+        """Observations (K, O) or (O,) to actions (K, A) or (A,)."""
+        return np.tanh(numpy_mlp(self.layers, observations))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledTanhGaussian:
+    """a = tanh(u), u ~ N(mu(s), diag(sigma(s)^2)): a :class:`TanhGaussianPolicy` that samples, as SAC explores."""
+
+    layers: Mapping[str, Any]
+
+    def initial(self, n: int) -> Any:
+        return ()
+
+    def act(self, carry: Any, observations: np.ndarray, key: np.random.Generator) -> tuple[np.ndarray, Any]:
+        mean, log_std = np.split(numpy_mlp(self.layers, observations), 2, axis=-1)
+        noise = key.standard_normal(mean.shape, np.float32)
+        std = np.exp(np.clip(log_std, SAC_LOG_STD_MIN, SAC_LOG_STD_MAX))
+        return np.tanh(mean + std * noise).astype(np.float32), carry
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionPolicy:
+    """A plain function from observations (K, O) to actions (K, A) as a :class:`Policy`; it must be thread-safe."""
+
+    function: Callable[[np.ndarray], np.ndarray]
+
+    def initial(self, n: int) -> Any:
+        return ()
+
+    def act(self, carry: Any, observations: np.ndarray, key: np.random.Generator) -> tuple[np.ndarray, Any]:
+        return self.function(observations), carry
+
+
+def as_policy(policy: Policy | Callable[[np.ndarray], np.ndarray]) -> Policy:
+    """A policy as it is, a plain function as a :class:`FunctionPolicy`."""
+    return policy if hasattr(policy, "act") else FunctionPolicy(policy)  # type: ignore[arg-type, return-value]
+
+
+class Exported(NamedTuple):
+    """A trained policy as it is kept: arrays, and what tells how they act."""
+
+    params: Any
+    kind: str = "tanh-mlp"
+    layout: Mapping[str, Any] = MappingProxyType({})  # further facts that JSON can hold
+
+
+def _layers(params: Any) -> Mapping[str, Any]:
+    return jax.tree.map(np.asarray, params["params"]["net"])
+
+
+# How each kind of policy is made of its parameters and layout. A method with a kind of its own adds it here.
+KINDS: dict[str, Callable[[Any, Mapping[str, Any]], Policy]] = {
+    "tanh-mlp": lambda params, layout: TanhMLP(_layers(params)),
+    "sampled-tanh-gaussian": lambda params, layout: SampledTanhGaussian(_layers(params)),
+}
+
+
+def make(exported: Exported) -> Policy:
+    """The policy that acts by exported parameters.
+
+    Raises:
+        UserError: no such kind of policy.
+    """
+    if exported.kind not in KINDS:
+        raise UserError(f"unknown kind of policy {exported.kind!r}: {near(exported.kind, list(KINDS))}")
+    return KINDS[exported.kind](exported.params, exported.layout)
+
+
+def load_policy(path: str | Path) -> Any:
+    """The policy of a run, from the safetensors file beside its result.
+
+    Returns:
+        A :class:`Policy`. Those of the methods here may also be called: observations (K, O) or (O,) to actions (K, A)
+        or (A,) in [-1, 1].
+
+    Raises:
+        UserError: no such file, it is damaged, or it is not a policy of this project.
+    """
+    arrays, metadata = files.load_arrays(Path(path))
+    params, described = files.nest(arrays), metadata.get("policy", {})
+    kind = described.get("kind", "tanh-mlp")  # files of version 0.1.0 name none
+    if kind == "tanh-mlp" and not isinstance(params.get("params", {}).get("net"), dict):
+        raise UserError(f"{path} does not hold a policy; give the .safetensors file beside a result.")
+    return make(Exported(params, kind, described.get("layout", {})))

@@ -18,8 +18,6 @@ from iwsft_control.envs.batch import D4RLBatch
 from iwsft_control.reconstruction import sac
 
 ITERATION_STEPS = 1000  # rlkit's num_expl_steps_per_train_loop
-
-
 ROLLOUT_LANES = 40  # environments that share them, each for 25,000 steps
 
 
@@ -62,21 +60,19 @@ class Run:
         policy = jax.tree.map(np.asarray, self.learner.policy)
         only, record = np.arange(1), self.record
         observation = self._reset(rng)
-        length = 0
         for t in range(start, stop):
             action = sac.act(policy, observation, rng.standard_normal(self.batch.action_dim, np.float32))
             record["qpos"][t], record["qvel"][t] = (x[0] for x in self.batch.state(only))
-            next_observation, reward, terminated = self.batch.step(only, action[None])
+            next_observation, reward, terminated, truncated = self.batch.step(only, action[None])
             record["observations"][t], record["actions"][t] = observation, action
             record["next_observations"][t], record["rewards"][t] = next_observation[0], reward[0]
             record["terminations"][t] = terminated[0]
-            length += 1
-            cut = length == self.batch.max_steps or t == stop - 1
+            cut = truncated[0] or t == stop - 1
             record["truncations"][t] = cut and not terminated[0]
             observation = next_observation[0]
             if terminated[0] or cut:
                 record["final_qpos"][t], record["final_qvel"][t] = (x[0] for x in self.batch.state(only))
-                observation, length = self._reset(rng), 0
+                observation = self._reset(rng)
         self.steps = stop
         self._learn(start, stop, iteration)
 
@@ -167,7 +163,6 @@ def rollout(
     everyone = np.arange(lanes)
     columns: dict[str, list[np.ndarray]] = {}
     observations = batch.reset(rng.integers(2**31, size=lanes).tolist())
-    length = np.zeros(lanes, int)
     for t in range(steps):
         noise_shape = (lanes, batch.action_dim)
         if policy is None:
@@ -175,9 +170,8 @@ def rollout(
         else:
             actions = sac.act(policy, observations, rng.standard_normal(noise_shape, np.float32))
         qpos, qvel = batch.state(everyone)
-        next_observations, rewards, terminated = batch.step(everyone, actions)
-        length += 1
-        truncated = ((length == batch.max_steps) | (t == steps - 1)) & ~terminated
+        next_observations, rewards, terminated, truncated = batch.step(everyone, actions)
+        truncated = (truncated | (t == steps - 1)) & ~terminated
         final_qpos, final_qvel = batch.state(everyone)
         row = {
             "observations": observations,
@@ -198,7 +192,6 @@ def rollout(
         ended = np.flatnonzero(terminated | truncated)
         for i in ended:
             observations[i] = batch.reset_one(int(i), int(rng.integers(2**31)))
-        length[ended] = 0
         if t % 100 == 99 or t == steps - 1:
             progress(lanes * (t % 100 + 1))
     # Environment by environment, so that episodes are whole.

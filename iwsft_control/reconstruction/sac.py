@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from iwsft_control.datasets.transitions import Transitions
-from iwsft_control.learning.temporal_difference import adam
+from iwsft_control.learning.gradient import adam
 from iwsft_control.networks.mlp import TwinCritic, numpy_mlp
 from iwsft_control.networks.policies import SAC_LOG_STD_MAX, SAC_LOG_STD_MIN, TanhGaussianPolicy, squash
 
@@ -46,8 +46,6 @@ class SACState(NamedTuple):
 
 
 HIDDEN_BIAS = 0.1  # rlkit's initial bias of hidden layers
-
-
 POLICY_LAST_LAYER, CRITIC_LAST_LAYER = 1e-3, 3e-3  # rlkit's bounds of the last layers' initial weights and biases
 
 

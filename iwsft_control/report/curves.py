@@ -13,7 +13,8 @@ from iwsft_control.base import files
 from iwsft_control.benchmark import results
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import evaluation
-from iwsft_control.networks.policies import greedy
+from iwsft_control.networks import policies
+from iwsft_control.networks.policies import Exported
 from iwsft_control.report import figures
 
 FIRST_RESET_SEED = 3_000_000  # no result uses these
@@ -33,10 +34,10 @@ def begin(task: str, method: str, seed: int, config: Mapping[str, Any], data: Da
     }
 
 
-def score(record: Mapping[str, Any], parameters: Any, data: Dataset) -> tuple[float, float]:
+def score(record: Mapping[str, Any], exported: Exported, data: Dataset) -> tuple[float, float]:
     """Mean normalised score of a policy over the curve's episodes, and its standard error."""
     returns = evaluation.evaluate(
-        greedy(parameters), data.environment, record["episodes"], first_seed=FIRST_RESET_SEED, threads=1
+        policies.make(exported), data.environment, record["episodes"], first_seed=FIRST_RESET_SEED, threads=1
     )
     return results.score(np.asarray(returns), data.ref_min_score, data.ref_max_score)
 

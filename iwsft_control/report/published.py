@@ -1,39 +1,29 @@
-"""Scores as published, for the column beside ours."""
+"""Scores as published, for the column beside ours.
+
+D4RL normalised scores on medium-replay-v2: BC to IQL are the columns of Kostrikov et al. 2022 (IQL) as Qin &
+Springenberg 2025 reprint them, SFT, SFT(Q) and iw-SFT(Q) are theirs (no spread given), ReBRAC is Tarasov et al. 2023.
+All of them on D4RL's own data, with mujoco-py. A method's own scores stand in its record; here are those of methods
+that the suite does not have, and the order.
+"""
 
 from __future__ import annotations
 
-# D4RL normalised scores on medium-replay-v2, as published: BC to IQL are the columns of Kostrikov et al. 2022 (IQL) as
-# Qin & Springenberg 2025 reprint them, SFT, SFT(Q) and iw-SFT(Q) are theirs (no spread given), ReBRAC is Tarasov et
-# al. 2023. All of them on D4RL's own data, with mujoco-py.
+from iwsft_control.learning.method import Published
+from iwsft_control.methods import registry
+
 PUBLISHED_TASKS = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+OTHERS = (Published("DT", (82.7, 36.6, 66.6)), Published("OneStep", (97.5, 38.1, 49.5)))
+ORDER = ("BC", "BC 10%", "SFT", "SFT(Q)", "iw-SFT(Q)", "DT", "AWAC", "OneStep", "TD3+BC", "CQL", "IQL", "ReBRAC")
 
 
-PUBLISHED = {
-    "BC": (18.1, 36.6, 26.0),
-    "BC 10%": (75.9, 40.6, 62.5),
-    "SFT": (79.0, 35.1, 58.8),
-    "SFT(Q)": (84.9, 39.3, 66.2),
-    "iw-SFT(Q)": (85.0, 40.9, 75.8),
-    "DT": (82.7, 36.6, 66.6),
-    "AWAC": (37.2, 40.5, 27.0),
-    "OneStep": (97.5, 38.1, 49.5),
-    "TD3+BC": (60.9, 44.6, 81.8),
-    "CQL": (95.0, 45.5, 77.2),
-    "IQL": (94.7, 44.2, 73.9),
-    "ReBRAC": (98.1, 51.0, 77.3),
-}
+def published() -> dict[str, tuple[float, float, float]]:
+    """Every published column: its label and scores on :data:`PUBLISHED_TASKS`."""
+    own = [m.published for m in registry.every().values() if m.published is not None]
+    found = {column.label: column.scores for column in (*own, *OTHERS)}
+    return {label: found[label] for label in sorted(found, key=lambda x: ORDER.index(x) if x in ORDER else len(ORDER))}
 
 
-# The rows here that mean what a published column means (the paper's quality is the return).
-PUBLISHED_AS = {
-    ("bc", None): "BC",
-    ("filtered-bc", None): "BC 10%",
-    ("sft", None): "SFT",
-    ("sft-q", "return"): "SFT(Q)",
-    ("iw-sft-q", "return"): "iw-SFT(Q)",
-    ("iql", None): "IQL",
-    ("td3-bc", None): "TD3+BC",
-    ("awac", None): "AWAC",
-    ("cql", None): "CQL",
-    ("rebrac-tuned", None): "ReBRAC",  # its published scores are tuned per task
-}
+def published_as(method: str, quality: str | None) -> tuple[float, float, float] | None:
+    """The published scores that mean what a row here means (the paper's quality is the return)."""
+    column = registry.every()[method].published if method in registry.every() else None
+    return column.scores if column is not None and column.quality == quality else None

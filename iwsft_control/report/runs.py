@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwsft_control.base import errors
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, near
 from iwsft_control.benchmark.results import RunResult, read
-from iwsft_control.benchmark.settings import NAMES, by_quality
 from iwsft_control.datasets.types import describe_origin
+from iwsft_control.methods import registry
 from iwsft_control.report import statistics
 from iwsft_control.report.published import PUBLISHED_TASKS
 from iwsft_control.report.statistics import Estimate
@@ -135,19 +134,20 @@ def parse_row(text: str) -> Row:
     Raises:
         UserError: no such method.
     """
-    method, _, source = text.partition(" by ")
-    if method not in NAMES:
-        raise UserError(f"unknown method {method!r}: {errors.near(method, list(NAMES))}")
-    has_quality = by_quality(method)
-    if source not in (("", "q", "return") if has_quality else ("",)):
+    method, _, quality = text.partition(" by ")
+    if method not in registry.names():
+        raise UserError(f"unknown method {method!r}: {near(method, list(registry.names()))}")
+    has_quality = registry.get(method).by_quality
+    if quality not in (("", "q", "return") if has_quality else ("",)):
         raise UserError(
-            f"{method} does not take {source!r}; say {method}" + (" by q or by return." if has_quality else ".")
+            f"{method} does not take {quality!r}; say {method}" + (" by q or by return." if has_quality else ".")
         )
-    return Row(method, (source or "q") if has_quality else None)
+    return Row(method, (quality or "q") if has_quality else None)
 
 
 def _all_rows() -> list[Row]:
-    return [Row(method, source) for method in NAMES for source in (("return", "q") if by_quality(method) else (None,))]
+    qualities = {name: ("return", "q") if registry.get(name).by_quality else (None,) for name in registry.names()}
+    return [Row(method, quality) for method, each in qualities.items() for quality in each]
 
 
 def strata(report: Report, row: Row) -> list[np.ndarray]:

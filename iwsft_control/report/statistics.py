@@ -15,11 +15,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-
-
 RESAMPLES = 2000
-
-
 SEED = 0  # of the bootstrap, so that a table can be made again byte for byte
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.report import statistics
-from iwsft_control.report.published import PUBLISHED, PUBLISHED_AS, PUBLISHED_TASKS
+from iwsft_control.report.published import PUBLISHED_TASKS, published, published_as
 from iwsft_control.report.runs import Report, Row, _tasks_of, differences, overall, short, strata, titles
 from iwsft_control.report.statistics import Estimate
 
@@ -116,7 +116,7 @@ def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, t
 
 
 def _published_as(row: Row, datasets: Sequence[str], tasks_of: Mapping[str, str]) -> str:
-    values = PUBLISHED.get(PUBLISHED_AS.get((row.method, row.quality), ""))
+    values = published_as(row.method, row.quality)
     if values is None:
         return "-"
     places = [PUBLISHED_TASKS.index(tasks_of[d]) if tasks_of[d] in PUBLISHED_TASKS else None for d in datasets]
@@ -146,7 +146,7 @@ def _published(report: Report) -> Section | None:
     text = "Single numbers as published, on D4RL's own data in mujoco-py's physics."
     if "reconstruction" in ours_are:
         text += " The scores above are on reconstructions: other data, so the two are not comparable number by number."
-    rows = [[name, *(f"{values[i]:.1f}" for _, i in columns)] for name, values in PUBLISHED.items()]
+    rows = [[name, *(f"{values[i]:.1f}" for _, i in columns)] for name, values in published().items()]
     title = _published_title(ours_are).capitalize()
     return Section(title, text, ["method", *(short(d) for d, _ in columns)], rows)
 

@@ -1,0 +1,32 @@
+"""``iwsft``: all commands under one name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "run": "train methods on a data set and score them",
+    "sweep": "tasks x methods x seeds",
+    "table": "result files to tables and figures",
+    "collect": "reconstruct D4RL's locomotion data",
+    "d4rl": "bring D4RL's own data into the local Minari root",
+}
+
+
+def main() -> None:
+    """Hand over to the sub-command; it has a --help of its own."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        lines = [f"  {command:<8} {what}" for command, what in COMMANDS.items()]
+        print("usage: iwsft COMMAND [OPTIONS]", *lines, "iwsft COMMAND --help tells the options of one.", sep="\n")
+        return
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"iwsft {name}", *sys.argv[2:]]
+    importlib.import_module(f"iwsft_control.{name}").cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The suite from Python: load a task's data, train a method, evaluate a policy.
+
+    import iwsft_control as iwsft
+
+    data = iwsft.load("hopper-medium-replay")
+    runs = iwsft.train("iw-sft-q", data, seeds=[0, 1])
+    print([run.result.normalised_score for run in runs])
+    returns = iwsft.evaluate(runs[0].policy, data, episodes=10)
+
+The command line does the same with the same numbers; what either has finished the other finds in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from iwsft_control.base.console import cache_compiled_programs
+from iwsft_control.base.errors import require
+from iwsft_control.base.files import cache_home
+from iwsft_control.benchmark import checks, export, jobs, settings, stages
+from iwsft_control.benchmark.perform import Report, perform, silent
+from iwsft_control.benchmark.results import RunResult
+from iwsft_control.benchmark.store import Store
+from iwsft_control.datasets.load import load as _load
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.envs import evaluation
+from iwsft_control.envs.tasks import parse_task
+from iwsft_control.methods import registry
+from iwsft_control.networks import policies
+from iwsft_control.networks.policies import Exported, Policy
+
+
+class Run(NamedTuple):
+    """One trained and evaluated run."""
+
+    result: RunResult
+    """Scores, episode returns, settings and provenance, as in a result file."""
+    policy: Policy
+    """What was evaluated; call it with observations (K, O) or (O,) for actions in [-1, 1]."""
+
+
+def load(task: str | None = None, dataset: str | None = None, reference_scores: tuple[float, float] | None = None):
+    """The data set of a task, or any in the local Minari root, as flat arrays.
+
+    Args:
+        task: for instance "hopper-medium-replay"; D4RL's own data if imported, else the embedded reconstruction.
+        dataset: a Minari id, in place of or beside a task.
+        reference_scores: returns that score 0 and 100, for a data set that declares none.
+
+    Returns:
+        A :class:`~iwsft_control.datasets.types.Dataset`.
+
+    Raises:
+        UserError: no such task or data set, or it is damaged.
+    """
+    require(task is not None or dataset is not None, "name a task or a data set.")
+    return _load(parse_task(task) if task else None, dataset, reference_scores)
+
+
+def train(
+    method: str,
+    data: Dataset,
+    seeds: Sequence[int] = (0,),
+    *,
+    quality: str = "q",
+    quick: bool = False,
+    store: Path | None = None,
+    report: Report = silent,
+    **configs: Any,
+) -> list[Run]:
+    """Train a method on a data set and evaluate it, for every seed.
+
+    Args:
+        method: name of a method; :func:`method_names` lists them.
+        data: what :func:`load` gave.
+        quality: "q" or "return": what scores the data, for sft-q and iw-sft-q.
+        quick: a trial of seconds, never a score.
+        store: folder of finished stages; by default that of the command line.
+        report: told of every loop before it begins; what it returns is told the steps as they are done.
+        configs: configurations in place of the defaults, by their group of options: ``iql=IQLConfig(beta=1.0)``.
+
+    Raises:
+        UserError: an unknown method, a setting out of its bounds, or a run that failed by its own numbers.
+    """
+    checks.check_methods([method])
+    checks.check_seeds(tuple(seeds))
+    require(quality in ("q", "return"), f"quality must be 'q' or 'return', not {quality!r}.")
+    unknown = sorted(set(configs) - set(settings.defaults()))
+    require(not unknown, f"no such group of options: {', '.join(unknown)}.")
+    cache_compiled_programs()
+    chosen = settings.validate(settings.make(quick, **configs))
+    kept, task = Store(store or cache_home() / "stages"), data.task
+    runs = []
+    for group in jobs.groups(tuple(seeds)):
+        stage = stages.method_stage(method, quality, group, chosen, task)
+        artefact = perform(stage, data, kept, report)
+        inputs = kept.inputs(stage, data)
+        assert inputs is not None
+        described = artefact.record["policy"]
+        for s, result in enumerate(export.run_results(stage, data, task, inputs, artefact)):
+            params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays["params"])
+            runs.append(Run(result, policies.make(Exported(params, described["kind"], described["layout"]))))
+    return runs
+
+
+def evaluate(
+    policy: Policy | Callable[[np.ndarray], np.ndarray], data: Dataset | str, episodes: int = evaluation.EPISODES
+) -> np.ndarray:
+    """Undiscounted return of every evaluation episode, (episodes,), on the suite's fixed reset seeds.
+
+    Args:
+        policy: of a run, or a function from observations (K, O) to actions (K, A) in [-1, 1].
+        data: a data set, (its environment is used) or a Gymnasium id.
+
+    Raises:
+        PolicyError: an action is not finite or outside [-1, 1].
+    """
+    return evaluation.evaluate(policy, data if isinstance(data, str) else data.environment, episodes)
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of all methods."""
+    return registry.names()

@@ -1,0 +1,65 @@
+"""What can be checked before anything is trained: methods, seeds, and that a data set can be evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from iwsft_control.base.console import console
+from iwsft_control.base.errors import UserError, require
+from iwsft_control.datasets.types import Dataset, describe_origin
+from iwsft_control.envs.batch import make_batch
+from iwsft_control.envs.tasks import Task
+from iwsft_control.methods import registry
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Refuse unknown, repeated and no methods.
+
+    Raises:
+        UserError: in these cases; unknown names list the near ones.
+    """
+    for method in methods:
+        known = registry.get(method)
+        require(known.export is not None, f"{method} has no policy to evaluate; name a method that has one.")
+    require(len(set(methods)) == len(methods) > 0, "name one or more different methods.")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse repeated, negative and no seeds.
+
+    Raises:
+        UserError: in these cases.
+    """
+    require(len(set(seeds)) == len(seeds) > 0, "name one or more different seeds.")
+    require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
+
+
+def check_environment(task: Task | None, data: Dataset) -> None:
+    """Make sure that a data set can be evaluated before anything is trained on it.
+
+    Raises:
+        UserError: it is another environment's than the task's, or its environment cannot be made or does not fit.
+    """
+    if task is not None and data.origin != "Minari":
+        require(
+            data.env_id == task.environment.env_id,
+            f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
+        )
+    try:
+        batch = make_batch(data.environment, 1)
+    except Exception as error:  # whatever Gymnasium or an environment's package raises
+        raise UserError(
+            f"the environment {data.env_id} of {data.id} cannot be made ({error}); install the package it comes from."
+        ) from error
+    require(
+        (batch.observation_dim, batch.action_dim) == (data.observations.shape[1], data.actions.shape[1]),
+        f"{data.id} does not have the observations and actions of {data.env_id}; choose another data set.",
+    )
+
+
+def describe(data: Dataset) -> None:
+    """Print which data set is used and what it is."""
+    console.print(
+        f"data: {data.id} ({describe_origin(data.origin)}), {len(data.rewards):,} transitions, "
+        f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in {data.env_id}"
+    )

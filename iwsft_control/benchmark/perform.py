@@ -1,0 +1,99 @@
+"""The work of a stage: prepare, train, evaluate, keep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from iwsft_control.benchmark import results, stages
+from iwsft_control.benchmark.stages import Stage
+from iwsft_control.benchmark.store import Store
+from iwsft_control.datasets.types import Dataset
+from iwsft_control.envs import evaluation
+from iwsft_control.learning import loop
+from iwsft_control.learning.method import Artefact, Inputs
+from iwsft_control.methods import registry
+from iwsft_control.networks import policies
+from iwsft_control.networks.policies import Exported
+
+QUICK_EPISODES = 5
+
+Report = Callable[[str, int], Callable[[int], None]]  # (what, its steps) -> advance(steps done)
+
+
+def silent(what: str, steps: int) -> Callable[[int], None]:
+    """A :data:`Report` to nobody."""
+    return lambda done: None
+
+
+def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, threads: int | None = None) -> Artefact:
+    """The artefact of a stage: the one that the store keeps, or a new one.
+
+    Args:
+        data: what it learns from.
+        report: told of every loop before it begins; what it returns is told the steps as they are done.
+        threads: of evaluation; all cores by default.
+
+    Raises:
+        PolicyError: a trained policy answers with something that is not an action.
+        DivergedError: a parameter or a loss is no longer finite.
+        UserError: the store cannot be written.
+    """
+    found = store.read(stage, data)
+    if found is not None:
+        return found
+    inputs = {name: perform(each, data, store, report, threads) for name, each in stages.dependencies(stage).items()}
+    with store.alone(stage, data):
+        found = store.read(stage, data)  # made by another process while this one waited
+        if found is not None:
+            return found
+        config, snapshot = stage.config, store.snapshot(stage, data)
+        method = registry.get(stage.method)
+        method = method.variant(config) or method
+        prepared = method.prepare(config, Inputs(data, inputs, stage.quality, stage.seeds))
+        advance = report(stage.method, config.steps)
+        trained = loop.train(method, config, prepared, stage.seeds, advance, snapshot=snapshot)
+        record: dict[str, Any] = {"logs": trained.logs, "seconds": {stage.method: round(snapshot.seconds, 3)}}
+        if method.export is not None:
+            exported = export(method.export, config, data, trained.policy)
+            arrays = {"params": jax.tree.map(lambda *x: np.stack(x), *(each.params for each in exported))}
+            began = time.perf_counter()
+            record |= {
+                "returns": evaluate(stage, data, exported, report, threads),
+                "diagnostics": list(prepared.diagnostics) or [{} for _ in stage.seeds],
+                "policy": {"kind": exported[0].kind, "layout": dict(exported[0].layout)},
+            }
+            record["seconds"][f"{stage.method} evaluation"] = round(time.perf_counter() - began, 3)
+        else:
+            assert method.values is not None
+            arrays = method.values(config, data, trained.state)
+            record["seconds"][stage.method] = round(snapshot.seconds, 3)
+        made = Artefact(jax.tree.map(np.asarray, arrays), record | results.provenance())
+        store.write(stage, data, made)
+        snapshot.remove()
+    return made
+
+
+def export(export: Callable[..., Exported], config: object, data: Dataset, params: object) -> list[Exported]:
+    """The policy of every seed from parameters (S, ...)."""
+    seeds = jax.tree.leaves(params)[0].shape[0]
+    return [export(config, data, jax.tree.map(lambda x, s=s: np.asarray(x[s]), params)) for s in range(seeds)]
+
+
+def evaluate(
+    stage: Stage, data: Dataset, exported: list[Exported], report: Report, threads: int | None
+) -> list[list[float]]:
+    """Episode returns of every seed's policy."""
+    episodes = QUICK_EPISODES if stage.settings.quick else evaluation.EPISODES
+    advance = report(f"{stage.method} evaluation", episodes * len(stage.seeds))
+    returns = []
+    for seed, each in zip(stage.seeds, exported, strict=True):
+        name = f"{stage.name} (seed {seed})"
+        policy = policies.make(each)
+        found = evaluation.evaluate(policy, data.environment, episodes, name=name, threads=threads, on_lane=advance)
+        returns.append(found.tolist())
+    return returns

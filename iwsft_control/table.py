@@ -1,0 +1,92 @@
+"""``python -m iwsft_control.table``: result files to tables and figures.
+
+    python -m iwsft_control.table                                  # results/sweep -> results/
+    python -m iwsft_control.table my/runs --out my/table --baseline sft-q --focus iw-sft-q
+
+Writes table.md, table.tex, table.csv, scores.json (rliable's layout), report.html and figures/. From the same files it
+writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from iwsft_control.base import console
+from iwsft_control.base.files import atomic_path
+from iwsft_control.benchmark import results
+from iwsft_control.report import figures, formats
+from iwsft_control.report import runs as grouped
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig:
+    """Which results, and what to compare them with."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results/sweep"),)
+    """Folders (or single files) of results, ours or yours."""
+    out: Path = Path("results")
+    """Folder of the tables and figures."""
+    baseline: str = "bc"
+    """Every method is compared with this one: a method, or "sft-q by return"."""
+    focus: str = "iw-sft-q"
+    """This method is compared with every other."""
+    run: Path | None = None
+    """Result file of the run whose training is drawn; by default the first of --focus."""
+    quick: bool = False
+    """Make a table of trial runs (--quick), marked as such."""
+
+
+def main(config: TableConfig) -> None:
+    """Read, check, compare and write."""
+    baseline, focus = grouped.parse_row(config.baseline), grouped.parse_row(config.focus)
+    runs = grouped.find(config.folders, config.quick)
+    table = grouped.collect(runs, baseline, focus, grouped.find_failures(config.folders))
+    shown = results.read(config.run) if config.run else figures.pick(table, focus)
+    console.writable(config.out)
+    pages = {
+        "Scores": (figures.bars(table), "bars", "Mean over seeds, 95% t interval, and every seed."),
+        "Performance profile": (
+            figures.profiles(table),
+            "profile",
+            "Share of runs above a score, averaged over data sets; pointwise 95% band of a stratified bootstrap.",
+        ),
+        "What evaluation episodes buy": (
+            figures.budgets(table),
+            "budget",
+            "Score of the policy that is chosen among a method's seeds by its mean over n evaluation episodes, which "
+            "the policies share equally; 0 episodes: one at random.",
+        ),
+        "One run": (
+            figures.training(shown),
+            "training",
+            "Losses along training, effective sample size of the importance weights, and their distribution.",
+        ),
+    }
+    drawn = {
+        title: (figures.save(figure, config.out / "figures", name), caption)
+        for title, (figure, name, caption) in pages.items()
+    }
+    texts = {
+        "table.md": formats.to_markdown(table),
+        "table.tex": formats.to_latex(table),
+        "table.csv": formats.to_csv(table),
+        grouped.SCORES_FILE: formats.to_json(formats.to_rliable(table)),
+        "report.html": formats.to_html(table, drawn),
+    }
+    for name, text in texts.items():
+        with atomic_path(config.out / name) as path:
+            path.write_text(text)
+    console.console.print(f"{len(runs)} runs -> {', '.join(texts)} and figures in {config.out}")
+
+
+def cli() -> None:
+    """The command line."""
+    console.command(lambda: TableConfig, main, "python -m iwsft_control.table", __doc__)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,252 @@
+"""The house: rooms whose imports point one way, methods that are one file, and a door for other people's methods."""
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import iwsft_control
+from iwsft_control import run
+from iwsft_control.__main__ import COMMANDS, main
+from iwsft_control.base import bounds
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import results, settings, store
+from iwsft_control.benchmark.stages import Stage, method_stage
+from iwsft_control.datasets import minari_files
+from iwsft_control.learning.method import Method
+from iwsft_control.methods import registry
+from tests.conftest import make_data, make_episodes
+from tests.test_run import ID, config, small
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "iwsft_control"
+XQL = ROOT / "experiments" / "xql.py"
+# From the ground up: a room imports from itself and from those before it.
+ROOMS = ("base", "networks", "envs", "datasets", "learning", "reconstruction", "methods", "benchmark", "report")
+
+
+def imports(path):
+    """Modules of the package that a file imports, as parts: ("learning", "loop")."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "iwsft_control":
+            parts = tuple(node.module.split(".")[1:])
+            yield from [parts] if parts else [(alias.name,) for alias in node.names]
+
+
+def test_imports_point_one_way():
+    rooms = sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").is_file())
+    assert rooms == sorted(ROOMS)
+    for i, room in enumerate(ROOMS):
+        for path in (PACKAGE / room).glob("*.py"):
+            for parts in imports(path):
+                assert parts[0] in ROOMS[: i + 1], f"{room}/{path.name} imports {'.'.join(parts)}"
+
+
+def test_no_two_modules_of_a_room_import_each_other():
+    paths = {p.relative_to(PACKAGE).with_suffix("").parts: p for p in PACKAGE.rglob("*.py")}
+    graph = {name: {d for d in imports(path) if d in paths} for name, path in paths.items()}
+    done, open_ = set(), []
+
+    def visit(name):
+        assert name not in open_, f"a circle: {[*open_, name]}"
+        if name not in done:
+            open_.append(name)
+            for other in graph[name]:
+                visit(other)
+            done.add(open_.pop())
+
+    for name in graph:
+        visit(name)
+
+
+def test_objectives_know_nothing_of_policies():
+    assert {parts[0] for parts in imports(PACKAGE / "learning/objectives.py")} <= {"base"}
+
+
+def test_there_is_one_training_loop():
+    """Only SAC's replay, which grows while it trains, has a loop of its own."""
+    scans = [p for p in PACKAGE.rglob("*.py") if "lax.scan" in p.read_text()]
+    assert {p.name for p in scans} == {"loop.py", "sac.py"}
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_method_is_a_whole_record(name):
+    method = registry.get(name)
+    assert {"steps", "batch_size", "average_decay"} - set(dir(method.config())) <= {"batch_size"}
+    assert method.seconds > 0
+    assert json.dumps(method.record(method.config()))
+    assert method.quick(method.config()).steps < method.config().steps
+    file = Path(sys.modules[method.config.__module__].__file__)
+    assert file.parent == PACKAGE / "methods"
+
+
+def test_random_streams_stay_what_they_were():
+    """Seeds would move otherwise: published rows were drawn from these."""
+    names = "bc critic filtered-bc sft iw-sft sft-q iw-sft-q iql td3-bc awac cql rebrac rebrac-tuned".split()
+    assert [registry.get(name).random_stream for name in names] == list(range(13))
+
+
+def test_bounds_stand_with_every_number():
+    """A hyper-parameter that is a number has bounds beside it, so that nonsense is refused."""
+    for group, value in settings.defaults().items():
+        if dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                number = getattr(value, field.name)
+                numbers = number if isinstance(number, tuple) else (number,)
+                if all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers):
+                    broken = tuple(-1 for _ in numbers) if isinstance(number, tuple) else -1
+                    with pytest.raises(UserError, match=f"--{group}".replace("_", "-")):
+                        bounds.check(dataclasses.replace(value, **{field.name: broken}), group)
+
+
+def closure(name):
+    return {p.relative_to(PACKAGE).as_posix() for p in store.code_of(Stage(name, None, (0,), settings.make()))}
+
+
+def test_a_stage_depends_on_the_code_it_runs_and_on_no_other():
+    ours = {f"methods/{p.name}" for p in (PACKAGE / "methods").glob("*.py")}
+    assert closure("iql") & ours == {"methods/iql.py", "methods/critic.py"}
+    assert closure("rebrac") & ours == {"methods/rebrac.py", "methods/td3_bc.py"}
+    assert closure("bc") & ours == {"methods/supervised.py", "methods/released.py"}
+    for name in registry.names():
+        assert closure(name) >= {"learning/loop.py", "envs/evaluation.py", "envs/physics.py", "envs/batch.py"}
+        assert not any(
+            p.startswith(("benchmark", "report", "base")) or p.endswith("registry.py") for p in closure(name)
+        )
+    assert "envs/evaluation.py" not in closure("critic")
+    assert "learning/objectives.py" in closure("sft") - closure("iql")
+
+
+@pytest.fixture
+def without_others(monkeypatch):
+    """The registry as it was, after a test has added to it."""
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    monkeypatch.setattr(registry, "_files", [])
+    yield
+    for name in [n for n in sys.modules if n.startswith("iwsft_method_")]:
+        del sys.modules[name]
+
+
+def test_another_method_changes_no_stored_stage(without_others):
+    data = make_data()
+    before = {n: store.key(method_stage(n, "q", (0,), settings.make(), ""), data) for n in ("bc", "iql", "iw-sft-q")}
+    registry.load_file(XQL)
+    assert "xql" in registry.names()
+    after = {n: store.key(method_stage(n, "q", (0,), settings.make(), ""), data) for n in before}
+    assert after == before
+
+
+def test_the_example_method_learns(without_others):
+    """XQL, one file outside the package: its Gumbel loss has the log-mean-exp as its minimiser."""
+    registry.load_file(XQL)
+    module = sys.modules["iwsft_method_xql"]
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal(4000)
+    slope = jax.grad(lambda v: module.gumbel_loss(q - v, 0.5, clip=50.0).mean())
+    best = 0.5 * np.log(np.exp(q / 0.5).mean())
+    assert float(slope(best)) == pytest.approx(0.0, abs=1e-6)
+    assert float(slope(best - 0.1)) < -1e-4 and float(slope(best + 0.1)) > 1e-4
+
+
+def test_the_example_method_runs_from_its_file(tmp_path, without_others):
+    small()
+    options = {"hidden": (16,), "steps": 20, "batch_size": 16}
+    registry.load_file(XQL)
+    own = sys.modules["iwsft_method_xql"].XQLConfig(**options)
+    wider = settings.with_options(run.RunOptions)
+    base = {f.name: getattr(config(tmp_path), f.name) for f in dataclasses.fields(config(tmp_path))}
+    run.main(wider(**base | {"method": ("xql",), "xql": own, "method_file": (XQL,)}))
+    (path,) = (tmp_path / "results").rglob("*.json")
+    result = results.read(path)
+    assert result.method == "xql" and result.config["hidden"] == [16]
+    assert len(result.episode_returns) == 5
+
+
+def test_the_command_line_knows_the_options_of_a_method_file():
+    command = [sys.executable, "-m", "iwsft_control.run", "--method-file", str(XQL), "--method", "xql"]
+    answer = subprocess.run(
+        [*command, "--xql.beta", "-1", "--env", "hopper-medium-replay"], capture_output=True, text=True
+    )
+    assert answer.returncode == 2
+    assert "--xql.beta must be positive, not -1.0" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "holds no METHOD"),
+        ("1/0", "ZeroDivisionError"),
+        ("METHOD = 3", "does not hold a Method record"),
+        ("from iwsft_control.methods.iql import METHOD", "there is a method 'iql' already"),
+    ],
+)
+def test_method_files_that_are_none(tmp_path, text, sentence, without_others):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        registry.load_file(tmp_path / "mine.py")
+    assert "iwsft_method_mine" not in sys.modules or sentence != "ZeroDivisionError"
+
+
+def test_a_method_that_takes_anothers_stream_is_refused(without_others):
+    twin = dataclasses.replace(registry.get("iql"), name="iql2", stream=7)
+    with pytest.raises(UserError, match="random stream of 'iql'"):
+        registry.add([twin], "here")
+    registry.add([dataclasses.replace(twin, stream=None)], "here")
+    assert isinstance(registry.get("iql2"), Method)
+
+
+def test_the_python_api(tmp_path):
+    """The ten lines of the README, on small data."""
+    small()
+    data = iwsft_control.load(dataset=ID)
+    policy = settings.make()["policy"]
+    own = dataclasses.replace(policy, hidden=(16,), bc_steps=20, batch_size=16)
+    runs = iwsft_control.train("bc", data, seeds=[0, 1], quick=True, policy=own, store=tmp_path / "stages")
+    assert [r.result.seed for r in runs] == [0, 1]
+    returns = iwsft_control.evaluate(runs[0].policy, data, episodes=5)
+    np.testing.assert_array_equal(returns, runs[0].result.episode_returns)
+    assert runs[0].policy(np.zeros(11, np.float32)).shape == (3,)
+    assert "iw-sft-q" in iwsft_control.method_names()
+    with pytest.raises(UserError, match="did you mean iw-sft-q"):
+        iwsft_control.train("iw-sftq", data)
+    with pytest.raises(UserError, match="no such group of options: icl"):
+        iwsft_control.train("bc", data, icl=own)
+    with pytest.raises(UserError, match="name a task or a data set"):
+        iwsft_control.load()
+
+
+def test_the_command_iwsft(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["iwsft"])
+    main()
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+    monkeypatch.setattr(sys, "argv", ["iwsft", "rum"])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 2
+    monkeypatch.setattr(sys, "argv", ["iwsft", "run", "--env", "hoper"])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 2
+    assert "unknown task 'hoper'" in capsys.readouterr().err
+
+
+def test_simulator_states_reach_training():
+    scores = {"ref_min_score": 0, "ref_max_score": 1}
+    minari_files.write_minari("test/hopper/states-v0", make_episodes((30, 5, 17)), "d4rl/Hopper-v2", scores)
+    data = iwsft_control.load(dataset="test/hopper/states-v0")
+    for _ in range(2):  # the second time from the cache
+        states = data.states()
+        np.testing.assert_allclose(states.qpos[:, 1:], data.observations[:, :5])
+        np.testing.assert_allclose(np.clip(states.qvel, -10, 10), data.observations[:, 5:])
+        data = iwsft_control.load(dataset="test/hopper/states-v0")
+    bare = make_episodes((30,), states=False)
+    minari_files.write_minari("test/hopper/bare-v0", bare, "d4rl/Hopper-v2", scores)
+    with pytest.raises(UserError, match="holds no simulator states"):
+        iwsft_control.load(dataset="test/hopper/bare-v0").states()

@@ -1,0 +1,131 @@
+"""The pool of candidates and their acceptance: portraits, the rule, and the command from replay to choice."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from iwsft_control import accept, collect
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import settings
+from iwsft_control.datasets import facts
+from iwsft_control.envs import tasks
+from iwsft_control.methods import iql, td3_bc
+from iwsft_control.methods.supervised import PolicyConfig
+from iwsft_control.reconstruction import acceptance, pool, sac
+from tests.conftest import SHARED, make_episodes
+
+TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16))
+HOPPER = tasks.ENVIRONMENTS["hopper"]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Replays of 3,000 steps by a small learner; reference methods of a few steps."""
+    monkeypatch.setattr(collect, "SAC_CONFIGS", dict.fromkeys(collect.SAC_CONFIGS, TINY))
+    monkeypatch.setattr(pool.sac, "SACConfig", lambda **changes: dataclasses.replace(TINY, **changes))
+    short = {k: dataclasses.replace(v, transitions=3000) for k, v in facts.D4RL_MEDIUM_REPLAY.items()}
+    monkeypatch.setattr(facts, "D4RL_MEDIUM_REPLAY", short)
+
+
+def test_the_portrait_of_known_episodes():
+    episodes = make_episodes((1000, 10, 30, 20))
+    p = acceptance.portrait(episodes, None)
+    returns = [episodes.rewards[a:b].sum() for a, b in zip(episodes.starts[:-1], episodes.starts[1:], strict=True)]
+    assert (p.transitions, p.episodes, p.full_length) == (1060, 4, 1)
+    assert p.best_length == 1000 and p.best_return == pytest.approx(max(returns), rel=1e-5)
+    assert p.last_tenth == pytest.approx(returns[-1], rel=1e-5)
+    assert p.length_quantiles == pytest.approx(np.percentile([1000, 10, 30, 20], acceptance.QUANTILES))
+    assert p.state_shift is None and p.state_spread is None
+
+
+def test_the_distance_of_states():
+    """Zero from its own moments; one shift of a standard deviation and one doubled spread are seen as such."""
+    episodes = make_episodes((30, 5, 17))
+    rows = np.concatenate([np.arange(31)[:-1], 31 + np.arange(5), 37 + np.arange(17)])
+    states = episodes.observations[rows].astype(np.float64)
+    mean, std = states.mean(axis=0), states.std(axis=0)
+    own = facts.StateMoments(tuple(mean), tuple(std))
+    assert acceptance.state_distance(episodes, own) == pytest.approx((0.0, 0.0), abs=1e-6)
+    moved, half = mean.copy(), std.copy()
+    moved[0] -= std[0]
+    half[1] /= 2
+    shift, spread = acceptance.state_distance(episodes, facts.StateMoments(tuple(moved), tuple(half)))
+    assert shift == pytest.approx(1 / math.sqrt(11), rel=1e-5)
+    assert spread == pytest.approx(math.log(2) / math.sqrt(11), rel=1e-5)
+
+
+def test_the_published_moments_are_those_at_hand():
+    path = SHARED / "d4rl" / "medium_replay_state_stats.json"
+    if not path.is_file():
+        pytest.skip(f"no published moments to compare with: {path} is not there (it is not part of the repository)")
+    for name, moments in json.loads(path.read_text()).items():
+        ours = facts.D4RL_MEDIUM_REPLAY_STATES[name]
+        np.testing.assert_allclose(ours.mean, moments["mean"], rtol=1e-3)
+        np.testing.assert_allclose(ours.std, moments["std"], rtol=1e-3)
+
+
+def test_distances_from_what_is_published():
+    assert accept.distance("bc", 25.0, "hopper") == 0.0
+    assert accept.distance("bc", 39.8, "hopper") == pytest.approx(1.0)
+    assert accept.distance("td3-bc", 45.9, "hopper") == pytest.approx(1.0)
+    scores = {"bc": [20.0, 30.0], "filtered-bc": [50.4, 50.4]}
+    assert accept.behaviour_distance(scores, "hopper") == pytest.approx(1.0)
+    p = acceptance.portrait(make_episodes((30,)), None)
+    good = dataclasses.replace(p, mean=467.3, max=3000.0, state_shift=0.3, state_spread=0.15)
+    assert accept.portrait_distance(good, HOPPER) == pytest.approx(2 / 3, rel=1e-6)
+    assert accept.portrait_distance(dataclasses.replace(good, max=2500.0), HOPPER) == math.inf
+    for environment, published in accept.PUBLISHED.items():
+        assert set(published) == set(accept.TOLERANCE), environment
+
+
+def test_a_pool_is_made_kept_and_read(tiny, tmp_path, capsys):
+    arguments = {"env": "hopper-medium-replay", "updates_per_step": 0.02, "work": tmp_path}
+    collect.main(collect.CollectConfig(seeds=(3,), **arguments))
+    collect.main(collect.CollectConfig(seeds=(3, 4), **arguments))
+    printed = capsys.readouterr().out
+    assert "D4RL" in printed and "state shift" in printed
+    first, second = pool.read(tmp_path, "hopper")
+    assert (first.name, second.name) == ("seed3-u0.02", "seed4-u0.02")
+    assert first.portrait.transitions == 3000 and first.sha256 != second.sha256
+    assert len(pool.load_episodes(tmp_path, HOPPER, first).rewards) == 3000
+    with pytest.raises(UserError, match="another replay than the portrait"):
+        pool.load_episodes(tmp_path, HOPPER, dataclasses.replace(first, sha256="0"))
+    (tmp_path / "hopper-seed9-u1.json").write_text("{}")
+    with pytest.raises(UserError, match="not a candidate's portrait"):
+        pool.read(tmp_path, "hopper")
+    with pytest.raises(UserError, match="--seeds is for medium-replay"):
+        collect.main(collect.CollectConfig("hopper-expert", seeds=(1,)))
+
+
+def test_from_candidates_to_a_choice(tiny, tmp_path, monkeypatch, capsys):
+    """Every step of the rule, on replays and methods so small that nothing is learned."""
+    work, out = tmp_path / "work", tmp_path / "out"
+    collect.main(collect.CollectConfig("hopper-medium-replay", seeds=(0, 1), updates_per_step=0.02, work=work))
+    small = {"hidden": (8,), "batch_size": 16, "steps": 20}
+    made = settings.make(
+        policy=PolicyConfig(hidden=(8,), bc_steps=20, batch_size=16),
+        iql=iql.IQLConfig(**small),
+        td3_bc=td3_bc.TD3BCConfig(**small),
+    )
+    monkeypatch.setattr(settings, "make", lambda: made)
+    monkeypatch.setattr(accept, "portrait_distance", lambda portrait, environment: portrait.mean)
+    config = accept.AcceptConfig("hopper-medium-replay", work, seeds=(200,), second=1, out=out, workers=1)
+    accept.main(config)
+    record = json.loads((out / "hopper-medium-replay.json").read_text())
+    assert set(record["scores"]) == {"seed0-u0.02", "seed1-u0.02"}
+    tried = {name: set(found) for name, found in record["scores"].items()}
+    assert sorted(map(len, tried.values())) == [2, 4]  # only the nearer one meets IQL and TD3+BC
+    assert record["chosen"] == next(name for name, found in tried.items() if len(found) == 4)
+    assert not record["accepted"]
+    assert len(list((out / "pool").glob("hopper-seed*.json"))) == 2
+    assert "the nearest, but not accepted" in capsys.readouterr().out
+    for changes, sentence in (
+        ({"candidates": ("seed7-u1",)}, "no candidate seed7-u1"),
+        ({"work": tmp_path / "empty"}, "no candidates in"),
+        ({"env": "ant-medium-replay"}, "--env must be a medium-replay task"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            accept.main(dataclasses.replace(config, **changes))
