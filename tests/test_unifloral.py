@@ -12,7 +12,7 @@ import pytest
 from experiments.bench import unifloral
 from iwsft_control.base.errors import UserError
 
-DATA = unifloral.rebrac.ReBRACData(
+DATA = unifloral.rebrac.FollowedTransitions(
     *(jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32) for shape in ((9, 4), (9, 2), (9,))),
     jnp.zeros((9, 4)),
     jnp.zeros(9),

@@ -81,7 +81,7 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
 
     Args:
         checkout: folder of a clone.
-        data: ReBRACData: the transitions and the data's next actions.
+        data: FollowedTransitions: the transitions and the data's next actions.
         steps: critic steps of the whole training, which its learning rates may depend on.
         settings: of its ``Args``, in place of its own.
 

@@ -46,6 +46,26 @@ def scaled_transitions(data: Dataset) -> Transitions:
     return transitions(data)._replace(rewards=jnp.asarray(data.rewards * np.float32(reward_scale(data))))
 
 
+class FollowedTransitions(NamedTuple):
+    """:class:`Transitions` with the data's next action: (N, O), (N, A), (N,), (N, O), (N,), (N, A), (N,)."""
+
+    observations: Any
+    actions: Any
+    rewards: Any
+    next_observations: Any
+    terminations: Any
+    next_actions: Any
+    has_next: Any  # 1.0 where the episode goes on in the data
+
+
+def with_next_actions(rows: Transitions, data: Dataset) -> FollowedTransitions:
+    """Transitions of a data set, each with the next action of its episode."""
+    has_next = np.ones(len(data.rewards), np.float32)
+    has_next[data.starts[1:] - 1] = 0.0
+    following = np.roll(data.actions, -1, axis=0)
+    return FollowedTransitions(*rows, next_actions=jnp.asarray(following), has_next=jnp.asarray(has_next))
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=("packed",), meta_fields=("kind", "shapes"))
 @dataclasses.dataclass(frozen=True)
 class Table:

@@ -21,15 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE
 from iwsft_control.base.errors import UserError
-from iwsft_control.datasets.transitions import transitions
+from iwsft_control.datasets.transitions import FollowedTransitions, transitions, with_next_actions
 from iwsft_control.learning.method import Inputs, Method, Prepared, Published
 from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.methods.td3_bc import TD3Config, TD3State, create_td3, smoothed_actions, update_td3
@@ -55,26 +54,9 @@ class ReBRACConfig(TD3Config):
     """beta_2: weight of the behaviour penalty in the critics' backup."""
 
 
-class ReBRACData(NamedTuple):
-    """:class:`critic.Transitions` with the data's next action: (N, O), (N, A), (N,), (N, O), (N,), (N, A), (N,)."""
-
-    observations: Any
-    actions: Any
-    rewards: Any
-    next_observations: Any
-    terminations: Any
-    next_actions: Any
-    has_next: Any  # 1.0 where the episode goes on in the data
-
-
 def prepare(config: ReBRACConfig, inputs: Inputs) -> Prepared:
     """Transitions, observations and rewards as they are, each with the next action of its episode."""
-    data = inputs.data
-    has_next = np.ones(len(data.rewards), np.float32)
-    has_next[data.starts[1:] - 1] = 0.0
-    following = np.roll(data.actions, -1, axis=0)
-    more = {"next_actions": jnp.asarray(following), "has_next": jnp.asarray(has_next)}
-    return Prepared(ReBRACData(*transitions(data), **more))
+    return Prepared(with_next_actions(transitions(inputs.data), inputs.data))
 
 
 def create(config: ReBRACConfig, observation_dim: int, action_dim: int, key: jax.Array) -> TD3State:
@@ -83,7 +65,9 @@ def create(config: ReBRACConfig, observation_dim: int, action_dim: int, key: jax
     return create_td3(policy, critic, config, observation_dim, action_dim, key)
 
 
-def critic_loss(config: ReBRACConfig, critic: Any, state: TD3State, batch: ReBRACData, key: jax.Array) -> jax.Array:
+def critic_loss(
+    config: ReBRACConfig, critic: Any, state: TD3State, batch: FollowedTransitions, key: jax.Array
+) -> jax.Array:
     """E[sum_i (r + gamma (1 - d) (min_j Q'_j(s', a') - beta_2 |a' - a'_data|^2) - Q_i(s, a))^2] (eq. 4)."""
     net = TwinCritic(config.hidden, layer_norm=True)
     target_policy = DeterministicPolicy(config.hidden, batch.actions.shape[-1])
@@ -94,7 +78,7 @@ def critic_loss(config: ReBRACConfig, critic: Any, state: TD3State, batch: ReBRA
     return temporal_difference_loss(config.discount, q, next_q, batch)
 
 
-def policy_loss(config: ReBRACConfig, policy: Any, critic: Any, batch: ReBRACData) -> jax.Array:
+def policy_loss(config: ReBRACConfig, policy: Any, critic: Any, batch: FollowedTransitions) -> jax.Array:
     """E[beta_1 |pi(s) - a|^2 - lambda min_i Q_i(s, pi(s))], lambda = 1 / E|min_i Q_i| (eq. 3)."""
     actions = DeterministicPolicy(config.hidden, batch.actions.shape[-1]).apply(policy, batch.observations)
     q = TwinCritic(config.hidden, layer_norm=True).apply(critic, batch.observations, actions).min(axis=0)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from iwsft_control.base.errors import UserError, near, require
 from iwsft_control.learning.method import Method
-from iwsft_control.methods import awac, cql, critic, iql, rebrac, supervised, td3_bc
+from iwsft_control.methods import awac, cql, critic, iql, one_step, rebrac, supervised, td3_bc
 
 OURS: tuple[Method, ...] = (
     critic.METHOD,
@@ -32,6 +32,8 @@ OURS: tuple[Method, ...] = (
     cql.METHOD,
     rebrac.METHOD,
     rebrac.TUNED_METHOD,
+    one_step.SARSA,
+    one_step.METHOD,
 )
 ENTRY_POINTS = "iwsft_control.methods"
 _methods: dict[str, Method] = {}

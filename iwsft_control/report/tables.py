@@ -97,11 +97,9 @@ def _scores(report: Report) -> Section:
 def updates(run: RunResult) -> str:
     """Gradient steps behind a run: its own and BC's, + the critic's where that scores the data."""
     config = run.config
-    if "steps" in config:  # a baseline
-        return f"{config['steps']:,}"
-    policy = config["policy"]
-    own = f"{policy['bc_steps'] + policy.get('fine_tune_steps', 0):,}"
-    return own + (f" + {config['critic']['steps']:,}" if "critic" in config else "")
+    policy = config.get("policy", {})
+    own = f"{config.get('steps', 0) + policy.get('bc_steps', 0) + policy.get('fine_tune_steps', 0):,}"
+    return own + "".join(f" + {config[critic]['steps']:,}" for critic in ("critic", "sarsa") if critic in config)
 
 
 def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:
