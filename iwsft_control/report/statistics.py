@@ -27,20 +27,24 @@ class Estimate(NamedTuple):
     high: float
 
 
-def mean_interval(scores: np.ndarray) -> Estimate:
-    """Mean of scores (n,) over seeds with Student's t interval.
+def mean_interval(scores: np.ndarray, comparisons: int = 1) -> Estimate:
+    """Mean of scores (n,) over seeds with Student's t interval; ``comparisons`` as in :func:`stratified_mean`.
 
     Raises:
         ValueError: no scores.
     """
-    return stratified_mean([scores])
+    return stratified_mean([scores], comparisons)
 
 
-def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
+def stratified_mean(strata: Sequence[np.ndarray], comparisons: int = 1) -> Estimate:
     """Mean over tasks of the mean over seeds, from one array of scores (n_k,) per task, with its t interval.
 
     Var = (1/K^2) sum_k s_k^2 / n_k; degrees of freedom (sum_k v_k)^2 / sum_k v_k^2 / (n_k - 1) with v_k = s_k^2 / n_k
     (Welch 1947, Satterthwaite 1946). For one task this is the ordinary t interval.
+
+    Args:
+        comparisons: of intervals that are read together, so that all of them cover the truth in 95% of repetitions
+            (Bonferroni): each is then of level 1 - 0.05 / ``comparisons``.
 
     Raises:
         ValueError: a task without scores.
@@ -54,7 +58,7 @@ def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
     if variances.sum() == 0:
         return Estimate(value, value, value)
     freedom = variances.sum() ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, strata, strict=True))
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variances.sum()) / len(strata)
+    half = stats.t.ppf(1 - (1 - LEVEL) / 2 / comparisons, freedom) * np.sqrt(variances.sum()) / len(strata)
     return Estimate(value, value - half, value + half)
 
 
