@@ -31,7 +31,8 @@ from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.benchmark.store import Store
 from iwsft_control.envs import tasks
 from iwsft_control.learning import loop
-from iwsft_control.learning.method import CALL_STEPS, Inputs
+from iwsft_control.learning.defaults import CALL_STEPS
+from iwsft_control.learning.method import Inputs
 from iwsft_control.methods import registry, supervised
 from iwsft_control.report import curves
 
@@ -58,7 +59,8 @@ class CurveConfig:
 def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
     checks.check_methods(config.methods)
-    possible = [name for name in registry.names() if registry.get(name).group is not None]
+    alone = {name: method for name, method in registry.every().items() if not method.dependencies(None)}
+    possible = [name for name in registry.names() if name in alone and alone[name].group is not None]
     require(set(config.methods) <= set(possible), f"--methods must be among {', '.join(possible)}.")
     require(config.every % CALL_STEPS == 0 < config.every, f"--every must be a multiple of {CALL_STEPS}.")
     console.writable(config.out)

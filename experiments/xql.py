@@ -64,7 +64,7 @@ def update(config: XQLConfig, state: IQLState, batch: Any, key: jax.Array) -> tu
     target = optax.incremental_update(q, old.target, config.target_rate)
     weighted = partial(iql.policy_loss, dataclasses.replace(config, beta=config.alpha))
     policy, policy_optimiser, loss = descend(
-        weighted, iql._optimiser(config), state.policy, state.optimiser, old.value, old.target, batch
+        weighted, iql.policy_optimiser(config), state.policy, state.optimiser, old.value, old.target, batch
     )
     critics = CriticState(q, target, value, (q_optimiser, value_optimiser))
     losses = {"critic_loss": q_loss, "value_loss": v_loss, "policy_loss": loss}

@@ -11,9 +11,10 @@ from typing import Any
 
 from iwsft_control.envs.physics import register
 
-__all__ = ["evaluate", "load", "load_policy", "method_names", "train"]
+__all__ = ["Recorder", "evaluate", "load", "load_policy", "method_names", "train"]
 
 _PLACES = dict.fromkeys(("evaluate", "load", "method_names", "train"), "iwsft_control.api")
+_PLACES["Recorder"] = "iwsft_control.envs.evaluation"
 _PLACES["load_policy"] = "iwsft_control.networks.policies"
 
 

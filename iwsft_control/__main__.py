@@ -10,6 +10,7 @@ COMMANDS = {
     "sweep": "tasks x methods x seeds",
     "table": "result files to tables and figures",
     "collect": "reconstruct D4RL's locomotion data",
+    "accept": "which candidate for a reconstruction behaves like D4RL's data",
     "d4rl": "bring D4RL's own data into the local Minari root",
 }
 

@@ -88,9 +88,9 @@ def behaviour_distance(scores: Mapping[str, Sequence[float]], environment: str) 
 
 
 def distance(method: str, score: Any, environment: str) -> float:
-    """Distance of a mean score from the published range, in units of the tolerance."""
+    """Distance of a mean score from the published range, in units of the tolerance; infinite for a failed run."""
     low, high = PUBLISHED[environment][method]
-    return float(max(low - score, score - high, 0.0) / TOLERANCE[method])
+    return math.inf if math.isnan(score) else float(max(low - score, score - high, 0.0) / TOLERANCE[method])
 
 
 def nearest(candidates: Sequence[Candidate], distances: Mapping[str, float], count: int) -> list[Candidate]:
@@ -128,9 +128,12 @@ def main(config: AcceptConfig) -> None:
     accepted = best is not None and all(distance(m, np.mean(s), environment.name) <= 1 for m, s in scores[best].items())
     record = {
         "task": task.name,
-        "portrait_distance": portraits,
-        "scores": scores,
-        "behaviour_distance": behaviour,
+        "portrait_distance": _finite(portraits),
+        "scores": {
+            name: {m: _finite(dict(zip(config.seeds, s, strict=True))) for m, s in each.items()}
+            for name, each in scores.items()
+        },
+        "behaviour_distance": _finite(behaviour),
         "chosen": best,
         "accepted": accepted,
         "seeds": config.seeds,
@@ -141,6 +144,11 @@ def main(config: AcceptConfig) -> None:
     if best is not None:
         verdict = "accepted: every score is within its tolerance" if accepted else "the nearest, but not accepted"
         console.console.print(f"chosen: {best} ({verdict})")
+
+
+def _finite(values: Mapping[Any, float]) -> dict[Any, float | None]:
+    """None for what is not finite: JSON has no word for it."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def behaviour_table(
@@ -174,7 +182,11 @@ def run_methods(
             scores = {"ref_min_score": environment.ref_min_score, "ref_max_score": environment.ref_max_score}
             episodes = pool.load_episodes(config.work, environment, each)
             minari_files.write_minari(name, episodes, environment.env_id, scores)
-        sources[DataSource(None, name)] = each.name
+        source = DataSource(None, name)
+        require(
+            source.load().sha256 == each.sha256, f"{name} holds another replay; delete it from {config.work}/minari."
+        )
+        sources[source] = each.name
     store, chosen = Store(config.work / "stages"), settings.make()
     wanted = [
         Job(source, stages.method_stage(method, "q", (seed,), chosen, task))
@@ -182,26 +194,32 @@ def run_methods(
         for source in sources
         for method in methods
     ]
-    found: dict[str, dict[str, list[float]]] = {name: {m: [] for m in methods} for name in sources.values()}
+    found: dict[str, dict[str, dict[int, float]]] = {name: {m: {} for m in methods} for name in sources.values()}
     with console.progress_bar() as bar:
         line = bar.add_task(", ".join(methods), total=len(wanted))
         workers = processes.Processes(store, lambda *event: None, min(config.workers, max(1, len(wanted))))
 
         def finished(job: Job, failure: Failure | None) -> None:
-            require(failure is None, f"{job.name} failed: {failure.error if failure else ''}")
             bar.advance(line)
+            if failure is not None:  # diverged, say: such a candidate is none
+                require(not failure.mistake, failure.error)
+                console.console.print(f"{job.name} failed: {failure.error}")
+                found[sources[job.source]][job.stage.method][job.stage.seeds[0]] = math.nan
+                return
             data = job.source.load()
             artefact = store.read(job.stage, data)
             assert artefact is not None
             score, _ = results.score(np.array(artefact.record["returns"][0]), data.ref_min_score, data.ref_max_score)
-            found[sources[job.source]][job.stage.method].append(score)
+            found[sources[job.source]][job.stage.method][job.stage.seeds[0]] = score
             console.console.print(f"{job.name}: {score:.1f}")
 
         try:
             jobs.execute(wanted, workers, store, lambda job: None, finished)
         finally:
             workers.close()
-    return found
+    return {
+        name: {m: [by_seed[s] for s in config.seeds] for m, by_seed in each.items()} for name, each in found.items()
+    }
 
 
 def cli() -> None:

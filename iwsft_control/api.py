@@ -29,6 +29,7 @@ from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets.load import load as _load
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import evaluation
+from iwsft_control.envs.evaluation import Recorder
 from iwsft_control.envs.tasks import parse_task
 from iwsft_control.methods import registry
 from iwsft_control.networks import policies
@@ -44,7 +45,9 @@ class Run(NamedTuple):
     """What was evaluated; call it with observations (K, O) or (O,) for actions in [-1, 1]."""
 
 
-def load(task: str | None = None, dataset: str | None = None, reference_scores: tuple[float, float] | None = None):
+def load(
+    task: str | None = None, dataset: str | None = None, reference_scores: tuple[float, float] | None = None
+) -> Dataset:
     """The data set of a task, or any in the local Minari root, as flat arrays.
 
     Args:
@@ -94,6 +97,8 @@ def train(
     require(not unknown, f"no such group of options: {', '.join(unknown)}.")
     cache_compiled_programs()
     chosen = settings.validate(settings.make(quick, **configs))
+    checks.check_whole_trajectory([method], quality, chosen)
+    checks.check_environment(None, data)
     kept, task = Store(store or cache_home() / "stages"), data.task
     runs = []
     for group in jobs.groups(tuple(seeds)):
@@ -109,7 +114,10 @@ def train(
 
 
 def evaluate(
-    policy: Policy | Callable[[np.ndarray], np.ndarray], data: Dataset | str, episodes: int = evaluation.EPISODES
+    policy: Policy | Callable[[np.ndarray], np.ndarray],
+    data: Dataset | str,
+    episodes: int = evaluation.EPISODES,
+    recorder: Recorder | None = None,
 ) -> np.ndarray:
     """Undiscounted return of every evaluation episode, (episodes,), on the suite's fixed reset seeds.
 
@@ -120,7 +128,8 @@ def evaluate(
     Raises:
         PolicyError: an action is not finite or outside [-1, 1].
     """
-    return evaluation.evaluate(policy, data if isinstance(data, str) else data.environment, episodes)
+    environment = data if isinstance(data, str) else data.environment
+    return evaluation.evaluate(policy, environment, episodes, recorder=recorder)
 
 
 def method_names() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ rlkit's, as far as its code tells (github.com/rail-berkeley/rlkit, examples/sac.
 - the loop: 1,000 rows of the untrained stochastic policy, then again and again 1,000 environment steps of a fixed,
   sampled policy and 1,000 updates; paths are cut at 1,000 steps and at the end of each block;
 - the learner: soft actor-critic with twin critics, two layers of 256, batches of 256, learning rates of 3e-4, discount
-  0.99, target rate 0.005, automatic temperature with target entropy -A, its initialisation (:mod:`.sac`).
+  0.99, target rate 0.005, automatic temperature with target entropy -A, its initialisation (reconstruction/sac.py).
 
 Not rlkit's: the updates per step where ``--updates-per-step`` says other than 1, the random numbers, JAX and float32
 sums in another order. D4RL's authors do not say which version of rlkit they ran, nor their seed.
@@ -41,17 +41,10 @@ from iwsft_control.reconstruction.collection import ITERATION_STEPS, Run, concat
 
 ROLLOUT_STEPS = 1_000_000  # transitions of random, medium and expert data
 STREAMS = {"random": 1, "medium": 2, "expert": 3}  # random streams of the fixed policies' data
-# The embedded data of version 0 were made by an earlier form of this learner (uniform first actions, Flax's
-# initialisation, fewer updates); git's history keeps it.
-SAC_CONFIGS = {
-    "hopper": sac.SACConfig(),
-    "halfcheetah": sac.SACConfig(),
-    "walker2d": sac.SACConfig(),
-}
-EMBEDDED_SEEDS = {"hopper": 1, "halfcheetah": 0, "walker2d": 9}
-
-
-# --- the command -------------------------------------------------------------------------------------------------
+ENVIRONMENTS = ("hopper", "halfcheetah", "walker2d")
+# The embedded data of version 0 cannot be made again by this version: their learner had uniform first actions, Flax's
+# initialisation and fewer updates. Git's history keeps it.
+SAC = sac.SACConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +53,12 @@ class CollectConfig:
 
     env: str
     """Task to reconstruct: {hopper,halfcheetah,walker2d}-{random,medium,expert,medium-replay,medium-expert}."""
-    seed: int | None = None
-    """Seed of everything; by default that of the embedded data."""
+    seed: int = 0
+    """Seed of everything; 0 by default."""
     seeds: tuple[int, ...] = ()
     """Write no data set: make a replay for each of these seeds, candidates for a reconstruction, and compare them."""
     updates_per_step: float | None = None
-    """SAC updates per environment step; by default the value that gives D4RL's fingerprint."""
+    """SAC updates per environment step; rlkit's by default, 1."""
     expert_steps: int = 1_000_000
     """Environment steps after which SAC counts as finished (expert, medium-expert)."""
     work: Path | None = None
@@ -81,8 +74,8 @@ def main(config: CollectConfig) -> None:
     task = tasks.parse_task(config.env)
     name = task.environment.name
     require(
-        name in SAC_CONFIGS and task.level != "full-replay",
-        f"{task.name} is not reconstructed here; use one of {', '.join(SAC_CONFIGS)} with random, medium, expert, "
+        name in ENVIRONMENTS and task.level != "full-replay",
+        f"{task.name} is not reconstructed here; use one of {', '.join(ENVIRONMENTS)} with random, medium, expert, "
         "medium-replay or medium-expert.",
     )
     if config.unpack:
@@ -90,8 +83,7 @@ def main(config: CollectConfig) -> None:
         return
     require(config.updates_per_step is None or config.updates_per_step > 0, "--updates-per-step must be positive.")
     require(config.expert_steps >= ITERATION_STEPS, f"--expert-steps must be at least {ITERATION_STEPS}.")
-    seed = EMBEDDED_SEEDS[name] if config.seed is None else config.seed
-    sac_config = SAC_CONFIGS[name]
+    seed, sac_config = config.seed, SAC
     if config.updates_per_step is not None:
         sac_config = dataclasses.replace(sac_config, updates_per_step=config.updates_per_step)
     work = config.work or files.cache_home() / "collect"

@@ -18,8 +18,6 @@ from iwsft_control.datasets import facts, minari_files
 from iwsft_control.datasets.d4rl_files import BASE_URL, download, file_name, import_file, official_files
 from iwsft_control.envs import tasks
 
-# --- the command -------------------------------------------------------------------------------------------------
-
 
 @dataclasses.dataclass(frozen=True)
 class Download:

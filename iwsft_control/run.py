@@ -24,7 +24,7 @@ from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
 from iwsft_control.envs import tasks
-from iwsft_control.methods import registry, supervised
+from iwsft_control.methods import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +76,9 @@ def validate(config: RunConfig) -> Settings:
     require((scores[0] is None) == (scores[1] is None), "give both --ref-min-score and --ref-max-score, or neither.")
     if scores[0] is not None and scores[1] is not None:
         require(scores[0] < scores[1], "--ref-min-score must be below --ref-max-score.")
-    if config.whole_trajectory:
-        kinds = [supervised.KINDS.get(method) for method in config.method]
-        weighted = all(kind is not None and kind.importance_weighted for kind in kinds)
-        episodic = config.quality == "return" or all(kind is None or kind.curation == "binary" for kind in kinds)
-        require(weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return.")
-    return settings.of_options(config)
+    chosen = settings.of_options(config)
+    checks.check_whole_trajectory(config.method, config.quality, chosen)
+    return chosen
 
 
 def main(config: RunConfig) -> None:
@@ -128,10 +125,15 @@ def main(config: RunConfig) -> None:
                 pool.close()
         else:
             console.cache_compiled_programs()
-            for job in wanted:
+            failed: set[Job] = set()
+            for job in jobs.with_dependencies(wanted):
+                if not failed.isdisjoint(job.dependencies()):
+                    failed.add(job)
+                    continue
                 try:
                     perform(job.stage, data, store, jobs.reporter(lambda *event, job=job: progress(job, *event)))
-                except Exception as error:  # a failed method does not stop the others
+                except Exception as error:  # a failed method stops only those that depend on it
+                    failed.add(job)
                     finished(job, jobs.failure(error))
                 else:
                     finished(job, None)

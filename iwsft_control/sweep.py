@@ -4,7 +4,7 @@
     python -m iwsft_control.sweep --tasks hopper-medium-replay --seeds 0 1 2 --methods bc sft-q
     python -m iwsft_control.sweep --ray auto --gpus-per-stage 0.25  # on a Ray cluster
 
-Kill it at any moment and start it again: finished stages are kept, a baseline's training goes on from its last minute,
+Kill it at any moment and start it again: finished stages are kept, a training goes on from its last minute,
 results are the same bit for bit. A run that fails is recorded in FOLDER/failures and does not stop the others; the exit
 code is then 1.
 """
@@ -82,11 +82,6 @@ def plan_jobs(plan: Plan, chosen: Settings) -> list[Job]:
         for method in plan.methods
         for quality in (plan.qualities if registry.get(method).by_quality else ("q",))
     ]
-
-
-def with_dependencies(wanted: Sequence[Job]) -> list[Job]:
-    """Jobs and the jobs that they depend on, each once, dependencies first."""
-    return list(dict.fromkeys(each for job in wanted for each in (*job.dependencies(), job)))
 
 
 def seconds_of(job: Job, seen: dict[tuple[str, str], list[float]]) -> float:
@@ -180,7 +175,10 @@ def main(plan: Plan) -> None:
     require(len(set(plan.tasks)) == len(plan.tasks) > 0, "--tasks must name one or more different tasks.")
     require(len(set(plan.qualities)) == len(plan.qualities) > 0, "--qualities must be q, return or both.")
     require(plan.workers is None or plan.workers > 0, "--workers must be positive.")
-    require(plan.cpus_per_stage > 0 and plan.gpus_per_stage >= 0, "--cpus-per-stage and --gpus-per-stage count up.")
+    require(
+        plan.cpus_per_stage > 0 and plan.gpus_per_stage >= 0,
+        "--cpus-per-stage must be positive and --gpus-per-stage not negative.",
+    )
     chosen = settings.of_options(plan)
     folder = plan.results or Path("results/quick" if plan.quick else "results/sweep")
     store = Store(plan.stages or cache_home() / "stages")
@@ -196,7 +194,7 @@ def main(plan: Plan) -> None:
     if plan.ray is not None and not plan.dry_run:
         # First of all, since artefacts are named after the kind of device that the cluster offers.
         pool = ray_pool.RayCluster(store, plan.ray, plan.cpus_per_stage, plan.gpus_per_stage)
-    everything = with_dependencies(wanted)
+    everything = jobs.with_dependencies(wanted)
     missing = [job for job in everything if not store.has(job.stage, job.source.load())]
     on_cpu = jax.default_backend() == "cpu"
     slots = (plan.workers or os.cpu_count() or 1) if on_cpu else 1

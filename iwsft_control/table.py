@@ -18,6 +18,7 @@ import tyro
 from iwsft_control.base import console
 from iwsft_control.base.files import atomic_path
 from iwsft_control.benchmark import results
+from iwsft_control.methods import registry
 from iwsft_control.report import figures, formats
 from iwsft_control.report import runs as grouped
 
@@ -36,12 +37,16 @@ class TableConfig:
     """This method is compared with every other."""
     run: Path | None = None
     """Result file of the run whose training is drawn; by default the first of --focus."""
+    method_file: tuple[Path, ...] = ()
+    """Python files with methods of your own, whose runs are among the results."""
     quick: bool = False
     """Make a table of trial runs (--quick), marked as such."""
 
 
 def main(config: TableConfig) -> None:
     """Read, check, compare and write."""
+    for file in config.method_file:
+        registry.load_file(file)
     baseline, focus = grouped.parse_row(config.baseline), grouped.parse_row(config.focus)
     runs = grouped.find(config.folders, config.quick)
     table = grouped.collect(runs, baseline, focus, grouped.find_failures(config.folders))

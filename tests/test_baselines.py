@@ -14,8 +14,7 @@ from iwsft_control.base import files
 from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import RunError
 from iwsft_control.datasets import transitions
-from iwsft_control.learning import loop
-from iwsft_control.learning import method as method_module
+from iwsft_control.learning import defaults, loop
 from iwsft_control.methods import awac, cql, iql, rebrac, registry, td3_bc
 from iwsft_control.methods import critic as critics
 from iwsft_control.networks import policies
@@ -472,7 +471,7 @@ def test_training_repeats_bit_for_bit_and_seeds_differ(name):
 
 @pytest.mark.parametrize(("name", "damaged"), [*((name, False) for name in CONFIGS), ("iql", True)])
 def test_a_killed_training_goes_on_where_it_was(name, damaged, tmp_path, monkeypatch):
-    monkeypatch.setattr(method_module, "CALL_STEPS", 5)
+    monkeypatch.setattr(defaults, "CALL_STEPS", 5)
     monkeypatch.setattr(snapshots, "SNAPSHOT_SECONDS", 0)
     path, told = tmp_path / "x.unfinished", []
 
@@ -525,7 +524,7 @@ def test_the_policy_that_is_evaluated_is_the_exponential_average():
 
 
 def test_a_log_holds_none_where_the_policy_did_not_move():
-    config = dataclasses.replace(CONFIGS["td3-bc"], steps=method_module.CALL_STEPS + 1)
+    config = dataclasses.replace(CONFIGS["td3-bc"], steps=defaults.CALL_STEPS + 1)
     _, _, (log,) = train("td3-bc", config=config)
     assert log["policy_loss"][0] is not None and log["policy_loss"][1] is None
     json.dumps(log, allow_nan=False)

@@ -23,7 +23,7 @@ TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), firs
 def tiny(monkeypatch):
     """Collections that take seconds: 3,000 SAC steps and 2,000 of each fixed policy."""
     monkeypatch.setattr(collect, "ROLLOUT_STEPS", 2000)
-    monkeypatch.setattr(collect, "SAC_CONFIGS", dict.fromkeys(collect.SAC_CONFIGS, TINY))
+    monkeypatch.setattr(collect, "SAC", TINY)
     short = {k: dataclasses.replace(v, transitions=3000) for k, v in facts.D4RL_MEDIUM_REPLAY.items()}
     monkeypatch.setattr(facts, "D4RL_MEDIUM_REPLAY", short)
 

@@ -16,7 +16,8 @@ from iwsft_control import run
 from iwsft_control.__main__ import COMMANDS, main
 from iwsft_control.base import bounds
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import results, settings, store
+from iwsft_control.benchmark import export, results, settings, store
+from iwsft_control.benchmark.jobs import DataSource, Job, with_dependencies
 from iwsft_control.benchmark.stages import Stage, method_stage
 from iwsft_control.datasets import minari_files
 from iwsft_control.learning.method import Method
@@ -126,11 +127,66 @@ def test_a_stage_depends_on_the_code_it_runs_and_on_no_other():
 @pytest.fixture
 def without_others(monkeypatch):
     """The registry as it was, after a test has added to it."""
+    registry.every()
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     monkeypatch.setattr(registry, "_files", [])
     yield
     for name in [n for n in sys.modules if n.startswith("iwsft_method_")]:
         del sys.modules[name]
+
+
+OWN = """
+import dataclasses
+import helper
+from iwsft_control.methods import iql
+
+def update(config, state, batch, key):
+    return iql.update(config, state, batch, key)
+
+METHOD = dataclasses.replace(iql.METHOD, name="mine", option="mine", stream=None, update=update, seconds=1.0)
+"""
+
+
+def test_the_code_of_a_method_file_is_in_its_key_with_what_lies_beside_it(tmp_path, monkeypatch, without_others):
+    """Also where its configuration is another method's; an estimate of seconds is not."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "helper.py").write_text("x = 1\n")
+
+    def key(text, helper="x = 1\n"):
+        (tmp_path / "mine.py").write_text(text)
+        (tmp_path / "helper.py").write_text(helper)
+        for cached in (store.import_closure, store.code_version):
+            cached.cache_clear()
+        monkeypatch.setattr(registry, "_methods", {m.name: m for m in registry.OURS})
+        monkeypatch.setattr(registry, "_files", [])
+        registry.load_file(tmp_path / "mine.py")
+        return store.key(method_stage("mine", "q", (0,), settings.make(), ""), make_data())
+
+    first = key(OWN)
+    assert key(OWN) == key(OWN.replace("1.0", "2.0")) == first
+    assert key(OWN.replace("return iql", "key = key\n    return iql")) != first
+    assert key(OWN, "x = 2\n") != first
+
+
+def test_dependencies_may_have_dependencies(without_others):
+    """A method that starts from iw-sft-q: everything below comes first, with its quality."""
+    deep = dataclasses.replace(registry.get("iql"), name="deep", stream=None, dependencies=lambda q: ("iw-sft-q",))
+    registry.add([deep], "here")
+    job = Job(DataSource("hopper-medium-replay"), method_stage("deep", "q", (0,), settings.make(), ""))
+    names = [each.stage.name for each in with_dependencies([job])]
+    assert sorted(names[:2]) == ["bc", "critic"] and names[2:] == ["iw-sft-q by q", "deep"]
+    assert export.whole_configuration(job.stage)["whole_trajectory"] is False
+
+
+def test_options_that_clash_are_refused(without_others):
+    other = dataclasses.replace(registry.get("awac"), name="other", stream=None, option="iql")
+    registry.add([other], "here")
+    with pytest.raises(UserError, match="which another method has with other fields"):
+        settings.defaults()
+    registry._methods.pop("other")
+    registry.add([dataclasses.replace(other, option="seeds")], "here")
+    with pytest.raises(UserError, match="named like the command's own: seeds"):
+        settings.with_options(run.RunOptions)
 
 
 def test_another_method_changes_no_stored_stage(without_others):
@@ -145,7 +201,7 @@ def test_another_method_changes_no_stored_stage(without_others):
 def test_the_example_method_learns(without_others):
     """XQL, one file outside the package: its Gumbel loss has the log-mean-exp as its minimiser."""
     registry.load_file(XQL)
-    module = sys.modules["iwsft_method_xql"]
+    module = sys.modules[registry.get("xql").config.__module__]
     rng = np.random.default_rng(0)
     q = rng.standard_normal(4000)
     slope = jax.grad(lambda v: module.gumbel_loss(q - v, 0.5, clip=50.0).mean())
@@ -158,7 +214,7 @@ def test_the_example_method_runs_from_its_file(tmp_path, without_others):
     small()
     options = {"hidden": (16,), "steps": 20, "batch_size": 16}
     registry.load_file(XQL)
-    own = sys.modules["iwsft_method_xql"].XQLConfig(**options)
+    own = sys.modules[registry.get("xql").config.__module__].XQLConfig(**options)
     wider = settings.with_options(run.RunOptions)
     base = {f.name: getattr(config(tmp_path), f.name) for f in dataclasses.fields(config(tmp_path))}
     run.main(wider(**base | {"method": ("xql",), "xql": own, "method_file": (XQL,)}))
@@ -190,7 +246,6 @@ def test_method_files_that_are_none(tmp_path, text, sentence, without_others):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UserError, match=sentence):
         registry.load_file(tmp_path / "mine.py")
-    assert "iwsft_method_mine" not in sys.modules or sentence != "ZeroDivisionError"
 
 
 def test_a_method_that_takes_anothers_stream_is_refused(without_others):

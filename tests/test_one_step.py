@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.learning import loop
 from iwsft_control.learning.method import Artefact
-from iwsft_control.methods import one_step, registry
-from iwsft_control.methods.supervised import Demonstrations, PolicyConfig, SupervisedConfig
+from iwsft_control.methods import one_step, registry, sarsa
+from iwsft_control.methods.supervised import PolicyConfig, SupervisedConfig
 from iwsft_control.networks import policies
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import GaussianPolicy
@@ -18,13 +19,13 @@ from tests.conftest import make_data, prepared
 from tests.test_baselines import backups, twins
 
 DATA = make_data((30, 5, 17, 40, 20, 8))
-SARSA = one_step.SarsaConfig(hidden=(16, 16), batch_size=32, steps=20)
+SARSA = sarsa.SarsaConfig(hidden=(16, 16), batch_size=32, steps=20)
 
 
 def test_sarsa_backs_up_the_datas_next_action_and_leaves_out_what_it_does_not_know():
-    batch = prepared(one_step.SARSA, SARSA, DATA).shared
-    state, other = (one_step.create_sarsa(SARSA, 11, 3, jax.random.key(s)) for s in (0, 1))
-    loss = one_step.sarsa_loss(SARSA, state.critic, other.critic, batch)
+    batch = prepared(sarsa.METHOD, SARSA, DATA).shared
+    state, other = (sarsa.create(SARSA, 11, 3, jax.random.key(s)) for s in (0, 1))
+    loss = sarsa.critic_loss(SARSA, state.critic, other.critic, batch)
     ends = DATA.starts[1:] - 1
     known = np.ones(len(DATA.rewards), bool)
     known[ends[~DATA.terminations[ends]]] = False
@@ -47,7 +48,7 @@ def test_sarsa_learns_the_value_of_the_datas_policy():
         terminations=np.zeros(n, bool), starts=np.array([0, n]),
     )  # fmt: skip
     config = dataclasses.replace(SARSA, discount=0.8, steps=3000, batch_size=64, learning_rate=1e-3, target_rate=0.02)
-    trained = loop.train(one_step.SARSA, config, prepared(one_step.SARSA, config, data), [0])
+    trained = loop.train(sarsa.METHOD, config, prepared(sarsa.METHOD, config, data), [0])
     critic = jax.tree.map(lambda x: x[0], trained.state.critic)
     q = twins(critic, ones[:500], actions[:500]).min(axis=0)
     expected = actions[:500, 0] + 0.8 / 0.2 * actions[:, 0].mean()
@@ -81,8 +82,8 @@ def test_one_step_of_improvement_prefers_better_actions():
     cloning = SupervisedConfig(PolicyConfig(hidden=(16,), bc_steps=1500, batch_size=128, average_decay=0.99))
     artefacts = {"bc": Artefact({"params": loop.train(bc, cloning, prepared(bc, cloning, data), [0]).policy}, {})}
     critic = dataclasses.replace(SARSA, steps=2000, batch_size=128, learning_rate=1e-3, hidden=(32, 32))
-    trained = loop.train(one_step.SARSA, critic, prepared(one_step.SARSA, critic, data), [0])
-    artefacts["sarsa"] = Artefact(one_step.keep_sarsa(critic, data, trained.state), {})
+    trained = loop.train(sarsa.METHOD, critic, prepared(sarsa.METHOD, critic, data), [0])
+    artefacts["sarsa"] = Artefact(sarsa.values(critic, data, trained.state), {})
     config = one_step.OneStepConfig(steps=1500, batch_size=128, learning_rate=1e-3, temperature=0.05)
     inputs = prepared(one_step.METHOD, config, data, artefacts)
     tuned = loop.train(one_step.METHOD, config, inputs, [0]).policy

@@ -24,7 +24,7 @@ HOPPER = tasks.ENVIRONMENTS["hopper"]
 @pytest.fixture
 def tiny(monkeypatch):
     """Replays of 3,000 steps by a small learner; reference methods of a few steps."""
-    monkeypatch.setattr(collect, "SAC_CONFIGS", dict.fromkeys(collect.SAC_CONFIGS, TINY))
+    monkeypatch.setattr(collect, "SAC", TINY)
     monkeypatch.setattr(pool.sac, "SACConfig", lambda **changes: dataclasses.replace(TINY, **changes))
     short = {k: dataclasses.replace(v, transitions=3000) for k, v in facts.D4RL_MEDIUM_REPLAY.items()}
     monkeypatch.setattr(facts, "D4RL_MEDIUM_REPLAY", short)

@@ -16,7 +16,7 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import results, settings, stages
 from iwsft_control.datasets import minari_files
 from iwsft_control.envs import evaluation
-from iwsft_control.learning import curation, objectives
+from iwsft_control.learning import curation, loop, objectives
 from iwsft_control.methods import awac, cql, iql, rebrac, supervised, td3_bc
 from iwsft_control.methods.critic import CriticConfig
 from iwsft_control.methods.supervised import KINDS
@@ -257,3 +257,22 @@ def test_policies_that_are_not(tmp_path):
     files.save_pytree(tmp_path / "y.safetensors", {"a": np.zeros(3)})
     with pytest.raises(UserError, match="does not hold a policy"):
         load_policy(tmp_path / "y.safetensors")
+
+
+def test_what_a_failure_stops_is_not_tried(tmp_path, monkeypatch, capsys):
+    """BC diverges: it is trained once, sft and iw-sft are not begun, what does not need it is done."""
+    small()
+    trained, train = [], loop.train
+
+    def failing(method, *arguments, **options):
+        trained.append(method.name)
+        if method.name == "bc":
+            raise loop.DivergedError("bc (seed 0) diverged by step 20: a parameter or a loss is not finite.")
+        return train(method, *arguments, **options)
+
+    monkeypatch.setattr(loop, "train", failing)
+    with pytest.raises(SystemExit) as error:
+        run.main(config(tmp_path, method=("bc", "sft", "iw-sft", "filtered-bc")))
+    assert error.value.code == 1 and "diverged by step 20" in capsys.readouterr().err
+    assert trained == ["bc", "filtered-bc"]
+    assert [p.name.split("-seed")[0] for p in (tmp_path / "results").rglob("*.json")] == ["filtered-bc"]

@@ -149,7 +149,7 @@ def test_set_state_goes_on_where_an_episode_was(env_id):
     recorder = evaluation.Recorder([0])
     policy = linear_policy(batch)
     evaluate(policy, env_id, 1, recorder=recorder)
-    episode = recorder.recordings()[0]
+    episode = recorder.recordings[0]
     middle, length = len(episode.rewards) // 2, len(episode.rewards)
     observation = batch.set_state(0, episode.qpos[middle], episode.qvel[middle], elapsed=middle)
     np.testing.assert_allclose(observation, episode.observations[middle], rtol=1e-12, atol=1e-12)
@@ -193,7 +193,8 @@ def test_a_recorder_keeps_the_chosen_episodes_and_changes_none():
     recorder = evaluation.Recorder([1, 26])
     returns = evaluate(policy, "d4rl/Hopper-v2", 30, recorder=recorder)
     np.testing.assert_array_equal(returns, evaluate(policy, "d4rl/Hopper-v2", 30))
-    kept = recorder.recordings()
+    evaluate(policy, "d4rl/Hopper-v2", 30, recorder=recorder)  # again: what was kept before is forgotten
+    kept = recorder.recordings
     assert set(kept) == {1, 26}
     for i, episode in kept.items():
         assert episode.rewards.sum() == pytest.approx(returns[i])
@@ -201,6 +202,7 @@ def test_a_recorder_keeps_the_chosen_episodes_and_changes_none():
         assert episode.terminated == (len(episode.rewards) < 1000)
         np.testing.assert_allclose(episode.qpos[:, 1:], episode.observations[:, :5])
         np.testing.assert_allclose(np.clip(episode.qvel, -10, 10), episode.observations[:, 5:])
+        assert len(episode.observations) == len(episode.qpos) == len(episode.actions) + 1
         start = gym.make("d4rl/Hopper-v2").reset(seed=episode.reset_seed)[0]
         np.testing.assert_array_equal(episode.observations[0], start)
 

@@ -18,7 +18,15 @@ from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import export, processes, ray_pool, results, settings, stages, store
 from iwsft_control.benchmark import jobs as benchmark_jobs
-from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job, execute, write_results
+from iwsft_control.benchmark.jobs import (
+    DataSource,
+    Failure,
+    InProcessPool,
+    Job,
+    execute,
+    with_dependencies,
+    write_results,
+)
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.datasets import minari_files
 from iwsft_control.envs import evaluation
@@ -73,7 +81,7 @@ def found(folder: Path) -> dict[str, dict]:
 
 def test_shared_stages_are_made_once():
     jobs = sweep.plan_jobs(sweep.Plan(tasks=(TASK,), seeds=(0, 1)), SETTINGS)
-    everything = sweep.with_dependencies(jobs)
+    everything = with_dependencies(jobs)
     names = [job.stage.name for job in everything]
     assert len(jobs) == 2 * 8  # six methods, two of them by two qualities
     assert names.count("bc") == names.count("critic") == 2
@@ -422,7 +430,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     jobs = sweep.plan_jobs(
         plan(tmp_path, seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",)), SETTINGS
     )
-    total = len(sweep.with_dependencies(jobs))
+    total = len(with_dependencies(jobs))
     try:
         pool = ray_pool.RayCluster(kept, cluster.address)
         assert pool.slots == 2

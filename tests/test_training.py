@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.learning import curation, loop
 from iwsft_control.learning.curation import CurationConfig
 from iwsft_control.learning.method import Artefact, Prepared
 from iwsft_control.learning.objectives import ImportanceConfig
 from iwsft_control.methods import critic, registry, released, supervised
-from iwsft_control.methods.supervised import KINDS, Demonstrations
+from iwsft_control.methods.supervised import KINDS
 from iwsft_control.networks import policies
 from iwsft_control.networks.policies import Exported, GaussianPolicy, policy_log_prob
 from tests.conftest import make_data, prepared

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from iwsft_control.base.console import console
 from iwsft_control.base.errors import UserError, require
+from iwsft_control.benchmark.settings import Settings
 from iwsft_control.datasets.types import Dataset, describe_origin
 from iwsft_control.envs.batch import make_batch
 from iwsft_control.envs.tasks import Task
-from iwsft_control.methods import registry
+from iwsft_control.methods import registry, supervised
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -32,6 +33,20 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """
     require(len(set(seeds)) == len(seeds) > 0, "name one or more different seeds.")
     require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
+
+
+def check_whole_trajectory(methods: Sequence[str], quality: str, settings: Settings) -> None:
+    """Refuse ``--whole-trajectory`` for what the released code does not do.
+
+    Raises:
+        UserError: a method is not weighted, or its units are no episodes of known return.
+    """
+    if not settings["whole_trajectory"]:
+        return
+    kinds = [supervised.KINDS.get(method) for method in methods]
+    weighted = all(kind is not None and kind.importance_weighted for kind in kinds)
+    episodic = quality == "return" or all(kind is None or kind.curation == "binary" for kind in kinds)
+    require(weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return.")
 
 
 def check_environment(task: Task | None, data: Dataset) -> None:

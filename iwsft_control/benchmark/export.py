@@ -28,7 +28,9 @@ def whole_configuration(stage: Stage) -> dict[str, Any]:
         if registry.get(name).group is not None:  # one group: under its name, as on the command line
             config[name] = own
         else:  # groups that they share: what only the other depends on is added
-            config |= {k: {**v, **config.get(k, {})} for k, v in own.items()}
+            config |= {
+                k: {**v, **config.get(k, {})} if isinstance(v, dict) else config.get(k, v) for k, v in own.items()
+            }
     config.pop("quick")
     return json.loads(json.dumps(config))  # tuples as the lists that they are in a file
 
@@ -46,16 +48,19 @@ def run_results(
     seconds: dict[str, float] = {}
     for each in (*inputs.values(), artefact):
         seconds |= each.record["seconds"]
+    kind = record["policy"]["kind"]
+    acts = "mean action" if kind == "tanh-mlp" else f"as {kind} acts"
     evaluated = "exponential average of the parameters" if stage.config.average_decay else "last parameters"
     found = []
     for s, seed in enumerate(stage.seeds):
         mean, error = results.score(np.array(record["returns"][s]), data.ref_min_score, data.ref_max_score)
         extra: dict[str, Any] = {"training": record["logs"][s]}
-        if "bc" in inputs:
-            start = results.score(np.array(inputs["bc"].record["returns"][s]), data.ref_min_score, data.ref_max_score)
-            extra["bc_start"] = {"normalised_score": start[0], "standard_error": start[1]}
-        if "critic" in inputs:
-            extra["critic"] = inputs["critic"].record["logs"][s]
+        for name, each in inputs.items():  # the score of a policy that it started from, the log of a critic
+            if "returns" in each.record:
+                start = results.score(np.array(each.record["returns"][s]), data.ref_min_score, data.ref_max_score)
+                extra[f"{name}_start"] = {"normalised_score": start[0], "standard_error": start[1]}
+            else:
+                extra[name] = each.record["logs"][s]
         found.append(
             results.RunResult(
                 schema=results.SCHEMA,
@@ -76,7 +81,7 @@ def run_results(
                     "first_reset_seed": evaluation.FIRST_RESET_SEED,
                     "ref_min_score": data.ref_min_score,
                     "ref_max_score": data.ref_max_score,
-                    "policy": f"mean action, {evaluated}, last checkpoint",
+                    "policy": f"{acts}, {evaluated}, last checkpoint",
                 },
                 episode_returns=list(record["returns"][s]),
                 normalised_score=mean,

@@ -142,6 +142,14 @@ def groups(seeds: Sequence[int]) -> list[tuple[int, ...]]:
     return [(s,) for s in seeds] if jax.default_backend() == "cpu" else [tuple(seeds)]
 
 
+def with_dependencies(wanted: Sequence[Job]) -> list[Job]:
+    """Jobs and all that they depend on, directly or not, each once, dependencies first."""
+    found: dict[Job, None] = {}
+    for job in wanted:
+        found |= dict.fromkeys([*with_dependencies(job.dependencies()), job])
+    return list(found)
+
+
 def execute(
     jobs: Sequence[Job],
     pool: Pool,
@@ -156,10 +164,7 @@ def execute(
         finished: told of every job of ``jobs`` and every dependency that is over: made now, found in the store, or
             failed.
     """
-    waiting: dict[Job, list[Job]] = {}
-    for job in jobs:
-        for each in [*job.dependencies(), job]:
-            waiting.setdefault(each, each.dependencies())
+    waiting = {job: job.dependencies() for job in with_dependencies(jobs)}
     over: dict[Job, Failure | None] = {}
 
     def end(job: Job, outcome: Failure | None) -> None:

@@ -26,7 +26,7 @@ Report = Callable[[str, int], Callable[[int], None]]  # (what, its steps) -> adv
 
 
 def silent(what: str, steps: int) -> Callable[[int], None]:
-    """A :data:`Report` to nobody."""
+    """Reports nothing."""
     return lambda done: None
 
 

@@ -39,7 +39,7 @@ class RunResult:
     task: str
     """Task name, or the data set id where a run was given no task."""
     method: str
-    """bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q, or a baseline (iql, td3-bc, awac, cql, rebrac, rebrac-tuned)."""
+    """Name of the method, as on the command line."""
     quality: str | None
     """What scored the data: q or return; null for methods without a quality."""
     seed: int

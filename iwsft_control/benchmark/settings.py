@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from iwsft_control.base import bounds
+from iwsft_control.base.errors import require
 from iwsft_control.learning.method import Method
 from iwsft_control.methods import registry
 
 
 def defaults() -> dict[str, Any]:
-    """The default of every group of options, in the order of the registry."""
+    """The default of every group of options, in the order of the registry.
+
+    Raises:
+        UserError: two methods have different options of one name.
+    """
     found: dict[str, Any] = {}
     for method in registry.every().values():
         config = method.config()
         if method.group is not None:
-            found.setdefault(method.group, config)
+            known = found.setdefault(method.group, config)
+            same = f"{method.name} has the options --{method.group}, which another method has with other fields"
+            require(type(known) is type(config), f"{same}; give it an option of its own.")
         else:
             for field in dataclasses.fields(config):
                 found.setdefault(field.name, getattr(config, field.name))
@@ -64,6 +71,8 @@ def make(quick: bool = False, **groups: Any) -> Settings:
 def with_options(base: type) -> type:
     """A command's dataclass of options with a field for every group that it does not have itself."""
     own = {field.name for field in dataclasses.fields(base)}
+    taken = sorted(name for name, value in defaults().items() if name in own and dataclasses.is_dataclass(value))
+    require(not taken, f"a method's options are named like the command's own: {', '.join(taken)}; rename its option.")
     fields = [
         (name, type(value), dataclasses.field(default=value)) for name, value in defaults().items() if name not in own
     ]

@@ -43,15 +43,20 @@ def method_stage(method: str, quality: str, seeds: tuple[int, ...], settings: Se
     Raises:
         UserError: the method has no settings for the task.
     """
-    found = registry.get(method)
-    settings = settings.with_config(found, found.for_task(settings.of(found), task))
-    return Stage(method, quality if found.by_quality else None, seeds, settings)
+    stage = Stage(method, quality if registry.get(method).by_quality else None, seeds, settings)
+    for each in (*dependencies(stage).values(), stage):
+        found = registry.get(each.method)
+        settings = settings.with_config(found, found.for_task(settings.of(found), task))
+    return dataclasses.replace(stage, settings=settings)
 
 
 def dependencies(stage: Stage) -> dict[str, Stage]:
     """The stages whose artefacts a stage starts from: {"bc": ..., "critic": ...}, each only where it is needed."""
-    names = registry.get(stage.method).dependencies(stage.quality)
-    return {name: dataclasses.replace(stage, method=name, quality=None) for name in names}
+    found = {}
+    for name in registry.get(stage.method).dependencies(stage.quality):
+        quality = (stage.quality or "q") if registry.get(name).by_quality else None
+        found[name] = dataclasses.replace(stage, method=name, quality=quality)
+    return found
 
 
 def configuration(stage: Stage) -> dict[str, Any]:

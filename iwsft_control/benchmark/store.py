@@ -2,15 +2,17 @@
 
 One file per stage (safetensors, written atomically), named by a digest of everything that its content depends on: the
 data, the settings, the seeds, the code, the versions of the packages, the kind of device, the stages it depends on. The
-code is that of the method's own file and all that it imports, and of the loop, evaluation and physics; so a new method,
-or a change in one, leaves the stored stages of the others as they are.
+code is that of the method's own functions and all that it imports, and of the loop, evaluation and physics; so a new
+method, or a change in one, leaves the stored stages of the others as they are.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -29,22 +31,24 @@ from iwsft_control.benchmark import stages
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import physics
-from iwsft_control.learning.method import Artefact
+from iwsft_control.learning.method import Artefact, Method
 from iwsft_control.methods import registry
 
 PACKAGE = Path(iwsft_control.__file__).parent
 LEARNING = ("jax", "jaxlib", "flax", "optax", "numpy")
 EVALUATING = ("mujoco", "gymnasium")
-# Beside the method's own file: what trains and what evaluates.
+# Beside what the method's own functions are written in: what trains, what evaluates, and how a stage does both.
 TRAINING_CODE = (PACKAGE / "learning/loop.py",)
 EVALUATION_CODE = (PACKAGE / "envs/evaluation.py", PACKAGE / "envs/physics.py")
+STAGE_CODE = PACKAGE / "benchmark/perform.py"  # without what it imports
 # Its code cannot change a number: how errors, files and the console are, and the record that describes a method.
 NOT_CODE = (PACKAGE / "base", PACKAGE / "learning/method.py", PACKAGE / "methods/registry.py")
+NOT_SETTINGS = ("seconds", "published")  # of a record: estimates and references
 
 
 @cache
 def code_version(paths: tuple[Path, ...]) -> str:
-    """Digest of what source files do: comments, docstrings and layout do not count."""
+    """Digest of what source files do: comments, docstrings, layout and :data:`NOT_SETTINGS` do not count."""
     digest = hashlib.sha256()
     for path in paths:
         tree = ast.parse(path.read_text())
@@ -53,13 +57,16 @@ def code_version(paths: tuple[Path, ...]) -> str:
                 node.body = [
                     x for x in node.body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))
                 ] or [ast.Pass()]
+            if isinstance(node, ast.Call):
+                node.keywords = [k for k in node.keywords if k.arg not in NOT_SETTINGS]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
 
 
 @cache
 def import_closure(path: Path) -> frozenset[Path]:
-    """A source file and the files of this package that it imports, directly or not, but for :data:`NOT_CODE`."""
+    """A source file and the files that it imports, directly or not, of this package or beside it, but for what cannot
+    change a number (:data:`NOT_CODE`)."""
     found: set[Path] = set()
     waiting = [path]
     while waiting:
@@ -68,19 +75,51 @@ def import_closure(path: Path) -> frozenset[Path]:
             continue
         found.add(each)
         for node in ast.walk(ast.parse(each.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
-                place = PACKAGE.joinpath(*(node.module or "").split(".")[1:])
-                inside = [place / f"{alias.name}.py" for alias in node.names]
-                waiting += [p for p in (place.with_suffix(".py"), *inside) if p.is_file()]
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
+            else:
+                continue
+            waiting += [place for name in names for place in _files_of(name, each, getattr(node, "level", 0))]
     return frozenset(found)
+
+
+def _files_of(name: str, importer: Path, level: int) -> list[Path]:
+    """The source files, of this package or beside the importing file, that an imported name may stand for."""
+    parts = name.split(".")
+    if level:
+        places = [importer.parents[level - 1].joinpath(*parts)]
+    elif parts[0] == PACKAGE.name:
+        places = [PACKAGE.joinpath(*parts[1:])]
+    elif importer.is_relative_to(PACKAGE) or parts[0] in sys.stdlib_module_names:
+        return []
+    else:  # a file of someone else: what lies beside it, or in its own package
+        places = [folder.joinpath(*parts) for folder in (importer.parent, importer.parent.parent)]
+    return [file for place in places for file in (place.with_suffix(".py"),) if file.is_file()]
 
 
 def code_of(stage: Stage) -> tuple[Path, ...]:
     """The source files that a stage's work is in, in a fixed order."""
     method = registry.get(stage.method)
-    own = Path(str(sys.modules[method.config.__module__].__file__))
-    starts = (own, *TRAINING_CODE, *(EVALUATION_CODE if method.export is not None else ()))
-    return tuple(sorted(frozenset().union(*map(import_closure, starts)), key=str))
+    starts = {*_written_in(method), *TRAINING_CODE, *(EVALUATION_CODE if method.export is not None else ())}
+    files = {STAGE_CODE}.union(*map(import_closure, starts))
+    return tuple(sorted(files, key=lambda p: (not p.is_relative_to(PACKAGE), p.name, str(p.relative_to(p.parents[1])))))
+
+
+def _written_in(method: Method) -> set[Path]:
+    """The source files of a method's configuration and functions."""
+    waiting: list[Any] = [getattr(method, field.name) for field in dataclasses.fields(method)]
+    modules: set[str] = set()
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, functools.partial):
+            waiting += [each.func, *each.args, *each.keywords.values()]
+        elif callable(each):
+            modules.add(each.__module__)
+    own = {name for name in modules if name.split(".")[0] not in sys.stdlib_module_names}
+    return {Path(str(sys.modules[name].__file__)) for name in own}
 
 
 def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
@@ -96,6 +135,7 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
         "method": stage.method,
         "quality": stage.quality,
         "seeds": stage.seeds,
+        "stream": registry.get(stage.method).random_stream,
         "settings": stages.configuration(stage),
         "dependencies": {name: key(each, data, device) for name, each in stages.dependencies(stage).items()},
         "data": data.sha256,

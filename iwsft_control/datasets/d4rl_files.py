@@ -43,7 +43,7 @@ def file_name(task: Task) -> str:
 
 
 def verify(path: Path, expected: OfficialFile) -> None:
-    """Hold a file against D4RL's size and sha256.
+    """Compare a file's size and sha256 with D4RL's.
 
     Raises:
         UserError: it is missing or not the official file.

@@ -27,9 +27,6 @@ from iwsft_control.envs.tasks import Task
 CACHE_FORMAT = 1  # of the cached arrays; another number leaves older caches aside
 
 
-# --- which data, and loading it ----------------------------------------------------------------------------------
-
-
 def resolve(task: Task | None, dataset_id: str | None = None) -> str:
     """The id of the data set to use: the one asked for, else D4RL's if imported, else the reconstruction.
 

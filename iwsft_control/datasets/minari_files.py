@@ -20,8 +20,6 @@ from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
 from iwsft_control.datasets.types import Episodes, check
 
-# --- Minari on disk --------------------------------------------------------------------------------------------
-
 
 def write_minari(dataset_id: str, episodes: Episodes, environment: str, metadata: Mapping[str, Any]) -> Path:
     """Write a Minari data set (HDF5, lossless gzip, float32) into the local Minari root, atomically.

@@ -1,4 +1,8 @@
-"""The reconstructions that ship with the package, packed."""
+"""The reconstructions that ship with the package, packed.
+
+A Minari HDF5 file has seven small arrays for each of 2,000 episodes, which costs more in overhead than compression
+saves, and stores each state twice. What ships is the same content in flat columns, each value once.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,6 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.datasets.types import VELOCITY_LIMIT, Episodes
 
 EMBEDDED = Path(__file__).parent / "embedded"
-
-
-# --- the embedded reconstructions ------------------------------------------------------------------------------
-# A Minari HDF5 file has seven small arrays for each of 2,000 episodes, which costs more in overhead than compression
-# saves, and stores each state twice. What ships is the same content in flat columns, each value once.
 
 
 def pack(path: Path, episodes: Episodes, metadata: Mapping[str, Any]) -> None:

@@ -46,6 +46,13 @@ def scaled_transitions(data: Dataset) -> Transitions:
     return transitions(data)._replace(rewards=jnp.asarray(data.rewards * np.float32(reward_scale(data))))
 
 
+class Demonstrations(NamedTuple):
+    """Rows of states and actions: (N, O), (N, A)."""
+
+    observations: Any
+    actions: Any
+
+
 class FollowedTransitions(NamedTuple):
     """:class:`Transitions` with the data's next action: (N, O), (N, A), (N,), (N, O), (N,), (N, A), (N,)."""
 

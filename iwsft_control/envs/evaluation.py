@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,11 +33,11 @@ class Recording(NamedTuple):
     """One recorded episode of T steps."""
 
     reset_seed: int
-    observations: np.ndarray  # (T, O) float64: what the policy saw
+    observations: np.ndarray  # (T + 1, O), the last one after the last step
     actions: np.ndarray  # (T, A)
     rewards: np.ndarray  # (T,)
-    qpos: np.ndarray | None  # (T, nq) positions of the simulator before each step; None where it does not tell
-    qvel: np.ndarray | None  # (T, nv)
+    qpos: np.ndarray | None  # (T + 1, nq) positions of the simulator; None where it does not tell
+    qvel: np.ndarray | None  # (T + 1, nv)
     terminated: bool
 
 
@@ -49,41 +49,49 @@ class Recorder:
     """
 
     def __init__(self, episodes: Sequence[int]):
-        self._rows: dict[int, list[tuple]] = {i: [] for i in episodes}
-        self._terminated: dict[int, bool] = {}
-        self._first_seed = 0
+        self.episodes = tuple(episodes)
+        self.recordings: dict[int, Recording] = {}
+        """The episodes that were played last, by index."""
 
-    def recordings(self) -> dict[int, Recording]:
-        """The episodes that were played, by index."""
-        found = {}
-        for i, rows in self._rows.items():
-            if rows:
-                observations, actions, rewards, qpos, qvel = zip(*rows, strict=True)
-                found[i] = Recording(
-                    self._first_seed + i,
-                    np.array(observations),
-                    np.array(actions),
-                    np.array(rewards),
-                    None if qpos[0] is None else np.array(qpos),
-                    None if qvel[0] is None else np.array(qvel),
-                    self._terminated[i],
-                )
-        return found
+    def begin(self, batch: Batch, observations: np.ndarray, first_seed: int) -> None:
+        """Forget what was kept and note how the chosen episodes start: observations (N, O) of all episodes."""
+        self._first_seed = first_seed
+        chosen = [i for i in self.episodes if i < len(observations)]
+        self._states = {i: [self._state(batch, i, observations[i])] for i in chosen}
+        self._steps: dict[int, list[tuple[np.ndarray, float]]] = {i: [] for i in chosen}
+        self.recordings = {}
 
-    def _keep(self, batch: Batch, active: np.ndarray, observations: np.ndarray, actions: np.ndarray) -> list[tuple]:
-        """Of each chosen episode among ``active``: its index, its row in the batch, and what it was before the step."""
-        kept = []
+    def add(
+        self,
+        batch: Batch,
+        active: np.ndarray,
+        actions: np.ndarray,
+        observations: np.ndarray,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+        ended: np.ndarray,
+    ) -> None:
+        """Note a step of the episodes ``active`` (K,), the results of which are the other arguments (K, ...)."""
         for row, i in enumerate(active.tolist()):
-            if i in self._rows:
-                states = batch.state(active[row : row + 1]) if isinstance(batch, D4RLBatch) else None
-                qpos, qvel = (x[0] for x in states) if states else (None, None)
-                kept.append((i, row, observations[row].copy(), actions[row].copy(), qpos, qvel))
-        return kept
+            if i in self._states:
+                self._states[i].append(self._state(batch, i, observations[row]))
+                self._steps[i].append((actions[row].copy(), float(rewards[row])))
+                if ended[row]:
+                    states, qpos, qvel = zip(*self._states[i], strict=True)
+                    self.recordings[i] = Recording(
+                        self._first_seed + i,
+                        np.array(states),
+                        np.array([a for a, _ in self._steps[i]]),
+                        np.array([r for _, r in self._steps[i]]),
+                        None if qpos[0] is None else np.array(qpos),
+                        None if qvel[0] is None else np.array(qvel),
+                        bool(terminated[row]),
+                    )
 
-    def _add(self, kept: list[tuple], rewards: np.ndarray, terminated: np.ndarray) -> None:
-        for i, row, observation, action, qpos, qvel in kept:
-            self._rows[i].append((observation, action, float(rewards[row]), qpos, qvel))
-            self._terminated[i] = bool(terminated[row])
+    @staticmethod
+    def _state(batch: Batch, i: int, observation: np.ndarray) -> tuple[Any, Any, Any]:
+        states = [x[0] for x in batch.state(np.array([i]))] if isinstance(batch, D4RLBatch) else [None, None]
+        return observation.copy(), states[0], states[1]
 
 
 def evaluate(
@@ -116,7 +124,7 @@ def evaluate(
     observations = batch.reset([first_seed + i for i in range(episodes)])
     returns = np.zeros(episodes)
     if recorder is not None:
-        recorder._first_seed = first_seed
+        recorder.begin(batch, observations, first_seed)
 
     def play(lane: np.ndarray) -> None:
         key = np.random.default_rng([first_seed, int(lane[0])])
@@ -152,13 +160,12 @@ def _play(
                 f"{name}{active[worst]}: the action at step {step} is {actions[worst].tolist()}; "
                 "actions must be finite and within [-1, 1]."
             )
-        kept = recorder._keep(batch, active, observations, actions) if recorder else []
         observations, rewards, terminated, truncated = batch.step(active, actions)
-        if recorder:
-            recorder._add(kept, rewards, terminated)
+        ended = terminated | truncated
+        if recorder is not None:
+            recorder.add(batch, active, actions, observations, rewards, terminated, ended)
         returns[active] += rewards
         step += 1
-        ended = terminated | truncated
         if ended.any():
             going = ~ended
             active, observations = active[going], observations[going]

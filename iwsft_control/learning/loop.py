@@ -64,10 +64,10 @@ def train(
     """
     keys = jax.vmap(jax.random.split)(seed_keys(method, seeds))
     create_keys, loop_keys = keys[:, 0], keys[:, 1]
-    shared = data.shared
-    dims = shared.observations.shape[1], shared.actions.shape[1]
+    dims = data.shared.observations.shape[1], data.shared.actions.shape[1]
+    data = Prepared(Table.of(data.shared), data.own)
     states = jax.vmap(lambda key: method.create(config, *dims, key))(create_keys)
-    states = jax.vmap(lambda state, own: method.warm_start(config, state, Prepared(shared, own)))(states, data.own)
+    states = jax.vmap(lambda state, own: method.warm_start(config, state, Prepared(data.shared, own)))(states, data.own)
     carry = jax.tree.map(jnp.copy, (states, _acting(states)))  # one buffer cannot be donated twice
     snapshot = snapshot or Snapshot()
     carry, record = snapshot.load(carry)
@@ -75,7 +75,6 @@ def train(
     done = log[-1]["step"] if log else 0
     progress(done)
     carry = jax.tree.map(jnp.asarray, carry)
-    data = Prepared(Table.of(shared), data.own)
     each = method.call_steps(config)
     for first in range(0, config.steps, each):
         count = min(each, config.steps - first)  # equal but for the last: at most two programs are compiled

@@ -8,7 +8,6 @@ and checks, the store, sweeps, tables and benches all come from them.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,10 +15,8 @@ from typing import Any, NamedTuple
 import jax
 
 from iwsft_control.datasets.types import Dataset
+from iwsft_control.learning import defaults
 from iwsft_control.networks.policies import Exported
-
-CALL_STEPS = 500  # steps of one compiled call, between two reports of progress
-QUICK_STEPS = 300  # of a trial (--quick)
 
 
 class Artefact(NamedTuple):
@@ -46,38 +43,12 @@ class Prepared(NamedTuple):
     """What a method samples from, on the device."""
 
     shared: Any
-    """The same for every seed: a NamedTuple of float32 arrays (N, ...) with ``observations`` and ``actions``. The loop
-    packs it, so that ``sample`` finds a :class:`~iwsft_control.datasets.transitions.Table`."""
+    """The same for every seed: a NamedTuple of float32 arrays (N, ...) with ``observations`` and ``actions``, which the
+    loop packs: all functions but ``prepare`` find a :class:`~iwsft_control.datasets.transitions.Table`."""
     own: Any = ()
     """A pytree with a leading seed axis S; inside the loop that of one seed."""
     diagnostics: Sequence[Mapping[str, Any]] = ()
     """For every seed what a result file says of its data; empty for nothing."""
-
-
-def uniform(config: Any, data: Prepared, key: jax.Array) -> Any:
-    """A batch of ``config.batch_size`` rows, drawn uniformly with replacement."""
-    rows = jax.random.randint(key, (config.batch_size,), 0, len(data.shared))
-    return data.shared.rows(rows)
-
-
-def fresh(config: Any, state: Any, data: Prepared) -> Any:
-    """Training starts from the parameters that ``create`` drew."""
-    return state
-
-
-def as_it_is(config: Any, state: Any, data: Prepared) -> tuple[Prepared, dict[str, jax.Array]]:
-    """Nothing is computed anew between two compiled calls."""
-    return data, {}
-
-
-def tanh_mlp(config: Any, data: Dataset, params: Any) -> Exported:
-    """The policy's parameters act as they are: a = tanh(f(s)), a Gaussian policy by its mean."""
-    return Exported(params)
-
-
-def shorten(config: Any) -> Any:
-    """A configuration for a trial of seconds."""
-    return dataclasses.replace(config, steps=min(config.steps, QUICK_STEPS))
 
 
 class Published(NamedTuple):
@@ -94,7 +65,7 @@ class Published(NamedTuple):
 class Method:
     """A method. Functions get the method's configuration first; S is the number of seeds.
 
-    The first four fields and ``prepare`` and ``update`` are all that a new method needs.
+    The first five fields are all that a new method needs.
     """
 
     name: str
@@ -109,17 +80,17 @@ class Method:
     """(config, state, batch, key) -> (state, scalars for the log): one gradient step."""
     prepare: Callable[[Any, Inputs], Prepared]
     """(config, inputs) -> what it samples from."""
-    sample: Callable[[Any, Prepared, jax.Array], Any] = uniform
-    """(config, data of one seed, key) -> batch."""
+    sample: Callable[[Any, Prepared, jax.Array], Any] = defaults.uniform
+    """(config, prepared data of one seed, key) -> batch."""
     random_update: bool = True
     """Whether ``update`` draws random numbers; if not, ``sample`` gets the step's whole key."""
-    warm_start: Callable[[Any, Any, Prepared], Any] = fresh
-    """(config, state, data of one seed) -> state: where training begins."""
-    refresh: Callable[[Any, Any, Prepared], tuple[Prepared, dict[str, jax.Array]]] = as_it_is
-    """(config, state, data of one seed) -> (data, values for the log), before every compiled call."""
-    call_steps: Callable[[Any], int] = lambda config: CALL_STEPS
+    warm_start: Callable[[Any, Any, Prepared], Any] = defaults.fresh
+    """(config, state, prepared data of one seed) -> state: where training begins."""
+    refresh: Callable[[Any, Any, Prepared], tuple[Prepared, dict[str, jax.Array]]] = defaults.as_it_is
+    """(config, state, prepared data of one seed) -> (prepared data, values for the log), before every compiled call."""
+    call_steps: Callable[[Any], int] = defaults.call_steps
     """Steps of a compiled call."""
-    export: Callable[[Any, Dataset, Any], Exported] | None = tanh_mlp
+    export: Callable[[Any, Dataset, Any], Exported] | None = defaults.tanh_mlp
     """(config, data, parameters of one seed) -> the policy that is kept and evaluated; None for what has no policy."""
     values: Callable[[Any, Dataset, Any], dict[str, Any]] | None = None
     """(config, data, states (S, ...)) -> arrays to keep, for what has no policy."""
@@ -135,7 +106,7 @@ class Method:
     """(config) -> the method that does the work instead, if a setting asks for another one."""
     for_task: Callable[[Any, str], Any] = lambda config, task: config
     """(config, task) -> configuration, for settings that depend on the task."""
-    quick: Callable[[Any], Any] = shorten
+    quick: Callable[[Any], Any] = defaults.shorten
     """(config) -> configuration of a trial."""
     record: Callable[[Any], dict[str, Any]] = dataclasses.asdict
     """(config) -> the settings that its own work depends on."""
@@ -155,8 +126,3 @@ class Method:
     def random_stream(self) -> int:
         """The integer that is folded into a seed's key."""
         return zlib.crc32(self.name.encode()) if self.stream is None else self.stream
-
-    @property
-    def module(self) -> Any:
-        """The module that the method is written in."""
-        return sys.modules[self.config.__module__]

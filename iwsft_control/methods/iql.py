@@ -8,8 +8,7 @@ Q' are Polyak-averaged targets. Hyper-parameters are the paper's for locomotion 
 tau 0.7, beta 3, rewards scaled by 1000 / (best - worst return), cosine decay of the policy's learning rate.
 
 Deviations: advantages are those of V before its step, as in CORL (authors: after); Flax's initialisation (authors:
-orthogonal); the policy that is evaluated is the exponential average of its parameters, as for
-most methods here.
+orthogonal); the policy that is evaluated is the exponential average of its parameters, as for most methods here.
 """
 
 from __future__ import annotations
@@ -66,10 +65,11 @@ def create(config: IQLConfig, observation_dim: int, action_dim: int, key: jax.Ar
     critic_key, policy_key = jax.random.split(key)
     policy = GaussianPolicy(config.hidden, action_dim).init(policy_key, jnp.zeros((1, observation_dim)))
     critics = critic.create(config, observation_dim, action_dim, critic_key)
-    return IQLState(critics, policy, _optimiser(config).init(policy))
+    return IQLState(critics, policy, policy_optimiser(config).init(policy))
 
 
-def _optimiser(config: IQLConfig) -> optax.GradientTransformation:
+def policy_optimiser(config: IQLConfig) -> optax.GradientTransformation:
+    """Adam with cosine decay over all steps."""
     return adam(optax.cosine_decay_schedule(config.policy_learning_rate, config.steps))
 
 
@@ -93,7 +93,7 @@ def update(
     critics, info = critic.update(config, state.critic, batch)
     policy, optimiser, loss = descend(
         partial(policy_loss, config),
-        _optimiser(config),
+        policy_optimiser(config),
         state.policy,
         state.optimiser,
         state.critic.value,

@@ -1,24 +1,21 @@
 """OneStep: Brandfonbrener et al., "Offline RL Without Off-Policy Evaluation", NeurIPS 2021.
 
-    Q       E[(r + gamma (1 - d) min_j Q'_j(s', a') - Q_i(s, a))^2],  a' the data's next action (SARSA)     section 3
+    Q       the Q-function of the data's own policy (:mod:`.sarsa`, a stage of its own)                     section 3
     V       mean_k min_i Q_i(s, a_k),  a_k ~ beta(s), ten of them; beta is the run's own BC policy
     policy  -E[min(exp(temperature (Q(s, a) - V(s))), 100) log pi(a|s)], from beta                          section 3
 
-So Q is that of the policy of the data and of no other, and the policy takes one step of improvement from there: here
-the paper's exponentially weighted imitation. ``sarsa`` is the critic alone, a stage of its own. Since Q and beta stand
-still while the policy learns, its weights are computed once for all rows.
+So the policy takes one step of improvement from the policy of the data: here the paper's exponentially weighted
+imitation. Since Q and beta stand still while it learns, its weights are computed once for all rows.
 
 Deviations: the paper chooses among three kinds of improvement and tunes each per data set with online returns; here it
-is this one, with one temperature and rewards scaled as for IQL. Two critics and the smaller of their targets (authors:
-one; two as an option), two layers of 256 (1,024), batches of 256 (512), learning rates 3e-4 (1e-4), 200,000 critic
-steps (2M) and 50,000 of the policy (100,000). The last transition of a truncated episode has no next action in the data
-and is left out. The exponential average of the policy's parameters is evaluated, as for most methods here.
+is this one, with one temperature and rewards scaled as for IQL. Two layers of BC's width (1,024), batches of 256 (512),
+learning rate 3e-4 (1e-4), 50,000 steps (100,000). The exponential average of the policy's parameters is evaluated, as
+for most methods here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -27,101 +24,14 @@ import numpy as np
 import optax
 
 from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
-from iwsft_control.datasets.transitions import (
-    FollowedTransitions,
-    Table,
-    scaled_transitions,
-    with_next_actions,
-)
-from iwsft_control.datasets.types import Dataset
+from iwsft_control.datasets.transitions import Demonstrations, Table
 from iwsft_control.learning.gradient import adam, descend
 from iwsft_control.learning.loop import over_seeds, seed_keys
 from iwsft_control.learning.method import Inputs, Method, Prepared, Published
-from iwsft_control.methods.supervised import Demonstrations
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
 
 CHUNK = 4096  # rows of one forward pass that stay in cache
-
-
-# --- the critic ------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class SarsaConfig:
-    """Hyper-parameters of the Q-function of the data's policy."""
-
-    steps: Annotated[int, POSITIVE] = 200_000
-    """Gradient updates."""
-    batch_size: Annotated[int, POSITIVE] = 256
-    learning_rate: Annotated[float, POSITIVE] = 3e-4
-    discount: Annotated[float, SHARE] = 0.99
-    target_rate: Annotated[float, SHARE] = 0.005
-    """Polyak rate of the target critics."""
-    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
-
-
-class SarsaState(NamedTuple):
-    """Parameters of Q and of its target, and the optimiser's state."""
-
-    critic: Any
-    target: Any
-    optimiser: Any
-
-
-def prepare_sarsa(config: SarsaConfig, inputs: Inputs) -> Prepared:
-    """Transitions with their next actions, rewards scaled by 1000 / (best - worst episode return)."""
-    return Prepared(with_next_actions(scaled_transitions(inputs.data), inputs.data))
-
-
-def create_sarsa(config: SarsaConfig, observation_dim: int, action_dim: int, key: jax.Array) -> SarsaState:
-    """Fresh parameters from ``key``."""
-    critic = TwinCritic(config.hidden).init(key, jnp.zeros((1, observation_dim)), jnp.zeros((1, action_dim)))
-    return SarsaState(critic, critic, adam(config.learning_rate).init(critic))
-
-
-def sarsa_loss(config: SarsaConfig, critic: Any, target: Any, batch: FollowedTransitions) -> jax.Array:
-    """E[sum_i (r + gamma (1 - d) min_j Q'_j(s', a') - Q_i(s, a))^2] over the rows whose target the data know."""
-    net = TwinCritic(config.hidden)
-    next_q = net.apply(target, batch.next_observations, batch.next_actions).min(axis=0)
-    backup = jax.lax.stop_gradient(batch.rewards + config.discount * (1 - batch.terminations) * next_q)
-    known = jnp.maximum(batch.has_next, batch.terminations)
-    squared = ((net.apply(critic, batch.observations, batch.actions) - backup) ** 2).sum(axis=0)
-    return (known * squared).sum() / jnp.maximum(known.sum(), 1.0)
-
-
-def update_sarsa(
-    config: SarsaConfig, state: SarsaState, batch: FollowedTransitions, key: jax.Array
-) -> tuple[SarsaState, dict[str, jax.Array]]:
-    """One step of the critics and of their targets; nothing is random."""
-    critic, optimiser, loss = descend(
-        partial(sarsa_loss, config), adam(config.learning_rate), state.critic, state.optimiser, state.target, batch
-    )
-    target = optax.incremental_update(critic, state.target, config.target_rate)
-    return SarsaState(critic, target, optimiser), {"critic_loss": loss}
-
-
-def keep_sarsa(config: SarsaConfig, data: Dataset, states: SarsaState) -> dict[str, Any]:
-    """What is kept: the critics' parameters (S, ...)."""
-    return {"params": states.critic}
-
-
-SARSA = Method(
-    name="sarsa",
-    config=SarsaConfig,
-    prepare=prepare_sarsa,
-    create=create_sarsa,
-    update=update_sarsa,
-    random_update=False,
-    export=None,
-    values=keep_sarsa,
-    stream=13,
-    quick=lambda config: dataclasses.replace(config, steps=min(config.steps, 1000)),
-    seconds=2.2,
-)
-
-
-# --- the policy ------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

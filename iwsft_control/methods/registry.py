@@ -16,12 +16,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from iwsft_control.base.errors import UserError, near, require
 from iwsft_control.learning.method import Method
-from iwsft_control.methods import awac, cql, critic, iql, one_step, rebrac, supervised, td3_bc
+from iwsft_control.methods import awac, cql, critic, iql, one_step, rebrac, sarsa, supervised, td3_bc
 
 OURS: tuple[Method, ...] = (
     critic.METHOD,
@@ -32,12 +33,13 @@ OURS: tuple[Method, ...] = (
     cql.METHOD,
     rebrac.METHOD,
     rebrac.TUNED_METHOD,
-    one_step.SARSA,
+    sarsa.METHOD,
     one_step.METHOD,
 )
 ENTRY_POINTS = "iwsft_control.methods"
 _methods: dict[str, Method] = {}
 _files: list[Path] = []
+_entry_points_loaded: list[bool] = []
 
 
 def add(methods: Iterable[Method], where: str) -> None:
@@ -63,7 +65,7 @@ def load_file(path: Path) -> None:
     path = path.resolve()
     if path in _files:
         return
-    name = f"iwsft_method_{path.stem}"
+    name = f"iwsft_method_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two files may share a name
     spec = importlib.util.spec_from_file_location(name, path)
     require(path.is_file() and spec is not None and spec.loader is not None, f"{path} is not a Python file.")
     assert spec is not None and spec.loader is not None
@@ -86,13 +88,26 @@ def files() -> tuple[Path, ...]:
 
 
 def every() -> dict[str, Method]:
-    """All methods by name, the critic among them."""
+    """All methods by name, the critics among them.
+
+    Raises:
+        UserError: an installed package's method cannot be imported or is none.
+    """
+    if not _entry_points_loaded:
+        _entry_points_loaded.append(True)
+        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+            where = f"the entry point {entry.name} of {entry.dist.name if entry.dist else 'a package'}"
+            try:
+                found = entry.load()
+            except Exception as error:
+                raise UserError(f"{where} cannot be imported ({type(error).__name__}: {error}); mend it.") from error
+            add([found], where)
     return dict(_methods)
 
 
 def names() -> tuple[str, ...]:
     """Names of the methods that end in a policy, in the order of tables."""
-    return tuple(name for name, method in _methods.items() if method.export is not None)
+    return tuple(name for name, method in every().items() if method.export is not None)
 
 
 def get(name: str) -> Method:
@@ -101,11 +116,10 @@ def get(name: str) -> Method:
     Raises:
         UserError: there is none; the sentence lists the near ones.
     """
-    if name not in _methods:
+    known = every()
+    if name not in known:
         raise UserError(f"unknown method {name!r}: {near(name, list(names()))}")
-    return _methods[name]
+    return known[name]
 
 
 add(OURS, __name__)
-for _entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-    add([_entry.load()], f"the entry point {_entry.name} of {_entry.dist.name if _entry.dist else 'a package'}")

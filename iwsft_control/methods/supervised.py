@@ -21,11 +21,14 @@ import numpy as np
 import optax
 
 from iwsft_control.base.bounds import POSITIVE, SHARE
+from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import curation, objectives
 from iwsft_control.learning.curation import Curated, CurationConfig, Values
+from iwsft_control.learning.defaults import as_it_is, call_steps, fresh
+from iwsft_control.learning.gradient import descend
 from iwsft_control.learning.loop import over_seeds
-from iwsft_control.learning.method import CALL_STEPS, Inputs, Method, Prepared, Published, as_it_is, fresh
+from iwsft_control.learning.method import Inputs, Method, Prepared, Published
 from iwsft_control.learning.objectives import ImportanceConfig
 from iwsft_control.methods import released
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
@@ -106,13 +109,6 @@ class FineTuningConfig(SupervisedConfig):
         return self.policy.fine_tune_learning_rate
 
 
-class Demonstrations(NamedTuple):
-    """Rows of states and actions: (N, O), (N, A)."""
-
-    observations: Any
-    actions: Any
-
-
 class Own(NamedTuple):
     """What is a seed's own: (S, ...), in the loop without S."""
 
@@ -123,7 +119,7 @@ class Own(NamedTuple):
 
 
 class PolicyState(NamedTuple):
-    """Parameters, the lagging q of iw-SFT and the optimiser's state."""
+    """Parameters, the lagging q (of weighted methods, else ()) and the optimiser's state."""
 
     policy: Any
     lagged: Any
@@ -212,16 +208,16 @@ def _reference(config: SupervisedConfig, own: Own, shared: Demonstrations) -> ja
 def create(config: SupervisedConfig, observation_dim: int, action_dim: int, key: jax.Array) -> PolicyState:
     """Fresh parameters from ``key``."""
     params = GaussianPolicy(config.policy.hidden, action_dim).init(key, jnp.zeros((1, observation_dim)))
-    return PolicyState(params, params, _optimiser(config).init(params))
+    return PolicyState(params, (), _optimiser(config).init(params))
 
 
 def _optimiser(config: SupervisedConfig) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
 
 
-def from_bc(config: SupervisedConfig, state: PolicyState, data: Prepared) -> PolicyState:
-    """Training, q and pi_ref begin at BC's parameters."""
-    return PolicyState(data.own.start, data.own.start, state.optimiser)
+def from_bc(kind: Kind, config: SupervisedConfig, state: PolicyState, data: Prepared) -> PolicyState:
+    """Training begins at BC's parameters; so does q, and pi_ref stays there."""
+    return PolicyState(data.own.start, data.own.start if kind.importance_weighted else (), state.optimiser)
 
 
 def refresh(config: SupervisedConfig, state: PolicyState, data: Prepared) -> tuple[Prepared, dict[str, jax.Array]]:
@@ -252,10 +248,11 @@ def update(
     config: SupervisedConfig, state: PolicyState, batch: Demonstrations, key: jax.Array
 ) -> tuple[PolicyState, dict[str, jax.Array]]:
     """One gradient step on -mean log pi(a|s); q follows."""
-    value, grad = jax.value_and_grad(partial(objectives.loss, partial(log_prob, config)))(state.policy, batch)
-    change, optimiser = _optimiser(config).update(grad, state.optimiser)
-    policy = optax.apply_updates(state.policy, change)
-    lagged = optax.incremental_update(policy, state.lagged, 1 - config.importance.lag)
+    loss = partial(objectives.loss, partial(log_prob, config))
+    policy, optimiser, value = descend(loss, _optimiser(config), state.policy, state.optimiser, batch)
+    lagged = state.lagged
+    if lagged != ():
+        lagged = optax.incremental_update(policy, lagged, 1 - config.importance.lag)
     return PolicyState(policy, lagged, optimiser), {"loss": value}
 
 
@@ -308,9 +305,9 @@ def _method(name: str, stream: int, published: Published | None = None) -> Metho
         sample=sample,
         update=update,
         random_update=False,
-        warm_start=from_bc if kind.fine_tunes else fresh,
+        warm_start=partial(from_bc, kind) if kind.fine_tunes else fresh,
         refresh=refresh if kind.importance_weighted else as_it_is,
-        call_steps=(lambda c: c.importance.refresh_every) if kind.importance_weighted else (lambda c: CALL_STEPS),
+        call_steps=(lambda c: c.importance.refresh_every) if kind.importance_weighted else call_steps,
         stream=stream,
         option=None,
         by_quality=kind.curation == "quality",
@@ -334,10 +331,10 @@ def _method(name: str, stream: int, published: Published | None = None) -> Metho
 
 
 METHODS = (
-    _method("bc", 0, Published("BC", (18.1, 36.6, 26.0))),
-    _method("filtered-bc", 2, Published("BC 10%", (75.9, 40.6, 62.5))),
-    _method("sft", 3, Published("SFT", (79.0, 35.1, 58.8))),
+    _method("bc", 0, published=Published("BC", (18.1, 36.6, 26.0))),
+    _method("filtered-bc", 2, published=Published("BC 10%", (75.9, 40.6, 62.5))),
+    _method("sft", 3, published=Published("SFT", (79.0, 35.1, 58.8))),
     _method("iw-sft", 4),
-    _method("sft-q", 5, Published("SFT(Q)", (84.9, 39.3, 66.2), "return")),
-    _method("iw-sft-q", 6, Published("iw-SFT(Q)", (85.0, 40.9, 75.8), "return")),
+    _method("sft-q", 5, published=Published("SFT(Q)", (84.9, 39.3, 66.2), "return")),
+    _method("iw-sft-q", 6, published=Published("iw-SFT(Q)", (85.0, 40.9, 75.8), "return")),
 )

@@ -16,8 +16,6 @@ from iwsft_control.report import statistics
 from iwsft_control.report.runs import Report, differences, notes, strata
 from iwsft_control.report.tables import sections
 
-# --- formats ---------------------------------------------------------------------------------------------------------
-
 
 def to_markdown(report: Report) -> str:
     """The tables in Markdown."""

@@ -62,7 +62,9 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
         ours = (SCORES_FILE,)  # what a table writes beside them is no result
         runs |= {path: read(path) for path in paths if path.parent.name != "failures" and path.name not in ours}
     if not runs:
-        raise UserError(f"no result files in {', '.join(map(str, folders))}; make some with experiments/sweep.py.")
+        raise UserError(
+            f"no result files in {', '.join(map(str, folders))}; make some with python -m iwsft_control.sweep."
+        )
     for path, run in runs.items():
         if run.quick and not quick:
             raise UserError(

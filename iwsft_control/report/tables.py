@@ -18,8 +18,6 @@ from iwsft_control.report.published import PUBLISHED_TASKS, published, published
 from iwsft_control.report.runs import Report, Row, _tasks_of, differences, overall, short, strata, titles
 from iwsft_control.report.statistics import Estimate
 
-# --- the tables ------------------------------------------------------------------------------------------------------
-
 
 def verdict(difference: Estimate) -> str:
     """Whether an interval of differences excludes zero."""
@@ -99,7 +97,8 @@ def updates(run: RunResult) -> str:
     config = run.config
     policy = config.get("policy", {})
     own = f"{config.get('steps', 0) + policy.get('bc_steps', 0) + policy.get('fine_tune_steps', 0):,}"
-    return own + "".join(f" + {config[critic]['steps']:,}" for critic in ("critic", "sarsa") if critic in config)
+    critics = [v["steps"] for v in config.values() if isinstance(v, dict) and "steps" in v]
+    return own + "".join(f" + {steps:,}" for steps in critics)
 
 
 def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:
