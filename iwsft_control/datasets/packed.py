@@ -25,17 +25,18 @@ def pack(path: Path, episodes: Episodes, metadata: Mapping[str, Any]) -> None:
     """Write one file that holds a data set with simulator states losslessly, at about 50 to 80 bytes a transition.
 
     Raises:
-        ValueError: observations are not the states' positions (without root x) and clipped velocities.
+        ValueError: observations are not the states' positions (without the first ones) and clipped velocities.
     """
     assert episodes.qpos is not None and episodes.qvel is not None
-    positions = episodes.qpos.shape[1] - 1
+    positions = episodes.observations.shape[1] - episodes.qvel.shape[1]
+    hidden = episodes.qpos.shape[1] - positions  # root coordinates that observations leave out
     velocities = episodes.observations[:, positions:]
     beyond = np.where(np.abs(episodes.qvel) > VELOCITY_LIMIT, episodes.qvel, 0.0).astype(np.float32)
     if (velocities == episodes.qvel).all():
         beyond = np.zeros_like(beyond)
     columns = {
         "observations": episodes.observations,
-        "root_x": episodes.qpos[:, :1],
+        "root_x": episodes.qpos[:, :hidden],
         "velocity_beyond_limit": beyond,
         "actions": episodes.actions,
         "rewards": episodes.rewards,

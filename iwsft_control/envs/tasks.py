@@ -21,6 +21,8 @@ class Environment:
     ref_max_score: float
     medium_return: float | None  # mean return of the published medium-v2 data: D4RL's "medium level"
     expert_return: float | None
+    levels: tuple[str, ...] = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
+    """Of its data; another environment may have others ("umaze")."""
 
 
 ENVIRONMENTS = {
@@ -32,9 +34,6 @@ ENVIRONMENTS = {
         Environment("ant", "d4rl/Ant-v2", -325.6, 3879.7, None, None),
     )
 }
-
-
-LEVELS = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +63,7 @@ def normalise(episode_return: float, ref_min_score: float, ref_max_score: float)
     return 100.0 * (episode_return - ref_min_score) / (ref_max_score - ref_min_score)
 
 
-TASK_NAMES = [f"{e}-{level}" for e in ENVIRONMENTS for level in LEVELS]
+TASK_NAMES = {f"{e.name}-{level}": (e, level) for e in ENVIRONMENTS.values() for level in e.levels}
 
 
 def parse_task(name: str) -> Task:
@@ -75,6 +74,5 @@ def parse_task(name: str) -> Task:
     """
     plain = name.lower().replace("_", "-").removesuffix("-v2")
     if plain not in TASK_NAMES:
-        raise UserError(f"unknown task {name!r}: {near(plain, TASK_NAMES)}")
-    environment, level = plain.split("-", 1)
-    return Task(ENVIRONMENTS[environment], level)
+        raise UserError(f"unknown task {name!r}: {near(plain, list(TASK_NAMES))}")
+    return Task(*TASK_NAMES[plain])
