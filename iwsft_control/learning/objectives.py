@@ -72,6 +72,39 @@ def importance_weights(config: ImportanceConfig, log_ratio: jax.Array) -> jax.Ar
     return jnp.clip(jnp.exp(config.temperature * log_ratio), config.low, config.high)
 
 
+def relative_weights(temperature: jax.Array | float, log_ratio: jax.Array) -> jax.Array:
+    """exp(temperature * log_ratio) divided by its mean over the units (U,): they average one.
+
+    While a policy learns a curated set, its likelihood of all of it rises, and exp(log_ratio) with it. That common drift
+    says nothing about which unit is better. Divided by the mean it drops out: multiplying all densities of q by a
+    constant changes nothing. The bound at the module's head is then scaled by a constant: its maximiser stays.
+    """
+    scaled = temperature * log_ratio
+    return jnp.exp(scaled - jax.nn.logsumexp(scaled)) * scaled.size
+
+
+def temperature_for(target: float, log_ratio: jax.Array, largest: float = 1e4) -> jax.Array:
+    """The temperature at which :func:`relative_weights` have an effective sample size of ``target``, by bisection.
+
+    The effective sample size falls from 1 at temperature 0: the slope of its logarithm is 2 (m_t - m_2t), with m_t the
+    mean log-ratio under the weights at temperature t, which rises with t. So there is one answer. Where even ``largest``
+    leaves the weights too even (all log-ratios are equal, say), it is ``largest``.
+
+    Args:
+        target: in (0, 1]; at least the share of units that have the largest log-ratio.
+        log_ratio: mean log-ratio of every unit, (U,).
+    """
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        too_even = effective_sample_size(relative_weights(jnp.exp(middle), log_ratio)) > target
+        return jnp.where(too_even, middle, low), jnp.where(too_even, high, middle)
+
+    ends = jnp.log(1e-4), jnp.log(jnp.float32(largest))
+    return jnp.exp(jax.lax.fori_loop(0, 40, halve, ends)[1])
+
+
 def unit_means(values: jax.Array, unit_of_row: jax.Array, lengths: jax.Array) -> jax.Array:
     """Mean over each unit's rows: packed values (R,) with their unit's index (R,), unit lengths (U,) -> (U,)."""
     return jax.ops.segment_sum(values, unit_of_row, num_segments=lengths.shape[0]) / lengths
