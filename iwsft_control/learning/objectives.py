@@ -86,9 +86,9 @@ def relative_weights(temperature: jax.Array | float, log_ratio: jax.Array) -> ja
 def temperature_for(target: float, log_ratio: jax.Array, largest: float = 1e4) -> jax.Array:
     """The temperature at which :func:`relative_weights` have an effective sample size of ``target``, by bisection.
 
-    The effective sample size falls from 1 at temperature 0: the slope of its logarithm is 2 (m_t - m_2t), with m_t the
-    mean log-ratio under the weights at temperature t, which rises with t. So there is one answer. Where even ``largest``
-    leaves the weights too even (all log-ratios are equal, say), it is ``largest``.
+    The effective sample size falls from 1 at temperature 0: its logarithm has the slope 2 (m_t - m_2t), where m_t is
+    the mean log-ratio under the weights at temperature t and rises with t. So there is one answer. Where even
+    ``largest`` leaves the weights too even (all log-ratios are equal, say), it is ``largest``.
 
     Args:
         target: in (0, 1]; at least the share of units that have the largest log-ratio.
