@@ -129,12 +129,19 @@ def main(config: BanditConfig) -> None:
     console.console.print(table)
     figure, axis = plt.subplots(figsize=(5.2, 3.2))
     for i, (name, values) in enumerate(found.items()):
-        style = figures.LINES[i % len(figures.LINES)]
+        style, width = figures.LINES[i % len(figures.LINES)], 5.0 if name == "exact" else 1.5  # another lies on it
         axis.plot(
-            range(1, config.rounds + 1), values, style, marker="o", markersize=3, label=name, color=figures.COLOURS[i]
+            range(1, config.rounds + 1),
+            values,
+            style,
+            marker="o",
+            markersize=3,
+            linewidth=width,
+            label=name,
+            color=figures.COLOURS[i],
         )
     axis.axhline(1.0, color="#cccccc", linewidth=0.8, zorder=0)
-    axis.set(xlabel="round (1: SFT)", ylabel="probability of the machine that always pays")
+    axis.set(xlabel="round (1: SFT)", ylabel="probability of the right machine")
     axis.legend(frameon=False, fontsize=8)
     figures.save(figure, config.out, "bandit")
 
