@@ -28,7 +28,7 @@ from iwsft_control.base import errors, files, snapshot
 from iwsft_control.benchmark import stages
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.envs import physics
+from iwsft_control.envs import physics, specs
 from iwsft_control.learning.method import Artefact
 from iwsft_control.methods import registry
 
@@ -121,7 +121,7 @@ def device_kind() -> str:
 def environment(data: Dataset) -> list[Any]:
     """What an evaluation depends on: physics, and the whole specification where it is the data set's own."""
     spec = data.environment
-    return [physics.describe(data.env_id), None if isinstance(spec, str) else spec.to_json()]
+    return [physics.describe(data.env_id), None if isinstance(spec, str) else specs.describe(spec)]
 
 
 class Store:
@@ -142,14 +142,14 @@ class Store:
     def read(self, stage: Stage, data: Dataset) -> Artefact | None:
         """The artefact of a stage, or None where it has not been made (or its file is damaged)."""
         try:
-            arrays, record = files.load_arrays(self.path(stage, data))
+            arrays, record = files.load_arrays(self.path(stage, data), sealed=True)
         except errors.UserError:
             return None
         return Artefact(files.nest(arrays), record)
 
     def has(self, stage: Stage, data: Dataset) -> bool:
-        """Whether :meth:`read` would find the artefact."""
-        return bool(files.read_metadata(self.path(stage, data)))
+        """Whether :meth:`read` would find the artefact, undamaged."""
+        return self.read(stage, data) is not None
 
     def write(self, stage: Stage, data: Dataset, artefact: Artefact) -> None:
         """Keep an artefact.
