@@ -114,7 +114,11 @@ class Board:
         self.failed = 0
         self.lines: dict[tuple[Job, str], Any] = {}
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description}", markup=False),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
         )
         self.total = self.bar.add_task("", total=len(jobs) + done, completed=done)
         self._describe()

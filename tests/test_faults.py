@@ -1,6 +1,9 @@
 """Data that a stranger wrote: nothing of theirs is run, nothing is scored otherwise than they declare."""
 
+import dataclasses
 import json
+import os
+import subprocess
 import sys
 
 import gymnasium as gym
@@ -10,14 +13,20 @@ import pytest
 from gymnasium.envs.registration import WrapperSpec
 from minari.serialization import serialize_space
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
-from iwsft_control.base import files
+from iwsft_control import load_policy, table
+from iwsft_control.base import console, files
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import checks
-from iwsft_control.datasets import hdf5, load, minari_files
+from iwsft_control.benchmark import checks, results, settings, stages
+from iwsft_control.benchmark.perform import perform
+from iwsft_control.benchmark.store import Store
+from iwsft_control.datasets import d4rl_files, hdf5, load, minari_files, packed
 from iwsft_control.envs import evaluation
 from iwsft_control.envs.batch import GymnasiumBatch, make_batch
-from tests.conftest import make_episodes
+from iwsft_control.methods.supervised import PolicyConfig
+from tests.conftest import make_data, make_episodes
+from tests.test_report import make_run
 
 ID = "test/car/small-v0"
 SCORES = {"ref_min_score": -20.0, "ref_max_score": 3000.0}
@@ -620,3 +629,197 @@ def test_ids_stay_in_the_root(name):
         load.load(None, name)
     with pytest.raises(UserError, match="no id of a data set"):
         minari_files.minari_path(name)
+
+
+# --- D4RL's own files ------------------------------------------------------------------------------------------------
+
+
+def legacy(path, **changes):
+    """A file of D4RL's layout and Hopper's shape, 12 rows, with changed arrays."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "observations": rng.standard_normal((12, 11)),
+        "next_observations": rng.standard_normal((12, 11)),
+        "actions": rng.uniform(-1, 1, (12, 3)),
+        "rewards": rng.random(12),
+        "terminals": np.arange(12) % 4 == 3,
+        "timeouts": np.zeros(12, bool),
+        "infos/qpos": rng.standard_normal((12, 6)),
+        "infos/qvel": rng.standard_normal((12, 6)),
+    } | changes
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    return path
+
+
+def test_legacy_columns_are_flattened(tmp_path):
+    plain = d4rl_files.read_legacy(legacy(tmp_path / "a.hdf5"))
+    columns = {"rewards": plain.rewards[:, None], "terminals": plain.terminations[:, None].astype(np.float32)}
+    again = d4rl_files.read_legacy(legacy(tmp_path / "b.hdf5", **columns))
+    for name in ("rewards", "terminations", "truncations", "starts"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rewards": np.zeros((12, 2))}, "the shape of rewards is"),
+        ({"observations": np.zeros(12)}, "the shape of observations is"),
+        ({"terminals": np.full(12, np.nan)}, "terminals are neither true nor false"),
+        ({"timeouts": np.full(12, 3)}, "timeouts are neither true nor false"),
+        ({"actions": np.zeros((12, 3), complex)}, "actions is no array of numbers"),
+        ({"next_observations": np.zeros((12, 9))}, "shapes of its observations disagree"),
+        ({"infos/qpos": np.zeros((12, 9))}, "another task's file"),
+    ],
+)
+def test_legacy_files_that_are_none(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        d4rl_files.read_legacy(legacy(tmp_path / "x.hdf5", **changes))
+
+
+def test_legacy_and_packed_files_are_not_followed_either(tmp_path):
+    secret(tmp_path)
+    path = legacy(tmp_path / "x.hdf5")
+    packed.pack(tmp_path / "p.hdf5", make_episodes(), {})
+    for name, read in ((path, d4rl_files.read_legacy), (tmp_path / "p.hdf5", packed.unpack)):
+        with h5py.File(name, "a") as file:
+            del file["rewards"]
+            file["rewards"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "s")
+        with pytest.raises(UserError, match=r"link to elsewhere|lacks rewards"):
+            read(name)
+
+
+# --- what was made: stages and policies ------------------------------------------------------------------------------
+
+
+def test_a_policy_that_is_damaged_is_not_played(tmp_path):
+    layer = {"kernel": np.ones((2, 1), np.float32), "bias": np.zeros(1, np.float32)}
+    path = tmp_path / "p.safetensors"
+    files.save_pytree(path, {"params": {"net": {"Dense_0": layer}}}, {"policy": {"kind": "tanh-mlp"}})
+    before, whole, refused = load_policy(path)(np.ones(2)), path.read_bytes(), 0
+    for place in range(len(whole)):
+        broken = bytearray(whole)
+        broken[place] ^= 1
+        path.write_bytes(broken)
+        try:
+            assert load_policy(path)(np.ones(2)) == before  # only where a name of safetensors' own was hit
+        except UserError:
+            refused += 1
+    assert refused > 0.9 * len(whole)
+
+
+def test_a_policy_of_an_earlier_version_has_no_checksum(tmp_path):
+    def old(kernel, bias):
+        arrays = {"params/net/Dense_0/kernel": np.ones(kernel, np.float32), "params/net/Dense_0/bias": np.zeros(bias)}
+        save_file(arrays, tmp_path / "p.safetensors", metadata={"json": "{}"})
+        return load_policy(tmp_path / "p.safetensors")
+
+    assert old((2, 1), (1,))(np.zeros(2)) == 0
+    with pytest.raises(UserError, match="does not hold a policy"):
+        old((2, 1), (2,))
+    with pytest.raises(UserError, match="no checksum"):
+        files.load_arrays(tmp_path / "p.safetensors", sealed=True)
+
+
+def test_a_stage_with_a_flipped_bit_is_made_again_and_what_needs_it_stays(tmp_path):
+    data, kept = make_data(), Store(tmp_path)
+    policy = PolicyConfig(hidden=(8,), bc_steps=4, fine_tune_steps=2, batch_size=8)
+    stage = stages.method_stage("sft", "q", (0,), settings.make(quick=True, policy=policy), "")
+    made = perform(stage, data, kept)
+    (path,) = tmp_path.glob("bc-*.safetensors")
+    whole = path.read_bytes()
+    for place in (-1, -100, 300):
+        broken = bytearray(whole)
+        broken[place] ^= 1
+        path.write_bytes(broken)
+        assert not kept.has(stages.dependencies(stage)["bc"], data)
+        again = perform(stage, data, kept)
+        assert again.record == made.record
+        assert kept.inputs(stage, data)["bc"].record["returns"]
+
+
+# --- result files and tables -----------------------------------------------------------------------------------------
+
+
+def test_no_file_holds_a_number_that_is_not_finite(tmp_path):
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="not finite"):
+            files.write_json(tmp_path / "x.json", {"score": value})
+    assert list(tmp_path.glob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"episode_returns": [10**400]}, "finite"),
+        ({"normalised_score": [1.0]}, "normalised_score should be float"),
+        ({"normalised_score": float("nan")}, "normalised_score should be float"),
+        ({"seed": True}, "seed should be int"),
+        ({"dataset": {"id": None}}, "id of dataset should be str"),
+        ({"dataset": {"transitions": "many"}}, "transitions of dataset should be int"),
+        ({"physics": {"mujoco": 4}}, "mujoco of physics should be str"),
+        ({"evaluation": {"ref_min_score": [0]}}, "ref_min_score of evaluation should be float"),
+        ({"evaluation": {"ref_min_score": 100.0}}, "ref_min_score is not below"),
+        ({"diagnostics": {"training": []}}, "training of diagnostics should be dict"),
+        ({"diagnostics": {"training": {"step": []}}}, "no steps"),
+        ({"diagnostics": {"training": {"step": [1, 2], "loss": [1]}}}, "not one loss for each step"),
+        ({"diagnostics": {"training": {"step": [1], "loss": [None]}}}, "loss that is no finite number"),
+        ({"diagnostics": {"critic": {"step": [1], "loss": [[1], [2]]}}}, "not one loss"),
+        ({"versions": {"jax": None}}, "jax of versions should be str"),
+    ],
+)
+def test_result_files_are_typed_as_deep_as_tables_read(tmp_path, change, sentence):
+    value = dataclasses.asdict(make_run())
+    for name, inner in change.items():
+        value[name] = value[name] | inner if isinstance(inner, dict) else inner
+    (tmp_path / "x.json").write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        results.read(tmp_path / "x.json")
+
+
+HOSTILE = "x</p><script>alert(1)</script>\n\\input{/etc/passwd}|[a](b) $x_1 é"
+
+
+def hostile_table(tmp_path, **changes):
+    for seed in range(2):
+        for method, quality in (("bc", None), ("iw-sft-q", "q")):
+            run = dataclasses.replace(make_run(method=method, quality=quality, seed=seed), **changes)
+            results.write(tmp_path / f"runs/{method}-{seed}.json", run)
+    (tmp_path / "runs/failures").mkdir()
+    (tmp_path / "runs/failures/a.json").write_text("{", encoding="utf-8")
+    (tmp_path / "runs/failures/b.json").write_text('{"method": 3}', encoding="utf-8")
+    table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "out"))
+    return {p.name: p.read_text(encoding="utf-8") for p in (tmp_path / "out").iterdir() if p.is_file()}
+
+
+def test_what_result_files_say_is_text_in_every_table(tmp_path):
+    dataset = make_run().dataset | {"id": f"t/{HOSTILE}-v0"}
+    texts = hostile_table(tmp_path, device=HOSTILE, git_commit=HOSTILE, dataset=dataset, task=HOSTILE)
+    assert "<script" not in texts["table.md"] and "<script" not in texts["report.html"]
+    assert "](b)" not in texts["table.md"]
+    tex = texts["table.tex"].splitlines()
+    assert not any("\\input" in line for line in tex if not line.startswith("%"))
+    assert any("\\input" in line for line in tex)  # it stays a comment
+    header = next(line for line in texts["table.md"].splitlines() if line.startswith("| method"))
+    assert header.replace("\\|", "").count("|") == 6 + 1 - 1
+    assert "Failed, and not in any mean: a.json, whose record is damaged." in texts["table.md"]
+    assert "b.json, whose record is damaged" in texts["table.md"]
+
+
+def test_a_configuration_without_steps_is_tabled(tmp_path):
+    texts = hostile_table(tmp_path, config={"policy": {"bc_steps": "many"}})
+    assert "| bc | 2 | - |" in texts["table.md"]
+
+
+def test_files_are_utf8_whatever_the_locale(tmp_path):
+    results.write(tmp_path / "runs/a.json", make_run(device="Prozessor für Ähnliches"))
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "iwsft_control.table", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    answer = subprocess.run([*command, "--focus", "bc"], env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "Prozessor für Ähnliches" in (tmp_path / "out/table.md").read_text(encoding="utf-8")
+
+
+def test_an_error_is_one_line_that_a_terminal_does_not_obey():
+    assert console.printable("a\nb\x1b[31mé") == "a b [31mé"

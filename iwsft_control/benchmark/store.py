@@ -47,7 +47,7 @@ def code_version(paths: tuple[Path, ...]) -> str:
     """Digest of what source files do: comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
     for path in paths:
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 node.body = [
@@ -67,7 +67,7 @@ def import_closure(path: Path) -> frozenset[Path]:
         if each in found or any(each.is_relative_to(place) for place in NOT_CODE):
             continue
         found.add(each)
-        for node in ast.walk(ast.parse(each.read_text())):
+        for node in ast.walk(ast.parse(each.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
                 place = PACKAGE.joinpath(*(node.module or "").split(".")[1:])
                 inside = [place / f"{alias.name}.py" for alias in node.names]
@@ -165,7 +165,7 @@ class Store:
         path = self.path(stage, data).with_suffix(".lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
+            file = path.open("w", encoding="utf-8")
         except OSError as error:
             raise errors.UserError(f"cannot write {path}: {error.strerror}; choose another --stages folder.") from error
         with file:

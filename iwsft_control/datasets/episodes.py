@@ -43,7 +43,7 @@ def episode(read: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     again = "fetch or collect the data set again."
     for field, array in read.items():
         require(array.dtype.kind in "biuf", f"{name}: its {field} are no numbers ({array.dtype}); {again}")
-    columns = {field: _flat(read[field]) for field in ("rewards", "terminations", "truncations")}
+    columns = {field: flat(read[field]) for field in ("rewards", "terminations", "truncations")}
     for field, column in columns.items():
         require(column.ndim == 1, f"{name}: its {field} have the shape {column.shape}, not one for each step; {again}")
     for field in ("observations", "actions"):
@@ -76,6 +76,6 @@ def episode(read: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return found
 
 
-def _flat(column: np.ndarray) -> np.ndarray:
+def flat(column: np.ndarray) -> np.ndarray:
     """A column (T, 1) as (T,); anything else as it is."""
     return column[:, 0] if column.ndim == 2 and column.shape[1] == 1 else column

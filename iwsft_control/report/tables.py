@@ -97,11 +97,14 @@ def _scores(report: Report) -> Section:
 def updates(run: RunResult) -> str:
     """Gradient steps behind a run: its own and BC's, + the critic's where that scores the data."""
     config = run.config
-    if "steps" in config:  # a baseline
-        return f"{config['steps']:,}"
-    policy = config["policy"]
-    own = f"{policy['bc_steps'] + policy.get('fine_tune_steps', 0):,}"
-    return own + (f" + {config['critic']['steps']:,}" if "critic" in config else "")
+    try:
+        if "steps" in config:  # a baseline
+            return f"{config['steps']:,}"
+        policy = config["policy"]
+        own = f"{policy['bc_steps'] + policy.get('fine_tune_steps', 0):,}"
+        return own + (f" + {config['critic']['steps']:,}" if "critic" in config else "")
+    except (AttributeError, LookupError, TypeError, ValueError):  # a configuration that tells of no steps
+        return "-"
 
 
 def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:
