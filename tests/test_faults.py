@@ -15,8 +15,8 @@ from minari.serialization import serialize_space
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from iwsft_control import load_policy, table
-from iwsft_control.base import console, files
+from iwsft_control import load_policy, sweep, table
+from iwsft_control.base import console, files, snapshot
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import checks, results, settings, stages
 from iwsft_control.benchmark.perform import perform
@@ -823,3 +823,39 @@ def test_files_are_utf8_whatever_the_locale(tmp_path):
 
 def test_an_error_is_one_line_that_a_terminal_does_not_obey():
     assert console.printable("a\nb\x1b[31mé") == "a b [31mé"
+
+
+def test_a_training_goes_on_where_no_snapshot_can_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "SNAPSHOT_SECONDS", 0)
+    (tmp_path / "file").touch()
+    snapshot.Snapshot(tmp_path / "file" / "x.unfinished").save({"a": np.zeros(1)}, {})
+
+
+def test_results_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+    def full(*arguments, **keywords):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    policy = PolicyConfig(hidden=(8,), bc_steps=4, batch_size=8)
+    stage = stages.method_stage("bc", "q", (0,), settings.make(quick=True, policy=policy), "")
+    with pytest.raises(UserError, match="No space left on device"):
+        perform(stage, make_data(), Store(tmp_path))
+
+
+@pytest.mark.parametrize("option", [["--dataset", ID], ["--dataset", ID, "--trust-environment"]])
+def test_the_command_asks_for_trust(tmp_path, stranger, option):
+    write(env_spec=spec(id="Stranger-v0", entry_point="stranger_module:Env", max_episode_steps=3))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "iwsft_control.run", "--quick", "--method", "bc", *option]
+    folders = ["--results", str(tmp_path / "results"), "--stages", str(tmp_path / "stages")]
+    answer = subprocess.run([*command, *folders], env=environment, capture_output=True, text=True)
+    trusted = "--trust-environment" in option
+    assert answer.returncode == (0 if trusted else 2), answer.stderr
+    assert stranger.exists() == trusted
+    assert trusted or answer.stderr.count("\n") == 1
+    assert len(list((tmp_path / "results").rglob("*.json"))) == trusted
+
+
+def test_a_source_carries_trust_to_the_workers():
+    plan = sweep.Plan(tasks=("hopper-medium-replay",), methods=("bc",), seeds=(0,), trust_environment=True)
+    assert all(job.source.trust_environment for job in sweep.plan_jobs(plan, settings.make()))
