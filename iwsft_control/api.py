@@ -120,7 +120,8 @@ def evaluate(
     """Undiscounted return of every evaluation episode, (episodes,), on the suite's fixed reset seeds.
 
     Args:
-        policy: of a run, or a function from observations (K, O) to actions (K, A) in [-1, 1].
+        policy: of a run, or a function from observations (K, O) to actions (K, A) in [-1, 1], which are scaled to the
+            environment's own box.
         data: a data set, (its environment is used) or a Gymnasium id.
 
     Raises:

@@ -262,6 +262,20 @@ def test_a_result_tells_environments_apart():
     assert len({plain, short, load.load(None, ID).sha256}) == 3
 
 
+def test_a_run_says_what_is_not_as_registered(capsys):
+    write(PENDULUM, action_space=box(-2, 2), env_spec=spec(PENDULUM, max_episode_steps=50, kwargs={"g": 9.0}))
+    checks.describe(load.load(None, ID))
+    said = capsys.readouterr().out
+    assert "evaluated in Pendulum-v1 (at most 50 steps, g=9.0, as declared); actions scaled from [-2, 2]" in said
+
+
+def test_states_that_are_not_one_for_each():
+    minari_files.write_minari(ID, make_episodes((30, 5)), "d4rl/Hopper-v2", SCORES)
+    in_file(replace("episode_1/infos/qpos", lambda x: x[:-1]))
+    with pytest.raises(UserError, match="simulator's qpos has the shape"):
+        load.load(None, ID).states()
+
+
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from iwsft_control.base.console import console
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.datasets.types import Dataset, describe_origin
+from iwsft_control.envs import specs
 from iwsft_control.envs.actions import ActionBox
 from iwsft_control.envs.batch import make_batch
 from iwsft_control.envs.tasks import Task
@@ -73,5 +74,7 @@ def describe(data: Dataset) -> None:
     """Print which data set is used and what it is."""
     console.print(
         f"data: {data.id} ({describe_origin(data.origin)}), {len(data.rewards):,} transitions, "
-        f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in {data.env_id}"
+        f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in "
+        f"{specs.in_words(data.environment)}"
+        + (f"; actions scaled from {data.action_box.text()}" if data.action_box else "")
     )

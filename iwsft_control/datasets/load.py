@@ -154,6 +154,12 @@ def _states(source: _Source, rows: np.ndarray, cached: Path) -> SimulatorStates 
     found = source.states()
     if found is None or found[0] is None or found[1] is None:
         return None
+    for name, array in (("qpos", found[0]), ("qvel", found[1])):
+        require(
+            array.ndim == 2 and len(array) == rows[-1] + 2,  # the last state has no row
+            f"the simulator's {name} has the shape {array.shape}, which is not one for each of {rows[-1] + 2} "
+            "states; fetch or collect the data set again.",
+        )
     states = SimulatorStates(*(np.asarray(x, np.float32)[rows] for x in found))
     with contextlib.suppress(UserError):
         files.save_pytree(cached, states._asdict())

@@ -87,6 +87,17 @@ def describe(environment: str | EnvSpec) -> Any:
     return [environment.id, made_by, environment.max_episode_steps, environment.kwargs, wrappers]
 
 
+def in_words(environment: str | EnvSpec) -> str:
+    """The id of an environment, and how it differs from the one that is registered under it."""
+    if isinstance(environment, str):
+        return environment
+    limit = environment.max_episode_steps
+    differs = ["no time limit" if limit is None else f"at most {limit:,} steps"]
+    differs += [f"{k}={v!r:.40}" for k, v in environment.kwargs.items()]
+    differs += [f"wrapper {w.name}" for w in environment.additional_wrappers]
+    return f"{environment.id} ({', '.join(differs)}, as declared)"
+
+
 def _fields(text: Any, name: str) -> dict[str, Any]:
     """The fields of a specification, each of its type; what is not said is Gymnasium's default.
 

@@ -202,7 +202,7 @@ def load_policy(path: str | Path) -> Any:
 
     Returns:
         A :class:`Policy`. Those of the methods here may also be called: observations (K, O) or (O,) to actions (K, A)
-        or (A,) in [-1, 1].
+        or (A,) in [-1, 1]; an environment whose box is another wants them scaled to it.
 
     Raises:
         UserError: no such file, it is damaged, or it is not a policy of this project.
