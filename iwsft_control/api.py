@@ -46,7 +46,10 @@ class Run(NamedTuple):
 
 
 def load(
-    task: str | None = None, dataset: str | None = None, reference_scores: tuple[float, float] | None = None
+    task: str | None = None,
+    dataset: str | None = None,
+    reference_scores: tuple[float, float] | None = None,
+    trust_environment: bool = False,
 ) -> Dataset:
     """The data set of a task, or any in the local Minari root, as flat arrays.
 
@@ -54,15 +57,16 @@ def load(
         task: for instance "hopper-medium-replay"; D4RL's own data if imported, else the embedded reconstruction.
         dataset: a Minari id, in place of or beside a task.
         reference_scores: returns that score 0 and 100, for a data set that declares none.
+        trust_environment: whether what its environment names (an entry point, wrappers) may be imported and called.
 
     Returns:
         A :class:`~iwsft_control.datasets.types.Dataset`.
 
     Raises:
-        UserError: no such task or data set, or it is damaged.
+        UserError: no such task or data set, it is damaged, or its environment asks for trust.
     """
     require(task is not None or dataset is not None, "name a task or a data set.")
-    return _load(parse_task(task) if task else None, dataset, reference_scores)
+    return _load(parse_task(task) if task else None, dataset, reference_scores, trust_environment=trust_environment)
 
 
 def train(
@@ -122,7 +126,8 @@ def evaluate(
     """Undiscounted return of every evaluation episode, (episodes,), on the suite's fixed reset seeds.
 
     Args:
-        policy: of a run, or a function from observations (K, O) to actions (K, A) in [-1, 1].
+        policy: of a run, or a function from observations (K, O) to actions (K, A) in [-1, 1], which are scaled to the
+            environment's own box.
         data: a data set, (its environment is used) or a Gymnasium id.
 
     Raises:

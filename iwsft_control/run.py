@@ -8,6 +8,7 @@ that was stopped goes on where it was, and one that differs in fine-tuning alone
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ class RunOptions:
     """Return that scores 0, for a data set that declares none."""
     ref_max_score: float | None = None
     """Return that scores 100, for a data set that declares none."""
+    trust_environment: bool = False
+    """Import and call what the data set's environment names (an entry point, wrappers). Look at it first."""
     results: Path | None = None
     """Folder of result files and policies; by default results/runs, or results/quick with --quick."""
     stages: Path | None = None
@@ -75,7 +78,8 @@ def validate(config: RunConfig) -> Settings:
     scores = (config.ref_min_score, config.ref_max_score)
     require((scores[0] is None) == (scores[1] is None), "give both --ref-min-score and --ref-max-score, or neither.")
     if scores[0] is not None and scores[1] is not None:
-        require(scores[0] < scores[1], "--ref-min-score must be below --ref-max-score.")
+        finite = math.isfinite(scores[0]) and math.isfinite(scores[1])
+        require(finite and scores[0] < scores[1], "--ref-min-score must be below --ref-max-score, both finite.")
     chosen = settings.of_options(config)
     checks.check_whole_trajectory(config.method, config.quality, chosen)
     return chosen
@@ -90,7 +94,7 @@ def main(config: RunConfig) -> None:
     scores = None
     if config.ref_min_score is not None and config.ref_max_score is not None:
         scores = (config.ref_min_score, config.ref_max_score)
-    source = DataSource(config.env, config.dataset, scores)
+    source = DataSource(config.env, config.dataset, scores, config.trust_environment)
     data = source.load()
     checks.check_environment(task, data)
     folder = config.results or Path("results/quick" if config.quick else "results/runs")

@@ -47,6 +47,8 @@ class PlanOptions:
     """What scores the data for sft-q and iw-sft-q; each is a row of the table."""
     seeds: tuple[int, ...] = tuple(range(10))
     """Seeds. Tune on others (100 and up) than those that are reported."""
+    trust_environment: bool = False
+    """Import and call what the data sets' environments name (an entry point, wrappers). Look at it first."""
     results: Path | None = None
     """Folder of result files; by default results/sweep, or results/quick with --quick."""
     stages: Path | None = None
@@ -76,7 +78,10 @@ else:
 def plan_jobs(plan: Plan, chosen: Settings) -> list[Job]:
     """The runs of a plan, seed by seed, so that a sweep that is cut short has whole seeds."""
     return [
-        Job(DataSource(task), stages.method_stage(method, quality, group, chosen, task))
+        Job(
+            DataSource(task, trust_environment=plan.trust_environment),
+            stages.method_stage(method, quality, group, chosen, task),
+        )
         for group in jobs.groups(plan.seeds)
         for task in (tasks.parse_task(name).name for name in plan.tasks)
         for method in plan.methods
@@ -104,7 +109,11 @@ class Board:
         self.failed = 0
         self.lines: dict[tuple[Job, str], Any] = {}
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description}", markup=False),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
         )
         self.total = self.bar.add_task("", total=len(jobs) + done, completed=done)
         self._describe()

@@ -84,7 +84,7 @@ def main(config: TableConfig) -> None:
     }
     for name, text in texts.items():
         with atomic_path(config.out / name) as path:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     console.console.print(f"{len(runs)} runs -> {', '.join(texts)} and figures in {config.out}")
 
 

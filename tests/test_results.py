@@ -63,7 +63,7 @@ def test_round_trip(result, tmp_path):
         ({"quality": 3}, "quality should be"),
         ({"dataset": []}, "dataset should be"),
         ({"evaluation": {}}, "evaluation lacks ref_max_score, ref_min_score"),
-        ({"evaluation": {"ref_min_score": "0", "ref_max_score": 1.0}}, "reference scores must be numbers"),
+        ({"evaluation": {"ref_min_score": "0", "ref_max_score": 1.0}}, "ref_min_score of evaluation should be float"),
         ({"surprise": 1}, "unknown fields .surprise"),
     ],
 )

@@ -50,7 +50,7 @@ def seconds(checkout: Path, method: str, config: BenchConfig, cache: Path) -> fl
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
         require(done.returncode == 0, f"{checkout} does not run {method}: {done.stderr.strip()[-300:]}")
         (path,) = Path(folder, config.env).glob("*.json")
-        return json.loads(path.read_text())["seconds"][method]
+        return json.loads(path.read_text(encoding="utf-8"))["seconds"][method]
 
 
 def main(config: BenchConfig) -> None:

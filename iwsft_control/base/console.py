@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import cache_home
 
 # Wide enough for the tables where there is no terminal to ask.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 def command(options: Callable[[], Any], main: Callable[[Any], None], program: str, description: str | None) -> None:
@@ -26,14 +27,22 @@ def command(options: Callable[[], Any], main: Callable[[Any], None], program: st
     Args:
         options: gives the type of what ``main`` takes.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(tyro.cli(options(), prog=program, description=description))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept.", file=sys.stderr)
         sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """Text of a file as one line that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def writable(folder: Path) -> None:
@@ -54,7 +63,7 @@ def writable(folder: Path) -> None:
 def progress_bar() -> Progress:
     """One line per stage: name, bar, steps done, elapsed and remaining time."""
     return Progress(
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

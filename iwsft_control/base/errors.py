@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 
 
 class UserError(Exception):
@@ -17,6 +18,16 @@ def require(condition: bool, sentence: str) -> None:
     """Raise a :class:`UserError` with ``sentence`` unless ``condition`` holds."""
     if not condition:
         raise UserError(sentence)
+
+
+def is_finite(value: object) -> bool:
+    """Whether something is a number (not a truth value) that a float can hold, neither NaN nor infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def near(name: str, known: list[str]) -> str:

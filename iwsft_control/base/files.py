@@ -47,10 +47,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def parse_json(text: str) -> Any:
+    """JSON as Python's objects.
+
+    Raises:
+        ValueError: it is not JSON, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, keys in their order, readable by people."""
+    """Write JSON atomically, keys in their order, readable by people.
+
+    Raises:
+        UserError: the folder cannot be written, or a number is not finite (JSON has none that is not).
+    """
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path} would hold a number that is not finite ({error}); nothing was written.") from error
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
@@ -78,14 +98,39 @@ def nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def save_pytree(path: Path, tree: Any, metadata: dict[str, Any] | None = None) -> None:
-    """Write a pytree of arrays atomically as safetensors; ``metadata`` is kept beside it as JSON."""
+    """Write a pytree of arrays atomically as safetensors; ``metadata`` is kept beside it as JSON.
+
+    A checksum over both is kept with them, which :func:`load_arrays` verifies.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     arrays = {name: np.array(leaf, order="C") for name, leaf in flatten(tree).items()}  # scalars stay scalars
+    record = metadata or {}
+    # Under one key, since safetensors writes several in any order: the same content is the same file.
+    text = json.dumps({**record, "sha256": _seal(arrays, record)})
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata={"json": json.dumps(metadata or {})})
+        try:
+            save_file(arrays, temporary, metadata={"json": text})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise UserError(f"cannot write {path} ({error}); free some space or choose another folder.") from error
 
 
-def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and metadata of a file that :func:`save_pytree` wrote.
+def _seal(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> str:
+    """SHA-256 of arrays, their names and types, and of the record beside them."""
+    digest = hashlib.sha256(json.dumps(record).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def load_arrays(path: Path, sealed: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and metadata of a file that :func:`save_pytree` wrote, held against its checksum.
+
+    Args:
+        sealed: whether a file without a checksum, as earlier versions wrote them, is refused.
 
     Raises:
         UserError: no such file, or it is damaged.
@@ -95,17 +140,25 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-            return arrays, json.loads((file.metadata() or {}).get("json", "{}"))
-    except (SafetensorError, ValueError, OSError) as error:
+            record = dict(parse_json((file.metadata() or {}).get("json", "{}")))
+        kept = record.pop("sha256", None)
+        if sealed and kept is None:
+            raise ValueError("it has no checksum")
+        if kept is not None and kept != _seal(arrays, record):
+            raise ValueError("its checksum is another")
+        return arrays, record
+    except Exception as error:  # whatever safetensors and NumPy raise at bytes that are not theirs
         raise UserError(f"{path} is damaged ({error}); delete it and make it again.") from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Only the metadata of a file that :func:`save_pytree` wrote; empty if it is damaged."""
+    """Only the metadata of a file that :func:`save_pytree` wrote, not verified; empty if it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return json.loads((file.metadata() or {}).get("json", "{}"))
-    except (SafetensorError, ValueError, OSError):
+            record = dict(parse_json((file.metadata() or {}).get("json", "{}")))
+            record.pop("sha256", None)
+            return record
+    except Exception:  # as above
         return {}
 
 

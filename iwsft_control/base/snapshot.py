@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,13 +42,10 @@ class Snapshot:
         return state, record
 
     def save(self, state: Any, record: Mapping[str, Any]) -> None:
-        """Keep a pytree of arrays and a record that JSON can hold, once a minute.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Keep a pytree of arrays and a record that JSON can hold, once a minute, where there is room for it."""
         if self.path is not None and time.perf_counter() - self.saved >= SNAPSHOT_SECONDS:
-            save_pytree(self.path, state, {**record, "seconds": self.seconds})
+            with contextlib.suppress(UserError):  # a full disk costs what a kill would lose, not the training
+                save_pytree(self.path, state, {**record, "seconds": self.seconds})
             self.saved = time.perf_counter()
 
     def remove(self) -> None:

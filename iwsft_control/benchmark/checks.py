@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import gymnasium as gym
+import numpy as np
+
 from iwsft_control.base.console import console
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.datasets.types import Dataset, describe_origin
+from iwsft_control.envs import specs
+from iwsft_control.envs.actions import ActionBox
 from iwsft_control.envs.batch import make_batch
 from iwsft_control.envs.tasks import Task
 from iwsft_control.methods import registry, supervised
@@ -62,13 +67,21 @@ def check_environment(task: Task | None, data: Dataset) -> None:
         )
     try:
         batch = make_batch(data.environment, 1)
+    except UserError:
+        raise
     except Exception as error:  # whatever Gymnasium or an environment's package raises
-        raise UserError(
-            f"the environment {data.env_id} of {data.id} cannot be made ({error}); install the package it comes from."
-        ) from error
+        absent = isinstance(error, ImportError | gym.error.DependencyNotInstalled)
+        remedy = "install the package it comes from" if absent else "correct the data set's env_spec, or choose another"
+        raise UserError(f"the environment {data.env_id} of {data.id} cannot be made ({error}); {remedy}.") from error
     require(
         (batch.observation_dim, batch.action_dim) == (data.observations.shape[1], data.actions.shape[1]),
         f"{data.id} does not have the observations and actions of {data.env_id}; choose another data set.",
+    )
+    box = data.action_box or ActionBox.unit(batch.action_dim)
+    require(
+        np.allclose(box.low, batch.action_box.low) and np.allclose(box.high, batch.action_box.high),
+        f"{data.id} declares actions in {box.text()}, its environment {data.env_id} takes "
+        f"{batch.action_box.text()}; correct its action_space, or choose another data set.",
     )
 
 
@@ -76,5 +89,7 @@ def describe(data: Dataset) -> None:
     """Print which data set is used and what it is."""
     console.print(
         f"data: {data.id} ({describe_origin(data.origin)}), {len(data.rewards):,} transitions, "
-        f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in {data.env_id}"
+        f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in "
+        f"{specs.in_words(data.environment)}"
+        + (f"; actions scaled from {data.action_box.text()}" if data.action_box else "")
     )

@@ -31,6 +31,8 @@ class DataSource:
     env: str | None
     dataset: str | None = None
     reference_scores: tuple[float, float] | None = None
+    trust_environment: bool = False
+    """Whether what the data set's environment names may be imported and called."""
 
     def load(self) -> Dataset:
         """The data set, from memory where it was the last one or one before."""
@@ -44,7 +46,8 @@ class DataSource:
 
 @functools.lru_cache(maxsize=3)
 def _load(source: DataSource, minari_root: Path) -> Dataset:
-    return load.load(tasks.parse_task(source.env) if source.env else None, source.dataset, source.reference_scores)
+    task = tasks.parse_task(source.env) if source.env else None
+    return load.load(task, source.dataset, source.reference_scores, trust_environment=source.trust_environment)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,10 +43,11 @@ def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, 
         DivergedError: a parameter or a loss is no longer finite.
         UserError: the store cannot be written.
     """
+    # First, since a damaged one is made again even where what came of it is there.
+    inputs = {name: perform(each, data, store, report, threads) for name, each in stages.dependencies(stage).items()}
     found = store.read(stage, data)
     if found is not None:
         return found
-    inputs = {name: perform(each, data, store, report, threads) for name, each in stages.dependencies(stage).items()}
     with store.alone(stage, data):
         found = store.read(stage, data)  # made by another process while this one waited
         if found is not None:

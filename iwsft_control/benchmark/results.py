@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -17,16 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from iwsft_control.base.errors import UserError
-from iwsft_control.base.files import write_json
+from iwsft_control.base import files
+from iwsft_control.base.errors import UserError, is_finite
 
 SCHEMA = 1
-KEYS = {  # that tables and figures read
-    "dataset": ("id", "sha256", "origin", "transitions", "episodes"),
-    "physics": ("environment", "mujoco", "corrections"),
-    "evaluation": ("ref_min_score", "ref_max_score"),
-    "diagnostics": ("training",),
-    "versions": ("jax",),
+KEYS: dict[str, dict[str, str]] = {  # that tables and figures read, and what they are
+    "dataset": {"id": "str", "sha256": "str", "origin": "str", "transitions": "int", "episodes": "int"},
+    "physics": {"environment": "str", "mujoco": "str", "corrections": "list"},
+    "evaluation": {"ref_min_score": "float", "ref_max_score": "float"},
+    "diagnostics": {"training": "dict"},
+    "versions": {"jax": "str"},
 }
 
 
@@ -85,7 +84,7 @@ def write(path: Path, result: RunResult) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    write_json(path, dataclasses.asdict(result))
+    files.write_json(path, dataclasses.asdict(result))
 
 
 def read(path: Path) -> RunResult:
@@ -95,38 +94,77 @@ def read(path: Path) -> RunResult:
         UserError: no such file, not JSON, of another schema, or a field is missing, unknown or of the wrong type.
     """
     try:
-        values = json.loads(path.read_text())
+        values = files.parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from error
     except ValueError as error:
         raise UserError(f"{path} is not a result file ({error}); run it again.") from error
-    fields = {f.name: f for f in dataclasses.fields(RunResult)}
+    problem = _problem(values)
+    if problem is not None:
+        raise UserError(f"{path} {problem}; run it again.")
+    return RunResult(**values)
+
+
+def _problem(values: Any) -> str | None:
+    """What keeps JSON from being a result; None if nothing does."""
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise UserError(f"{path} is not a result file of schema {SCHEMA}; run it again with this version.")
-    different = sorted(set(values) ^ set(fields))
+        return f"is not a result file of schema {SCHEMA}"
+    types = {f.name: str(f.type) for f in dataclasses.fields(RunResult)}
+    different = sorted(set(values) ^ set(types))
     if different:
-        raise UserError(f"{path} has missing or unknown fields ({', '.join(different)}); run it again.")
-    types: dict[str, Any] = {
-        "str": str, "str | None": (str, type(None)), "int": int, "bool": bool, "float": (int, float), "list": list
-    }  # fmt: skip
-    for name, field in fields.items():
-        expected = types.get(str(field.type), types.get(str(field.type).split("[")[0], dict))
-        if not isinstance(values[name], expected):
-            raise UserError(f"{path}: {name} should be {field.type}; run it again.")
+        return f"has missing or unknown fields ({', '.join(different):.200})"
+    for name, kind in types.items():
+        if not _is(values[name], kind):
+            return f"is damaged: {name} should be {kind}"
     for name, keys in KEYS.items():
         missing = sorted(set(keys) - set(values[name]))
         if missing:
-            raise UserError(f"{path}: {name} lacks {', '.join(missing)}; run it again.")
+            return f"is damaged: {name} lacks {', '.join(missing)}"
+        for key, kind in keys.items():
+            if not _is(values[name][key], kind):
+                return f"is damaged: {key} of {name} should be {kind}"
+    for name in ("training", "critic"):
+        problem = _log_problem(values["diagnostics"].get(name, {"step": [0], "loss": [0]}))
+        if problem is not None:
+            return f"is damaged: the log of {name} {problem}"
     returns, evaluation = values["episode_returns"], values["evaluation"]
-    if not returns or not all(isinstance(r, int | float) and np.isfinite(r) for r in returns):
-        raise UserError(f"{path}: episode_returns must be finite numbers; run it again.")
-    try:
-        mean, _ = score(np.array(returns), evaluation["ref_min_score"], evaluation["ref_max_score"])
-    except TypeError as error:
-        raise UserError(f"{path}: reference scores must be numbers; run it again.") from error
-    if not np.isclose(mean, values["normalised_score"], rtol=1e-6, atol=1e-6):
-        raise UserError(f"{path}: normalised_score is not that of its episode returns; run it again.")
-    return RunResult(**values)
+    if not returns or not all(map(_is_number, returns)):
+        return "is damaged: episode_returns must be finite numbers"
+    low, high = evaluation["ref_min_score"], evaluation["ref_max_score"]
+    if low >= high:
+        return "is damaged: ref_min_score is not below ref_max_score"
+    mean, _ = score(np.array(returns, float), float(low), float(high))
+    if not np.isclose(mean, float(values["normalised_score"]), rtol=1e-6, atol=1e-6):
+        return "is damaged: normalised_score is not that of its episode returns"
+    return None
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value is of a type as :class:`RunResult` writes it; numbers are finite, truth values are none."""
+    name = kind.split("[")[0]
+    if name in ("float", "int"):
+        return _is_number(value) and (name == "float" or isinstance(value, int))
+    if name in ("str | None", "str"):
+        return isinstance(value, str) or (value is None and name != "str")
+    return isinstance(value, {"bool": bool, "list": list, "dict": dict}[name])
+
+
+def _log_problem(log: Any) -> str | None:
+    """What keeps a log from being drawn: by name it holds a number for each step, of the weights' histogram a row."""
+    if not isinstance(log, dict) or not isinstance(log.get("step"), list) or not log["step"] or len(log) < 2:
+        return "has no steps, or nothing beside them"
+    for name, values in log.items():
+        if not isinstance(values, list) or len(values) != len(log["step"]):
+            return f"has not one {name:.40} for each step"
+        rows = values if name == "weight_histogram" else [[value] for value in values]
+        if not all(isinstance(row, list) and len(row) == len(rows[0]) and all(map(_is_number, row)) for row in rows):
+            return f"holds a {name:.40} that is no finite number"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a number is finite, and no integer that NumPy has no type for."""
+    return is_finite(value) and (isinstance(value, float) or abs(value) < 2**63)
 
 
 def versions() -> dict[str, str]:
@@ -141,7 +179,7 @@ def device() -> str:
     if jax.default_backend() != "cpu":
         return kind
     try:  # Linux; platform knows no more than the architecture there
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         kind = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         kind = platform.processor() or platform.machine() or kind
@@ -159,7 +197,7 @@ def git_commit() -> str | None:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
         ).stdout.strip()
 
     try:

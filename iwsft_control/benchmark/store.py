@@ -30,7 +30,7 @@ from iwsft_control.base import errors, files, snapshot
 from iwsft_control.benchmark import stages
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.envs import physics
+from iwsft_control.envs import physics, specs
 from iwsft_control.learning.method import Artefact, Method
 from iwsft_control.methods import registry
 
@@ -51,7 +51,7 @@ def code_version(paths: tuple[Path, ...]) -> str:
     """Digest of what source files do: comments, docstrings, layout and :data:`NOT_SETTINGS` do not count."""
     digest = hashlib.sha256()
     for path in paths:
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 node.body = [
@@ -74,7 +74,7 @@ def import_closure(path: Path) -> frozenset[Path]:
         if each in found or any(each.is_relative_to(place) for place in NOT_CODE):
             continue
         found.add(each)
-        for node in ast.walk(ast.parse(each.read_text())):
+        for node in ast.walk(ast.parse(each.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -161,7 +161,7 @@ def device_kind() -> str:
 def environment(data: Dataset) -> list[Any]:
     """What an evaluation depends on: physics, and the whole specification where it is the data set's own."""
     spec = data.environment
-    return [physics.describe(data.env_id), None if isinstance(spec, str) else spec.to_json()]
+    return [physics.describe(data.env_id), None if isinstance(spec, str) else specs.describe(spec)]
 
 
 class Store:
@@ -182,14 +182,14 @@ class Store:
     def read(self, stage: Stage, data: Dataset) -> Artefact | None:
         """The artefact of a stage, or None where it has not been made (or its file is damaged)."""
         try:
-            arrays, record = files.load_arrays(self.path(stage, data))
+            arrays, record = files.load_arrays(self.path(stage, data), sealed=True)
         except errors.UserError:
             return None
         return Artefact(files.nest(arrays), record)
 
     def has(self, stage: Stage, data: Dataset) -> bool:
-        """Whether :meth:`read` would find the artefact."""
-        return bool(files.read_metadata(self.path(stage, data)))
+        """Whether :meth:`read` would find the artefact, undamaged."""
+        return self.read(stage, data) is not None
 
     def write(self, stage: Stage, data: Dataset, artefact: Artefact) -> None:
         """Keep an artefact.
@@ -205,7 +205,7 @@ class Store:
         path = self.path(stage, data).with_suffix(".lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
+            file = path.open("w", encoding="utf-8")
         except OSError as error:
             raise errors.UserError(f"cannot write {path}: {error.strerror}; choose another --stages folder.") from error
         with file:

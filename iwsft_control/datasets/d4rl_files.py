@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
-from iwsft_control.datasets import minari_files, packed, types
+from iwsft_control.datasets import episodes, hdf5, minari_files, packed, types
 from iwsft_control.datasets.facts import Fingerprint
 from iwsft_control.datasets.types import Episodes
 from iwsft_control.envs.tasks import Task
@@ -22,6 +21,7 @@ from iwsft_control.envs.tasks import Task
 BASE_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
 BLOCK = 1 << 20  # bytes
 KEYS = ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts", "infos/qpos", "infos/qvel")
+PER_STEP = ("rewards", "terminals", "timeouts")
 
 
 class OfficialFile(NamedTuple):
@@ -33,7 +33,7 @@ class OfficialFile(NamedTuple):
 
 def official_files() -> dict[str, OfficialFile]:
     """Name -> size and sha256 of every v2 locomotion file of D4RL."""
-    lines = (packed.EMBEDDED / "d4rl_checksums.tsv").read_text().splitlines()
+    lines = (packed.EMBEDDED / "d4rl_checksums.tsv").read_text(encoding="utf-8").splitlines()
     return {name: OfficialFile(int(size), digest) for name, size, digest in (line.split("\t") for line in lines)}
 
 
@@ -113,30 +113,31 @@ def read_legacy(path: Path, root_coordinates: int = 1, expected: Fingerprint | N
     Raises:
         UserError: the file is damaged, lacks a key, has lengths that disagree, NaNs, or not the expected facts.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; check the path.")
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [key for key in KEYS if key not in file]
-            if missing:
-                raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL v2 locomotion file.")
-            raw = {key: np.asarray(file[key][()]) for key in KEYS}  # type: ignore[index]
-    except OSError as error:
-        raise UserError(f"{path} is not a readable HDF5 file ({error}); fetch it again.") from error
+    raw = _legacy_arrays(path)
+    wrong = [key for key in KEYS if raw[key].ndim != 1 + (key not in PER_STEP)]
+    if wrong:
+        raise UserError(f"{path}: the shape of {wrong[0]} is {raw[wrong[0]].shape}; it is damaged: fetch it again.")
     lengths = {key: len(value) for key, value in raw.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}: lengths disagree ({lengths}); it is damaged: fetch it again.")
+    for key in ("terminals", "timeouts"):
+        if not ((raw[key] == 0) | (raw[key] == 1)).all():
+            raise UserError(f"{path}: its {key} are neither true nor false; it is damaged: fetch it again.")
+    positions = raw["infos/qpos"].shape[1] - root_coordinates
+    if positions + raw["infos/qvel"].shape[1] > raw["observations"].shape[1] or positions < 1:
+        raise UserError(f"{path}: observations do not hold its positions and velocities; it is another task's file.")
+    if raw["next_observations"].shape != raw["observations"].shape:
+        raise UserError(f"{path}: shapes of its observations disagree; it is damaged: fetch it again.")
     terminations = raw["terminals"].astype(bool)
     truncations = raw["timeouts"].astype(bool) & ~terminations
     if len(terminations) and not terminations[-1]:
         truncations[-1] = True
     ends = np.flatnonzero(terminations | truncations)
     finals = raw["next_observations"][ends].astype(np.float32)
-    nq, nv = raw["infos/qpos"].shape[1], raw["infos/qvel"].shape[1]
-    positions = nq - root_coordinates
+    nv = raw["infos/qvel"].shape[1]
     unknown = np.full((len(ends), root_coordinates), np.nan)
     final_qpos = np.concatenate([unknown, finals[:, :positions]], axis=1)
-    episodes = Episodes(
+    found = Episodes(
         observations=np.insert(raw["observations"].astype(np.float32), ends + 1, finals, axis=0),
         actions=raw["actions"].astype(np.float32),
         rewards=raw["rewards"].astype(np.float32),
@@ -146,16 +147,32 @@ def read_legacy(path: Path, root_coordinates: int = 1, expected: Fingerprint | N
         qpos=np.insert(raw["infos/qpos"], ends + 1, final_qpos, axis=0),
         qvel=np.insert(raw["infos/qvel"], ends + 1, finals[:, positions : positions + nv], axis=0),
     )
-    types.check(episodes, str(path))
+    types.check(found, str(path))
     if expected is not None:
-        returns = np.add.reduceat(episodes.rewards.astype(np.float64), episodes.starts[:-1])
-        found = (len(episodes.rewards), len(returns))
-        if found != (expected.transitions, expected.episodes) or abs(returns.mean() - expected.mean) > 0.1:
+        returns = np.add.reduceat(found.rewards.astype(np.float64), found.starts[:-1])
+        counts = (len(found.rewards), len(returns))
+        if counts != (expected.transitions, expected.episodes) or abs(returns.mean() - expected.mean) > 0.1:
             raise UserError(
-                f"{path} has {found[0]:,} transitions in {found[1]:,} episodes with mean return {returns.mean():.1f}, "
-                f"D4RL's has {expected.transitions:,}, {expected.episodes:,} and {expected.mean}; fetch it again."
+                f"{path} has {counts[0]:,} transitions in {counts[1]:,} episodes with mean return "
+                f"{returns.mean():.1f}, D4RL's has {expected.transitions:,}, {expected.episodes:,} and "
+                f"{expected.mean}; fetch it again."
             )
-    return episodes
+    return found
+
+
+def _legacy_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a D4RL file; columns (N, 1) of what each step has one of are flattened."""
+    try:
+        with hdf5.open_file(path) as file:
+            missing = [key for key in KEYS if not hdf5.has(file, key)]
+            if missing:
+                raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL v2 locomotion file.")
+            raw = hdf5.arrays(file, KEYS, str(path))
+    except UserError:
+        raise
+    except Exception as error:  # whatever HDF5 and NumPy raise at bytes that are not theirs
+        raise UserError(f"{path} is not a readable HDF5 file ({error}); fetch it again.") from error
+    return {key: episodes.flat(array) if key in PER_STEP else array for key, array in raw.items()}
 
 
 def import_file(path: Path, task: Task, official: OfficialFile, expected: Fingerprint | None) -> Path:
@@ -166,7 +183,7 @@ def import_file(path: Path, task: Task, official: OfficialFile, expected: Finger
     """
     verify(path, official)
     environment = task.environment
-    episodes = read_legacy(path, 2 if environment.name == "ant" else 1, expected)
+    whole = read_legacy(path, 2 if environment.name == "ant" else 1, expected)
     metadata: dict[str, Any] = {
         "ref_min_score": environment.ref_min_score,
         "ref_max_score": environment.ref_max_score,
@@ -177,4 +194,4 @@ def import_file(path: Path, task: Task, official: OfficialFile, expected: Finger
         "source": BASE_URL + file_name(task),
         "source_sha256": official.sha256,
     }
-    return minari_files.write_minari(task.d4rl_id, episodes, environment.env_id, metadata)
+    return minari_files.write_minari(task.d4rl_id, whole, environment.env_id, metadata)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import h5py
-import minari
 import numpy as np
-from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import serialize_space
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, require
+from iwsft_control.datasets import episodes as whole
+from iwsft_control.datasets import hdf5
 from iwsft_control.datasets.types import Episodes, check
+
+MAX_METADATA = 64 << 20  # bytes of a metadata.json
+PER_STEP = ("actions", "rewards", "terminations", "truncations")
 
 
 def write_minari(dataset_id: str, episodes: Episodes, environment: str, metadata: Mapping[str, Any]) -> Path:
@@ -42,9 +48,21 @@ def write_minari(dataset_id: str, episodes: Episodes, environment: str, metadata
     data = folder.with_name(f".{folder.name}.{os.getpid()}") / "data"
     try:
         data.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; set MINARI_DATASETS_PATH elsewhere.") from error
-    _write_hdf5(data / "main_data.hdf5", episodes)
+        _write_hdf5(data / "main_data.hdf5", episodes)
+        facts = _facts(dataset_id, episodes, environment, data / "main_data.hdf5") | dict(metadata)
+        (data / "metadata.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        os.replace(data.parent, folder)
+    except (OSError, RuntimeError) as error:  # HDF5 raises the latter where a disk is full
+        raise UserError(
+            f"cannot write {folder} ({error}); free some space, or set MINARI_DATASETS_PATH elsewhere."
+        ) from error
+    finally:
+        shutil.rmtree(data.parent, ignore_errors=True)
+    return folder
+
+
+def _facts(dataset_id: str, episodes: Episodes, environment: str, main: Path) -> dict[str, Any]:
+    """What Minari's metadata.json says of every data set."""
     box = {
         name: serialize_space(gym.spaces.Box(low, high, (array.shape[1],), np.float32))
         for name, array, low, high in (
@@ -52,7 +70,7 @@ def write_minari(dataset_id: str, episodes: Episodes, environment: str, metadata
             ("action_space", episodes.actions, -1.0, 1.0),
         )
     }
-    facts = {
+    return {
         "total_episodes": len(episodes.starts) - 1,
         "total_steps": len(episodes.rewards),
         "data_format": "hdf5",
@@ -61,12 +79,8 @@ def write_minari(dataset_id: str, episodes: Episodes, environment: str, metadata
         "env_spec": environment_spec(environment),
         "dataset_id": dataset_id,
         "minari_version": importlib.metadata.version("minari"),
-        "dataset_size": round((data / "main_data.hdf5").stat().st_size / 1e6, 1),
-        **metadata,
+        "dataset_size": round(main.stat().st_size / 1e6, 1),
     }
-    (data / "metadata.json").write_text(json.dumps(facts, indent=1))
-    os.replace(data.parent, folder)
-    return folder
 
 
 def environment_spec(env_id: str) -> str:
@@ -95,9 +109,18 @@ def _write_hdf5(path: Path, episodes: Episodes) -> None:
 
 
 def minari_path(dataset_id: str) -> Path:
-    """Folder of a data set in the local Minari root (``MINARI_DATASETS_PATH`` or ``~/.minari/datasets``)."""
-    root = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
-    return Path(root) / dataset_id
+    """Folder of a data set in the local Minari root (``MINARI_DATASETS_PATH`` or ``~/.minari/datasets``).
+
+    Raises:
+        UserError: the id leads out of the root.
+    """
+    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    parts = Path(dataset_id).parts
+    require(
+        not Path(dataset_id).is_absolute() and ".." not in parts,
+        f"{dataset_id!r} is no id of a data set; give one like mujoco/hopper/medium-v0.",
+    )
+    return root / dataset_id
 
 
 def local_ids() -> list[str]:
@@ -106,53 +129,208 @@ def local_ids() -> list[str]:
     return sorted(str(p.parent.parent.relative_to(root)) for p in root.glob("**/data/metadata.json"))
 
 
-def _read_minari(dataset_id: str) -> tuple[Episodes, dict[str, Any]]:
-    data = minari_path(dataset_id) / "data"
+# --- reading -------------------------------------------------------------------------------------------------------
+# By this module and not by Minari: a data set is a stranger's, and Minari makes the environment that it names, follows
+# links out of an HDF5 file and reads whatever size is declared.
+
+
+def read_metadata(dataset_id: str) -> dict[str, Any]:
+    """The metadata of a data set, as they are on disk now.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    path = minari_path(dataset_id) / "data" / "metadata.json"
     try:
-        metadata = MinariStorage.read_raw_metadata(data)
-        if metadata.get("data_format", "hdf5") == "hdf5":
-            groups = _hdf5_groups(data / "main_data.hdf5", metadata["total_episodes"])
-        else:
-            names = ("observations", "actions", "rewards", "terminations", "truncations")
-            dataset = minari.load_dataset(dataset_id)
-            groups = [tuple(getattr(e, n) for n in names) for e in dataset.iterate_episodes()]
-        observations, actions, rewards, terminations, truncations = zip(*groups, strict=True)
-        if any(np.ndim(o) != 2 for o in observations) or any(np.ndim(a) != 2 for a in actions):
-            raise UserError(f"{dataset_id} has no vector observations and actions; choose another data set.")
-        episodes = Episodes(
-            np.concatenate(observations).astype(np.float32),
-            np.concatenate(actions).astype(np.float32),
-            np.concatenate(rewards).astype(np.float32),
-            np.concatenate(terminations).astype(bool),
-            np.concatenate(truncations).astype(bool),
-            np.cumsum([0, *(len(r) for r in rewards)]),
-        )
-    except (OSError, KeyError, ValueError, AttributeError, TypeError, AssertionError) as error:
+        require(path.is_file(), f"{path} does not exist or is no file; fetch {dataset_id} again.")
+        declared = path.stat().st_size
+        require(declared <= MAX_METADATA, f"{path} has {declared:,} bytes; it is damaged: fetch {dataset_id} again.")
+        found = files.parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); fetch {dataset_id} again.") from error
+    require(isinstance(found, dict), f"{path} holds no metadata; fetch {dataset_id} again.")
+    return found
+
+
+def digest(dataset_id: str) -> str:
+    """SHA-256 over every file of a data set, its metadata among them.
+
+    Raises:
+        UserError: one cannot be read, or is not a file.
+    """
+    data = minari_path(dataset_id) / "data"
+    found = hashlib.sha256()
+    try:
+        for path in sorted(_every_file(data)):
+            found.update(f"{path.relative_to(data)} {files.sha256(path)}\n".encode(errors="surrogateescape"))
+    except OSError as error:
+        raise UserError(f"{data} cannot be read ({error}); check its permissions.") from error
+    return found.hexdigest()
+
+
+def _every_file(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place) / name for name in (*folders, *names)):
+            require(
+                not (path.is_dir() and path.is_symlink()) and (path.is_dir() or path.is_file()),
+                f"{path} is neither a file nor a folder; copy what it stands for there.",
+            )
+            if path.is_file():
+                yield path
+
+
+def read(dataset_id: str, metadata: Mapping[str, Any]) -> Episodes:
+    """The episodes of a data set.
+
+    Args:
+        metadata: what :func:`read_metadata` gave.
+
+    Raises:
+        UserError: it is damaged, or of a kind that is not supported.
+    """
+    data = minari_path(dataset_id) / "data"
+    _require_vectors(dataset_id, metadata)
+    kind, total = metadata.get("data_format", "hdf5"), metadata.get("total_episodes")
+    if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+        raise UserError(f"{dataset_id} declares {total!s:.40} episodes; correct total_episodes in its metadata.")
+    try:
+        if kind == "hdf5":
+            return whole.join(_hdf5_episodes(data / "main_data.hdf5", total, dataset_id), dataset_id)
+        if kind in ("arrow", "parquet"):
+            return whole.join(_arrow_episodes(data, kind, total, dataset_id), dataset_id)
+    except UserError:
+        raise
+    except Exception as error:  # whatever HDF5, Arrow and NumPy raise at bytes that are not theirs
         raise UserError(
             f"the Minari data set {dataset_id} in {data} is damaged ({error}); fetch or collect it again."
         ) from error
-    return episodes, metadata
+    raise UserError(f"{dataset_id} is in the format {kind!s:.40}, which is not supported; choose another data set.")
 
 
-def _hdf5_groups(path: Path, total: int) -> list[tuple[np.ndarray, ...]]:
-    names = ("observations", "actions", "rewards", "terminations", "truncations")
-    with h5py.File(path, "r") as file:
-        return [tuple(file[f"episode_{e}/{n}"][()] for n in names) for e in range(total)]  # type: ignore[index]
+def declared_space(metadata: Mapping[str, Any], which: str, name: str) -> dict[str, Any] | None:
+    """Minari's JSON of the observation or action space as a dictionary, None where there is none.
+
+    Args:
+        which: "observation_space" or "action_space".
+
+    Raises:
+        UserError: it is no space.
+    """
+    text = metadata.get(which)
+    if text is None:
+        return None
+    try:
+        space = files.parse_json(text)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: its {which} is not JSON ({error}); correct its metadata.") from error
+    require(
+        isinstance(space, dict) and isinstance(space.get("type"), str),
+        f"{name}: its {which} is no space of Minari's; correct its metadata.",
+    )
+    return space
+
+
+def action_bounds(metadata: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The declared bounds of actions (A,), None where none are declared.
+
+    Raises:
+        UserError: they are no numbers.
+    """
+    space = declared_space(metadata, "action_space", name)
+    if space is None:
+        return None
+    try:
+        low, high = (np.array(space[end], np.float64) for end in ("low", "high"))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name}: the bounds of its action_space are no numbers; correct its metadata.") from error
+    require(
+        low.ndim == high.ndim == 1 and low.shape == high.shape,
+        f"{name}: the bounds of its action_space are no vectors of one length; correct its metadata.",
+    )
+    return low, high
+
+
+def _require_vectors(dataset_id: str, metadata: Mapping[str, Any]) -> None:
+    for which, what in (("observation_space", "observations"), ("action_space", "actions")):
+        space = declared_space(metadata, which, dataset_id)
+        if space is not None:
+            kind, shape = space["type"], space.get("shape")
+            is_vector = kind == "Box" and isinstance(shape, list) and len(shape) == 1
+            article = f"of shape {shape!r:.40}" if kind == "Box" else f"of kind {kind:.40}"
+            require(
+                is_vector,
+                f"{dataset_id} has {what} {article}, which are not supported; choose a data set whose {what} are "
+                "vectors.",
+            )
+
+
+def _hdf5_episodes(path: Path, total: int, name: str) -> Iterator[dict[str, np.ndarray]]:
+    with hdf5.open_file(path) as file:
+        there = sum(bool(re.fullmatch(r"episode_\d+", key)) for key in file)
+        require(
+            there == total,
+            f"{name} declares {total:,} episodes, and its file holds {there:,}; it is damaged: fetch it again.",
+        )
+        room = hdf5.max_bytes()
+        for e in range(total):
+            group = hdf5.find(file, f"episode_{e}", name)
+            found = hdf5.arrays(group, ("observations", *PER_STEP), f"{name}, episode_{e}", room)
+            room -= sum(x.nbytes for x in found.values())
+            yield found
+
+
+def _arrow_episodes(data: Path, kind: str, total: int, name: str) -> Iterator[dict[str, np.ndarray]]:
+    try:
+        import pyarrow.dataset
+    except ImportError as error:
+        raise UserError(f"{name} is stored as {kind}, which needs pyarrow; pip install 'minari[arrow]'.") from error
+    there = sum(path.is_dir() and path.name.isdecimal() for path in data.iterdir())
+    require(
+        there == total,
+        f"{name} declares {total:,} episodes, and its folder holds {there:,}; it is damaged: fetch it again.",
+    )
+    room = hdf5.max_bytes()
+    for e in range(total):
+        episode = pyarrow.dataset.dataset(
+            str(data / str(e)), format=kind, ignore_prefixes=["_", ".", "metadata.json"]
+        )  # as Minari does
+        widths = {n: getattr(episode.schema.field(n).type, "list_size", 1) for n in ("observations", *PER_STEP)}
+        declared = episode.count_rows() * 8 * sum(widths.values())
+        hdf5.require_room(declared, f"{name}, episode {e}", room)
+        room -= declared
+        table = episode.to_table(columns=list(widths))
+        columns = {n: _vectors(table[n].to_numpy()) for n in widths}
+        # Minari pads what a step has to the length of the observations, one more.
+        yield {n: x if n == "observations" else x[:-1] for n, x in columns.items()}
+
+
+def _vectors(column: np.ndarray) -> np.ndarray:
+    """A column of Arrow's, (T,) or (T, D): it comes as an array of arrays where its cells are lists."""
+    return np.stack(list(column)) if column.dtype == object else column
 
 
 def read_states(dataset_id: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The simulator's states qpos (N + E, nq) and qvel (N + E, nv) of a data set in HDF5; None where it holds none."""
+    """The simulator's states qpos (N + E, nq) and qvel (N + E, nv) of a data set in HDF5; None where it holds none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = minari_path(dataset_id) / "data" / "main_data.hdf5"
     if not path.is_file():
         return None
-    with h5py.File(path, "r") as file:
-        groups = [file[f"episode_{e}"] for e in range(len(file))]
-        if not all("infos" in g and "qpos" in g["infos"] and "qvel" in g["infos"] for g in groups):
-            return None
-        qpos, qvel = (np.concatenate([g[f"infos/{name}"][()] for g in groups]) for name in ("qpos", "qvel"))
+    names, room = ("infos/qpos", "infos/qvel"), hdf5.max_bytes()
+    found: list[dict[str, np.ndarray]] = []
+    try:
+        with hdf5.open_file(path) as file:
+            groups = [hdf5.find(file, f"episode_{e}", dataset_id) for e in range(len(file))]
+            if not all(hdf5.has(group, name) for group in groups for name in names):
+                return None
+            for e, group in enumerate(groups):
+                found.append(hdf5.arrays(group, names, f"{dataset_id}, episode_{e}", room))
+                room -= sum(x.nbytes for x in found[-1].values())
+        qpos, qvel = (np.concatenate([each[name] for each in found]) for name in names)
+    except UserError:
+        raise
+    except Exception as error:  # whatever HDF5 and NumPy raise at bytes that are not theirs
+        raise UserError(f"{path} is damaged ({error}); fetch or collect {dataset_id} again.") from error
     return qpos, qvel
-
-
-def _minari_sha256(data: Path) -> str:
-    main = data / "main_data.hdf5"
-    return files.sha256(main if main.is_file() else data / "metadata.json")

@@ -16,9 +16,11 @@ import numpy as np
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
-from iwsft_control.datasets.types import VELOCITY_LIMIT, Episodes
+from iwsft_control.datasets import hdf5
+from iwsft_control.datasets.types import CONTENT, VELOCITY_LIMIT, Episodes
 
 EMBEDDED = Path(__file__).parent / "embedded"
+COLUMNS = (*CONTENT, "root_x", "velocity_beyond_limit")  # of a packed file
 
 
 def pack(path: Path, episodes: Episodes, metadata: Mapping[str, Any]) -> None:
@@ -68,13 +70,29 @@ def unpack(path: Path) -> tuple[Episodes, dict[str, Any]]:
         UserError: it is damaged.
     """
     try:
-        with h5py.File(path, "r") as file:
-            columns = {name: file[name][()] for name in file}  # type: ignore[index]
-            metadata = json.loads(str(file.attrs["metadata"]))
-        fields = ("observations", "actions", "rewards", "terminations", "truncations", "starts")
+        with hdf5.open_file(path) as file:
+            columns = hdf5.arrays(file, COLUMNS, str(path))
         qpos, qvel = _states(columns)
-        return Episodes(**{f: columns[f] for f in fields}, qpos=qpos, qvel=qvel), metadata
-    except (OSError, KeyError, ValueError) as error:
+        fields = {f: columns[f] for f in CONTENT}
+        return Episodes(**fields, qpos=qpos, qvel=qvel), read_metadata(path)
+    except UserError:
+        raise
+    except Exception as error:  # whatever HDF5 and NumPy raise at bytes that are not theirs
+        raise UserError(f"{path} is damaged ({error}); install iwsft_control again.") from error
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a file that :func:`pack` wrote.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with hdf5.open_file(path) as file:
+            return dict(files.parse_json(str(file.attrs["metadata"])))
+    except UserError:
+        raise
+    except Exception as error:  # as above
         raise UserError(f"{path} is damaged ({error}); install iwsft_control again.") from error
 
 
@@ -85,11 +103,11 @@ def embedded_manifest() -> dict[str, dict[str, Any]]:
 
 def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     """A manifest of packed data sets; empty where there is none yet."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return files.parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def read_embedded(dataset_id: str) -> tuple[Episodes, dict[str, Any]]:
-    """Episodes and metadata of an embedded reconstruction, its sha256 verified.
+def embedded_file(dataset_id: str) -> tuple[Path, str]:
+    """The file of an embedded reconstruction and its sha256, verified.
 
     Raises:
         UserError: the file is missing or is not the one in the manifest.
@@ -100,4 +118,13 @@ def read_embedded(dataset_id: str) -> tuple[Episodes, dict[str, Any]]:
         raise UserError(
             f"{path} is missing or damaged (its sha256 is not the manifest's); install iwsft_control again."
         )
-    return unpack(path)
+    return path, entry["sha256"]
+
+
+def read_embedded(dataset_id: str) -> tuple[Episodes, dict[str, Any]]:
+    """Episodes and metadata of an embedded reconstruction, its sha256 verified.
+
+    Raises:
+        UserError: the file is missing or is not the one in the manifest.
+    """
+    return unpack(embedded_file(dataset_id)[0])

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base.errors import UserError
+from iwsft_control.envs.actions import ActionBox
 
 VELOCITY_LIMIT = 10.0  # Hopper's and Walker2d's observations clip velocities to +-10
 
@@ -50,17 +51,20 @@ class Dataset:
     """
 
     id: str
-    sha256: str  # of the content (:func:`content_sha256`), whichever file it was read from
+    # Of the content (:func:`content_sha256`), whichever file it was read from; where the environment is not as it is
+    # registered, or actions were scaled, of those as well.
+    sha256: str
     origin: str  # "D4RL", "reconstruction" or "Minari"
     environment: str | EnvSpec  # Gymnasium id or spec of the environment to evaluate in
     ref_min_score: float
     ref_max_score: float
     observations: np.ndarray  # (N, O) float32
-    actions: np.ndarray  # (N, A) float32
+    actions: np.ndarray  # (N, A) float32 in [-1, 1]
     rewards: np.ndarray  # (N,) float32
     next_observations: np.ndarray  # (N, O) float32
     terminations: np.ndarray  # (N,) bool
     starts: np.ndarray  # (E + 1,) int64; episode e is rows starts[e]:starts[e + 1]
+    action_box: ActionBox | None = None  # that the actions were scaled from; None where it is [-1, 1]
     task: str = ""  # name of the task, or the id where it was loaded without one
     read_states: Callable[[], SimulatorStates | None] = lambda: None  # see :meth:`states`
 

@@ -11,11 +11,24 @@ from typing import Any, Protocol
 import gymnasium as gym
 import mujoco
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
+from iwsft_control.base.errors import require
 from iwsft_control.envs import physics
+from iwsft_control.envs.actions import ActionBox, action_box
 
 # What a step gives: observations (K, O), rewards (K,), and whether the episode terminated, or was truncated, (K,) each.
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def bounds_of(environment: str | EnvSpec, dim: int) -> ActionBox:
+    """The box of an environment's ``dim`` actions; D4RL's is [-1, 1].
+
+    Raises:
+        UserError: it has no bounded vectors for actions.
+    """
+    env_id = environment if isinstance(environment, str) else environment.id
+    return ActionBox.unit(dim) if env_id in physics.ENVIRONMENTS else make_batch(environment, 1).action_box
 
 
 class Batch(Protocol):
@@ -24,6 +37,7 @@ class Batch(Protocol):
     observation_dim: int
     action_dim: int
     max_steps: int
+    action_box: ActionBox
 
     def reset(self, seeds: list[int]) -> np.ndarray:
         """Reset environment i with ``seeds[i]``; returns observations (N, O)."""
@@ -40,15 +54,16 @@ class D4RLBatch:
     Different environments of a batch may be stepped from different threads: MuJoCo releases the GIL.
     """
 
-    def __init__(self, env_id: str, n: int):
-        env = gym.make(env_id)
-        assert env.spec is not None and env.spec.max_episode_steps is not None
-        self.max_steps = env.spec.max_episode_steps
+    def __init__(self, spec: str | EnvSpec, n: int):
+        env = gym.make(spec)
+        assert env.spec is not None
+        self.max_steps = env.spec.max_episode_steps or physics.MAX_EPISODE_STEPS
         unwrapped: Any = env.unwrapped
         self._env = unwrapped  # resets and constants come from it, so they cannot differ
         model = unwrapped.model
         self.model, self.data = model, [mujoco.MjData(model) for _ in range(n)]
         self.observation_dim, self.action_dim = model.nq - 1 + model.nv, model.nu
+        self.action_box = ActionBox.unit(model.nu)
         # Views are made once: an attribute of MjData builds a new array each time.
         self._ctrl = [d.ctrl for d in self.data]
         self._qpos = [d.qpos for d in self.data]
@@ -120,16 +135,29 @@ class D4RLBatch:
 
 
 class GymnasiumBatch:
-    """N copies of any Gymnasium environment with vector observations, one Python call a step each."""
+    """N copies of any Gymnasium environment with vector observations, one Python call a step each.
 
-    def __init__(self, spec: str | gym.envs.registration.EnvSpec, n: int, max_steps: int | None = None):
+    Actions are given in [-1, 1] and scaled to the environment's own box.
+
+    Raises:
+        UserError: its observations or actions are no vectors, or its actions are not bounded.
+    """
+
+    def __init__(self, spec: str | EnvSpec, n: int, max_steps: int | None = None):
         self._envs = [gym.make(spec) for _ in range(n)]
         env = self._envs[0]
         limit = env.spec.max_episode_steps if env.spec else None
         self.max_steps = max_steps or limit or physics.MAX_EPISODE_STEPS
-        assert env.observation_space.shape is not None and env.action_space.shape is not None
-        self.observation_dim, self.action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-
+        observed, acted = env.observation_space, env.action_space
+        name = spec if isinstance(spec, str) else spec.id
+        for what, space in (("observations", observed), ("actions", acted)):
+            require(
+                isinstance(space, gym.spaces.Box) and len(space.shape) == 1,
+                f"the {what} of {name} are no vectors ({space}); that is not supported: choose another data set.",
+            )
+        assert isinstance(observed, gym.spaces.Box) and isinstance(acted, gym.spaces.Box)
+        self.observation_dim, self.action_dim = observed.shape[0], acted.shape[0]
+        self.action_box, self._dtype = action_box(acted.low, acted.high, name), acted.dtype
         self._elapsed = np.zeros(n, int)
 
     def reset(self, seeds: list[int]) -> np.ndarray:
@@ -137,6 +165,8 @@ class GymnasiumBatch:
         return np.array([e.reset(seed=int(s))[0] for e, s in zip(self._envs, seeds, strict=True)])
 
     def step(self, active: np.ndarray, actions: np.ndarray) -> Step:
+        if not self.action_box.is_unit:
+            actions = self.action_box.from_unit(actions).astype(self._dtype)
         results = [self._envs[i].step(a) for i, a in zip(active.tolist(), actions, strict=True)]
         observations, rewards, terminations, truncations, _ = zip(*results, strict=True)
         self._elapsed[active] += 1
@@ -144,9 +174,14 @@ class GymnasiumBatch:
         return np.array(observations), np.array(rewards, np.float64), np.array(terminations, bool), truncated
 
 
-def make_batch(spec: str | gym.envs.registration.EnvSpec, n: int) -> Batch:
-    """The fastest batch of N copies of an environment that is exact."""
+def make_batch(spec: str | EnvSpec, n: int) -> Batch:
+    """The fastest batch of N copies of an environment that is exact.
+
+    Raises:
+        UserError: the environment has no vectors for observations and bounded actions.
+    """
+    plain = isinstance(spec, str) or not (spec.kwargs or spec.additional_wrappers)
     env_id = spec if isinstance(spec, str) else spec.id
-    if env_id in physics.ENVIRONMENTS and env_id != "d4rl/Ant-v2":
-        return D4RLBatch(env_id, n)
+    if plain and env_id in physics.ENVIRONMENTS and env_id != "d4rl/Ant-v2":
+        return D4RLBatch(spec, n)
     return GymnasiumBatch(spec, n)

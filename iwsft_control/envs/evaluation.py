@@ -108,8 +108,9 @@ def evaluate(
     """Undiscounted return of every episode, (episodes,) float64.
 
     Args:
-        policy: a :class:`Policy`, or a function from observations (K, O) float32 to actions (K, A) in [-1, 1];
-            thread-safe. Its random numbers, if it draws any, depend on ``first_seed`` and the lane alone.
+        policy: a :class:`Policy`, or a function from observations (K, O) float32 to actions (K, A) in [-1, 1],
+            which are scaled to the environment's own box; thread-safe. Its random numbers, if it draws any, depend on
+            ``first_seed`` and the lane alone.
         environment: Gymnasium id or spec.
         name: names the policy in an error.
         first_seed: episode i is reset with ``first_seed + i``.

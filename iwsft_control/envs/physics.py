@@ -125,7 +125,7 @@ class _D4RLPhysics(mujoco_env.MujocoEnv):
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
         # half_cheetah.xml's deprecated settotalmass is applied here, after the old inertias: MuJoCo 4 warns of it on
         # stderr at each load, and a later one will refuse it.
-        xml = Path(self.fullpath).read_text()
+        xml = Path(self.fullpath).read_text(encoding="utf-8")
         total_mass = re.search(r' settotalmass="([^"]+)"', xml)
         model = mujoco.MjModel.from_xml_string(xml.replace(total_mass[0], "") if total_mass else xml)
         restore_d4rl_physics(model, float(total_mass[1]) if total_mass else None)

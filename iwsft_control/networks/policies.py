@@ -164,7 +164,19 @@ class Exported(NamedTuple):
 
 
 def _layers(params: Any) -> Mapping[str, Any]:
-    return jax.tree.map(np.asarray, params["params"]["net"])
+    """The layers of a network, Dense_0 and so on, each with a kernel (I, O) and a bias (O,) that fit together.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError: they are not there, or do not fit.
+    """
+    layers = jax.tree.map(np.asarray, params["params"]["net"])
+    width = None
+    for i in range(len(layers)):
+        kernel, bias = layers[f"Dense_{i}"]["kernel"], layers[f"Dense_{i}"]["bias"]
+        if kernel.ndim != 2 or bias.shape != kernel.shape[1:] or width not in (None, kernel.shape[0]):
+            raise ValueError(f"layer {i} does not fit")
+        width = kernel.shape[1]
+    return layers
 
 
 # How each kind of policy is made of its parameters and layout. A method with a kind of its own adds it here.
@@ -190,14 +202,15 @@ def load_policy(path: str | Path) -> Any:
 
     Returns:
         A :class:`Policy`. Those of the methods here may also be called: observations (K, O) or (O,) to actions (K, A)
-        or (A,) in [-1, 1].
+        or (A,) in [-1, 1]; an environment whose box is another wants them scaled to it.
 
     Raises:
         UserError: no such file, it is damaged, or it is not a policy of this project.
     """
     arrays, metadata = files.load_arrays(Path(path))
-    params, described = files.nest(arrays), metadata.get("policy", {})
-    kind = described.get("kind", "tanh-mlp")  # files of version 0.1.0 name none
-    if kind == "tanh-mlp" and not isinstance(params.get("params", {}).get("net"), dict):
-        raise UserError(f"{path} does not hold a policy; give the .safetensors file beside a result.")
-    return make(Exported(params, kind, described.get("layout", {})))
+    try:
+        params, described = files.nest(arrays), metadata.get("policy", {})
+        kind = described.get("kind", "tanh-mlp")  # files of version 0.1.0 name none
+        return make(Exported(params, kind, described.get("layout", {})))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # other arrays than a policy's
+        raise UserError(f"{path} does not hold a policy; give the .safetensors file beside a result.") from error

@@ -108,7 +108,7 @@ def read(folder: Path, environment: str) -> list[Candidate]:
     found = []
     for path in folder.glob(f"{environment}-seed*.json"):
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             inner = values.pop("portrait")
             inner["length_quantiles"] = tuple(inner["length_quantiles"])
             found.append(Candidate(**values, portrait=Portrait(**inner)))

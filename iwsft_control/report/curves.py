@@ -51,7 +51,7 @@ def add_point(path: Path, record: dict[str, Any], **point: float) -> None:
 
 def draw(folder: Path) -> None:
     """A figure of all curves in a folder, into it, and their :func:`quarters` and :func:`averages` printed."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     figures.save(figures.curves(list(_grouped(records).values())), folder, "curves")
     print(quarters(records), averages(records), sep="\n\n")
 

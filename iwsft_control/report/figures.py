@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from iwsft_control.base.errors import is_finite
 from iwsft_control.base.files import atomic_path
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.report import statistics
@@ -44,6 +45,11 @@ def _line(x: int) -> str:
     return LINES[(x + x // len(COLOURS)) % len(LINES)]
 
 
+def _shown(text: str) -> str:
+    """Text of a result file as a figure's: a dollar sign would begin mathematics."""
+    return " ".join(text.split()).replace("$", "\\$")
+
+
 def bars(report: Report) -> Figure:
     """Mean score with its 95% interval and a point for every seed, a panel per data set."""
     rows = list(report.scores)
@@ -63,8 +69,8 @@ def bars(report: Report) -> Figure:
                 axis.errorbar(x, estimate.value, ends, color="black", capsize=3, linewidth=1.2)
             jitter = x + rng.uniform(-0.22, 0.22, len(scores))
             axis.scatter(jitter, scores, 9, color=COLOURS[x % len(COLOURS)], edgecolor="white", linewidth=0.4, zorder=3)
-        axis.set_xticks(range(len(rows)), [row.label for row in rows], rotation=50, ha="right")
-        axis.set_title(title)
+        axis.set_xticks(range(len(rows)), [_shown(row.label) for row in rows], rotation=50, ha="right")
+        axis.set_title(_shown(title))
     axes[0, 0].set_ylabel("normalised score")
     return figure
 
@@ -79,7 +85,7 @@ def profiles(report: Report) -> Figure:
         if row not in complete:
             continue
         share, low, high = statistics.profile(strata(report, row), thresholds)
-        axis.plot(thresholds, share, _line(x), color=COLOURS[x % len(COLOURS)], label=row.label, linewidth=1.6)
+        axis.plot(thresholds, share, _line(x), color=COLOURS[x % len(COLOURS)], label=_shown(row.label), linewidth=1.6)
         axis.fill_between(thresholds, low, high, color=COLOURS[x % len(COLOURS)], alpha=0.08, linewidth=0)
     axis.set(xlabel="normalised score $\\tau$", ylabel="share of runs with a score above $\\tau$", ylim=(0, 1.02))
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -97,10 +103,10 @@ def budgets(report: Report) -> Figure:
                 continue
             episodes = np.stack([_normalised(r) for r in sorted(runs, key=lambda r: r.seed)])
             values = statistics.best_of(episodes, spent)
-            axis.plot(spent, values, _line(x), color=COLOURS[x % len(COLOURS)], label=row.label, linewidth=1.4)
+            axis.plot(spent, values, _line(x), color=COLOURS[x % len(COLOURS)], label=_shown(row.label), linewidth=1.4)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        axis.set(xlabel="evaluation episodes spent", title=title)
+        axis.set(xlabel="evaluation episodes spent", title=_shown(title))
     axes[0, 0].set_ylabel("score of the chosen policy")
     axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -116,8 +122,10 @@ def training(run: RunResult) -> Figure:
     log = run.diagnostics["training"]
     if "loss" not in log:
         return _baseline_training(run)
-    weighted = "effective_sample_size" in log
+    weighted = {"effective_sample_size", "weight_histogram"} <= set(log)
     critic = run.diagnostics.get("critic")
+    if critic is not None and not {"critic_loss", "value_loss"} <= set(critic):
+        critic = None
     panels = 1 + 2 * weighted + (critic is not None)
     figure, axes = plt.subplots(1, panels, figsize=(3.0 * panels, 2.8), squeeze=False)
     rest = list(axes[0])
@@ -134,10 +142,11 @@ def training(run: RunResult) -> Figure:
         axis = rest.pop(0)
         axis.plot(log["step"], log["effective_sample_size"], color=COLOURS[5])
         axis.set(xlabel="step", title="effective sample size", ylim=(0, 1.05))
-    if "weight_histogram" in log:
         axis = rest.pop(0)
         shares = np.array(log["weight_histogram"]).T
-        low, high = run.config["importance"]["low"], run.config["importance"]["high"]
+        importance = run.config.get("importance")
+        ends = [importance.get(end) for end in ("low", "high")] if isinstance(importance, dict) else []
+        low, high = ends if ends and all(map(is_finite, ends)) else (0, len(shares))  # of bins, where none are told
         image = axis.imshow(
             shares, aspect="auto", origin="lower", extent=(0, log["step"][-1], low, high), cmap="cividis", vmin=0
         )
@@ -145,7 +154,7 @@ def training(run: RunResult) -> Figure:
         axis.set(xlabel="step", title="importance weights")
     for axis in axes[0]:
         axis.locator_params(axis="x", nbins=4)
-    figure.suptitle(f"{run.task}, {Row(run.method, run.quality).label}, seed {run.seed}", fontsize=9)
+    figure.suptitle(_shown(f"{run.task}, {Row(run.method, run.quality).label}, seed {run.seed}"), fontsize=9)
     return figure
 
 
@@ -156,8 +165,8 @@ def _baseline_training(run: RunResult) -> Figure:
     figure, axes = plt.subplots(1, len(names), figsize=(3.0 * len(names), 2.8), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         axis.plot(log["step"], np.array(log[name], float), color=COLOURS[5])
-        axis.set(xlabel="step", title=name.replace("_", " "))
-    figure.suptitle(f"{run.task}, {run.method}, seed {run.seed}", fontsize=9)
+        axis.set(xlabel="step", title=_shown(name.replace("_", " ")))
+    figure.suptitle(_shown(f"{run.task}, {run.method}, seed {run.seed}"), fontsize=9)
     return figure
 
 
@@ -181,9 +190,9 @@ def curves(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
                 error = scores.std(axis=0, ddof=1) / len(group) ** 0.5
             x = methods.index(first["method"])
             colour = COLOURS[1 + x % (len(COLOURS) - 1)]
-            axis.plot(steps, score, _line(x), color=colour, label=first["method"], linewidth=1.4)
+            axis.plot(steps, score, _line(x), color=colour, label=_shown(first["method"]), linewidth=1.4)
             axis.fill_between(steps, score - error, score + error, color=colour, alpha=0.15, linewidth=0)
-        axis.set(xlabel="thousand updates", title=name)
+        axis.set(xlabel="thousand updates", title=_shown(name))
     axes[0, 0].set_ylabel("normalised score")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     axes[0, -1].legend(handles.values(), handles.keys(), frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -199,7 +208,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     with atomic_path(folder / f"{name}.svg") as path:
-        path.write_text(out.getvalue())
+        path.write_text(out.getvalue(), encoding="utf-8")
     with atomic_path(folder / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=150)
     plt.close(figure)

@@ -19,17 +19,27 @@ from iwsft_control.report.tables import sections
 
 def to_markdown(report: Report) -> str:
     """The tables in Markdown."""
-    parts = ["# Results", "", *(f"- {line}" for line in notes(report)), ""]
+    parts = ["# Results", "", *(f"- {_markdown(line)}" for line in notes(report)), ""]
     for section in sections(report):
-        parts += [f"## {section.title}", "", section.text, ""]
-        parts += ["| " + " | ".join(section.header) + " |", "|" + "---|" * len(section.header)]
-        parts += ["| " + " | ".join(row) + " |" for row in section.rows] + [""]
+        parts += [f"## {_markdown(section.title)}", "", _markdown(section.text), ""]
+        parts += ["| " + " | ".join(map(_markdown, section.header)) + " |", "|" + "---|" * len(section.header)]
+        parts += ["| " + " | ".join(map(_markdown, row)) + " |" for row in section.rows] + [""]
     return "\n".join(parts)
+
+
+def _line(text: str) -> str:
+    """Text without line breaks: what follows one would no longer be a comment or a cell."""
+    return " ".join(text.split())
+
+
+def _markdown(text: str) -> str:
+    """Text of a result file as Markdown that shows it: no tags, no links, no further cells."""
+    return _line(html.escape(text, quote=False)).replace("|", "\\|").replace("](", "]\\(")
 
 
 def to_latex(report: Report) -> str:
     """The tables in LaTeX (booktabs)."""
-    parts = ["% Needs \\usepackage{booktabs}.", *(f"% {line}" for line in notes(report))]
+    parts = ["% Needs \\usepackage{booktabs}.", *(f"% {_line(line)}" for line in notes(report))]
     trial = "TRIAL RUNS, not scores. " if any(r.quick for r in report.runs.values()) else ""
     for section in sections(report):
         columns = "l" + "r" * (len(section.header) - 1)
@@ -42,7 +52,7 @@ def to_latex(report: Report) -> str:
 
 
 def _tex(text: str) -> str:
-    text = text.replace("\\", "\\textbackslash ")
+    text = _line(text).replace("\\", "\\textbackslash ")
     return re.sub(r"([%&_#${}])", r"\\\1", text).replace("~", "\\textasciitilde ").replace("^", "\\textasciicircum ")
 
 
@@ -135,5 +145,5 @@ def to_html(report: Report, figures: Mapping[str, tuple[str, str]]) -> str:
 
 def to_json(value: Any) -> str:
     """Compact JSON, one line per entry of ``scores``."""
-    rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value["scores"].items())
+    rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in value["scores"].items())
     return f'{{\n "tasks": {json.dumps(value["tasks"])},\n "scores": {{\n{rows}\n }}\n}}\n'

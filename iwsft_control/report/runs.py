@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, near
 from iwsft_control.benchmark.results import RunResult, read
 from iwsft_control.datasets.types import describe_origin
@@ -79,10 +79,13 @@ def find_failures(folders: Sequence[Path]) -> list[str]:
     """What the records of failed runs in folders say, a line each."""
     lines = []
     for path in sorted(p for folder in folders for p in folder.rglob("failures/*.json")):
-        record = json.loads(path.read_text())
-        row = Row(record["method"], record["quality"])
-        seeds = ", ".join(map(str, record["seeds"]))
-        lines.append(f"{record['task']} {row.label} seed {seeds}: {record['error']}")
+        try:
+            record = files.parse_json(path.read_text(encoding="utf-8"))
+            row = Row(str(record["method"]), record["quality"] and str(record["quality"]))
+            seeds = ", ".join(map(str, record["seeds"]))
+            lines.append(f"{record['task']} {row.label} seed {seeds}: {record['error']}")
+        except (OSError, ValueError, LookupError, TypeError):  # of a run that failed anyway: no reason to stop
+            lines.append(f"{path.name}, whose record is damaged")
     return lines
 
 

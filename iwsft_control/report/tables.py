@@ -95,10 +95,13 @@ def _scores(report: Report) -> Section:
 def updates(run: RunResult) -> str:
     """Gradient steps behind a run: its own and BC's, + the critic's where that scores the data."""
     config = run.config
-    policy = config.get("policy", {})
-    own = f"{config.get('steps', 0) + policy.get('bc_steps', 0) + policy.get('fine_tune_steps', 0):,}"
-    critics = [v["steps"] for v in config.values() if isinstance(v, dict) and "steps" in v]
-    return own + "".join(f" + {steps:,}" for steps in critics)
+    try:
+        policy = config.get("policy", {})
+        own = f"{config.get('steps', 0) + policy.get('bc_steps', 0) + policy.get('fine_tune_steps', 0):,}"
+        critics = [v["steps"] for v in config.values() if isinstance(v, dict) and "steps" in v]
+        return own + "".join(f" + {steps:,}" for steps in critics)
+    except (AttributeError, TypeError, ValueError):  # a configuration that tells of no steps
+        return "-"
 
 
 def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, tuple[Row, Row]]) -> Section:

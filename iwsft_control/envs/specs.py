@@ -1,0 +1,176 @@
+"""Which environment a data set declares. Nothing that a data set says makes this package import or call anything.
+
+Environments come from Gymnasium's registry alone: the declared id is looked up there, and of the declaration only what
+is plain data joins the registered specification (a time limit, keyword arguments that are numbers). The rest (another
+entry point, a wrapper, a file's name) is code or a path of a stranger's, and is used only where the user trusts it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
+
+from iwsft_control.base import files
+from iwsft_control.base.errors import UserError, require
+
+FIELDS = {f.name for f in dataclasses.fields(EnvSpec) if f.init}
+OLD_FIELDS = {"autoreset", "apply_api_compatibility"}  # of Gymnasium before 1.0; Minari drops them too
+# Wrappers that gym.make adds itself, or that change neither observations nor rewards nor where an episode ends.
+NEUTRAL_WRAPPERS = {
+    "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "HumanRendering", "RenderCollection", "RecordEpisodeStatistics"
+}  # fmt: skip
+
+
+def declared(text: Any, name: str, trust: bool = False) -> str | EnvSpec:
+    """The environment that a data set declares.
+
+    Args:
+        text: Gymnasium's JSON of the specification, as the data set's metadata hold it.
+        name: of the data set, for the sentence.
+        trust: whether what the specification names may be imported and called.
+
+    Returns:
+        The id where the specification says no more than the registry does, else the whole specification.
+
+    Raises:
+        UserError: it is not a specification, its environment is not registered, or it asks for what would have to be
+            imported. Then the sentence says what.
+    """
+    fields = _fields(text, name)
+    env_id, kwargs, limit = fields["id"], fields["kwargs"], fields["max_episode_steps"]
+    registered = gym.registry.get(env_id)
+    own = () if registered is None else registered.additional_wrappers
+    wrappers = [w for w in fields["additional_wrappers"] if not _is_neutral(w) and WrapperSpec(**w) not in own]
+    limit = min([x for x in (limit, *map(_time_limit, fields["additional_wrappers"])) if x is not None], default=None)
+    for wrapper in wrappers:
+        require(
+            wrapper["kwargs"] is not None,
+            f"{name} declares the wrapper {wrapper['name']} ({wrapper['entry_point']}), which its metadata do not hold "
+            "the arguments of: it cannot be made again; take it out of env_spec, or choose another data set.",
+        )
+    known: dict[str, Any] = {} if registered is None else registered.kwargs
+    foreign = {k: v for k, v in kwargs.items() if not _is_plain(v) and not (k in known and known[k] == v)}
+    imported = [] if registered is not None else [fields["entry_point"]]
+    imported += [w["entry_point"] for w in wrappers]
+    if registered is None and fields["entry_point"] is None:
+        raise UserError(
+            f"{name} declares the environment {env_id}, which is not registered here; install the package it comes "
+            "from, or choose another data set."
+        )
+    if not trust and (imported or foreign):
+        what = [f"import and call {', '.join(imported)}"] if imported else []
+        what += [f"pass {k}={v!r:.80} to {env_id}" for k, v in foreign.items()]
+        raise UserError(
+            f"{name} declares {'the environment ' + env_id if registered is None else 'more than ' + env_id}, and to "
+            f"evaluate in it would {' and '.join(what)}; look at that first, and if you trust it give "
+            "--trust-environment."
+        )
+    spec = copy.deepcopy(registered) or EnvSpec(env_id, entry_point=fields["entry_point"])
+    spec.kwargs = {**known, **kwargs}
+    spec.max_episode_steps = limit
+    spec.additional_wrappers += tuple(WrapperSpec(**w) for w in wrappers)
+    return env_id if spec == registered else spec
+
+
+def describe(environment: str | EnvSpec) -> Any:
+    """An environment as JSON can hold it: the id, or everything of a specification that decides what is played."""
+    if isinstance(environment, str):
+        return environment
+    wrappers = [dataclasses.asdict(w) for w in environment.additional_wrappers]
+    creator: Any = environment.entry_point
+    made_by = f"{creator.__module__}:{creator.__qualname__}" if callable(creator) else creator
+    return [environment.id, made_by, environment.max_episode_steps, environment.kwargs, wrappers]
+
+
+def in_words(environment: str | EnvSpec) -> str:
+    """The id of an environment, and how it differs from the one that is registered under it."""
+    if isinstance(environment, str):
+        return environment
+    limit = environment.max_episode_steps
+    differs = ["no time limit" if limit is None else f"at most {limit:,} steps"]
+    differs += [f"{k}={v!r:.40}" for k, v in environment.kwargs.items()]
+    differs += [f"wrapper {w.name}" for w in environment.additional_wrappers]
+    return f"{environment.id} ({', '.join(differs)}, as declared)"
+
+
+def _fields(text: Any, name: str) -> dict[str, Any]:
+    """The fields of a specification, each of its type; what is not said is Gymnasium's default.
+
+    Raises:
+        UserError: it is no specification.
+    """
+
+    def wrong(why: str) -> UserError:
+        return UserError(f"{name} declares no usable environment: {why}; correct env_spec in its metadata.")
+
+    if not isinstance(text, str):
+        raise wrong("env_spec is not text")
+    try:
+        fields = files.parse_json(text)
+    except ValueError as error:
+        raise wrong(f"env_spec is not JSON ({error})") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("id"), str):
+        raise wrong("env_spec has no id")
+    unknown = sorted(set(fields) - FIELDS - OLD_FIELDS)
+    if unknown:
+        raise wrong(f"env_spec has unknown fields ({', '.join(unknown):.200})")
+    if fields.get("apply_api_compatibility"):
+        raise wrong("its environment has the interface of gym before 0.26")
+    try:
+        gym.envs.registration.parse_env_id(fields["id"])
+    except gym.error.Error as error:
+        raise wrong(f"{fields['id']!r:.80} is not an id of Gymnasium's") from error
+    registered = gym.registry.get(fields["id"])
+    found = {
+        "id": fields["id"],
+        "entry_point": fields.get("entry_point"),
+        "max_episode_steps": fields.get("max_episode_steps", registered and registered.max_episode_steps),
+        "kwargs": fields.get("kwargs", {}),
+        "additional_wrappers": fields.get("additional_wrappers", []),
+    }
+    if not isinstance(found["entry_point"], str | None):
+        raise wrong("entry_point is not text")
+    if not _is_limit(found["max_episode_steps"]):
+        raise wrong(f"max_episode_steps is {found['max_episode_steps']!r:.40}, not a positive number of steps")
+    if not isinstance(found["kwargs"], dict):
+        raise wrong("kwargs are not named")
+    if not isinstance(found["additional_wrappers"], list) or not all(map(_is_wrapper, found["additional_wrappers"])):
+        raise wrong("additional_wrappers are not wrappers")
+    # Nothing is drawn here, and a mode may need what is not installed.
+    found["kwargs"] = {k: v for k, v in found["kwargs"].items() if k != "render_mode"}
+    return found
+
+
+def _is_limit(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a keyword argument is only a number: text may name a file."""
+    return isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_wrapper(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"name", "entry_point", "kwargs"}
+        and isinstance(value["name"], str)
+        and isinstance(value["entry_point"], str)
+        and isinstance(value["kwargs"], dict | None)
+    )
+
+
+def _is_neutral(wrapper: dict[str, Any]) -> bool:
+    module, _, name = wrapper["entry_point"].partition(":")
+    return module.split(".")[:2] == ["gymnasium", "wrappers"] and name in NEUTRAL_WRAPPERS
+
+
+def _time_limit(wrapper: dict[str, Any]) -> int | None:
+    """The steps of a TimeLimit among the wrappers."""
+    steps = (wrapper["kwargs"] or {}).get("max_episode_steps") if _is_neutral(wrapper) else None
+    return steps if _is_limit(steps) else None
