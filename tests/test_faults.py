@@ -22,7 +22,7 @@ from iwsft_control.benchmark import checks, results, settings, stages
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets import d4rl_files, hdf5, load, minari_files, packed
-from iwsft_control.envs import evaluation
+from iwsft_control.envs import evaluation, specs
 from iwsft_control.envs.batch import GymnasiumBatch, make_batch
 from iwsft_control.methods.supervised import PolicyConfig
 from tests.conftest import make_data, make_episodes
@@ -205,6 +205,17 @@ def test_specifications_of_earlier_versions_are_read():
 def test_specifications_that_are_none(declared, sentence):
     with pytest.raises(UserError, match=sentence):
         write_and_load(env_spec=declared)
+
+
+def test_registered_keyword_arguments_are_not_foreign():
+    gym.register("Named-v0", entry_point="nowhere:Env", kwargs={"kind": "dense", "ends": (0, 1)})
+    try:
+        own = gym.spec("Named-v0").to_json()
+        assert specs.declared(own, "data") == "Named-v0"
+        with pytest.raises(UserError, match="pass kind='sparse' to Named-v0"):
+            specs.declared(own.replace("dense", "sparse"), "data")
+    finally:
+        del gym.registry["Named-v0"]
 
 
 def test_keyword_arguments_that_the_environment_does_not_take():

@@ -54,7 +54,8 @@ def declared(text: Any, name: str, trust: bool = False) -> str | EnvSpec:
             "the arguments of: it cannot be made again; take it out of env_spec, or choose another data set.",
         )
     known: dict[str, Any] = {} if registered is None else registered.kwargs
-    foreign = {k: v for k, v in kwargs.items() if not _is_plain(v) and not (k in known and known[k] == v)}
+    kwargs = {k: known[k] if k in known and _in_json(known[k]) == v else v for k, v in kwargs.items()}
+    foreign = {k: v for k, v in kwargs.items() if not _is_plain(v) and not (k in known and known[k] is v)}
     imported = [] if registered is not None else [fields["entry_point"]]
     imported += [w["entry_point"] for w in wrappers]
     if registered is None and fields["entry_point"] is None:
@@ -144,6 +145,11 @@ def _fields(text: Any, name: str) -> dict[str, Any]:
     # Nothing is drawn here, and a mode may need what is not installed.
     found["kwargs"] = {k: v for k, v in found["kwargs"].items() if k != "render_mode"}
     return found
+
+
+def _in_json(value: Any) -> Any:
+    """A registered keyword argument as it comes back from a file: a tuple as a list."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_limit(value: Any) -> bool:
