@@ -240,7 +240,7 @@ def steps_of(environment):
     evaluation.evaluate(
         lambda o: np.zeros((len(o), make_batch(environment, 1).action_dim)), environment, 1, recorder=recorder
     )
-    return len(recorder.recordings()[0].rewards)
+    return len(recorder.recordings[0].rewards)
 
 
 @pytest.mark.parametrize("env_id", [CAR, "d4rl/HalfCheetah-v2"])
