@@ -100,6 +100,7 @@ def test_a_pool_is_made_kept_and_read(tiny, tmp_path, capsys):
         collect.main(collect.CollectConfig("hopper-expert", seeds=(1,)))
 
 
+@pytest.mark.slow
 def test_from_candidates_to_a_choice(tiny, tmp_path, monkeypatch, capsys):
     """Every step of the rule, on replays and methods so small that nothing is learned."""
     work, out = tmp_path / "work", tmp_path / "out"
