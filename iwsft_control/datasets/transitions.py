@@ -13,6 +13,8 @@ import numpy as np
 
 from iwsft_control.datasets.types import Dataset
 
+PASS_CHUNK = 4096  # rows of one forward pass that stay in cache
+
 
 class Transitions(NamedTuple):
     """Transitions: (N, O), (N, A), (N,), (N, O), (N,) (1.0 where the next state is terminal)."""
@@ -51,6 +53,12 @@ class Demonstrations(NamedTuple):
 
     observations: Any
     actions: Any
+
+
+def in_chunks(rows: Demonstrations) -> Demonstrations:
+    """Rows (N, O), (N, A), padded with zeros, in cache-sized chunks for ``lax.map``: (C, PASS_CHUNK, O or A)."""
+    padding = ((0, -rows.actions.shape[0] % PASS_CHUNK), (0, 0))
+    return Demonstrations(*(jnp.pad(x, padding).reshape(-1, PASS_CHUNK, x.shape[1]) for x in rows))
 
 
 class FollowedTransitions(NamedTuple):

@@ -24,14 +24,12 @@ import numpy as np
 import optax
 
 from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
-from iwsft_control.datasets.transitions import Demonstrations, Table
+from iwsft_control.datasets.transitions import Demonstrations, Table, in_chunks
 from iwsft_control.learning.gradient import adam, descend
 from iwsft_control.learning.loop import over_seeds, seed_keys
 from iwsft_control.learning.method import Inputs, Method, Prepared, Published
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
-
-CHUNK = 4096  # rows of one forward pass that stay in cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +71,16 @@ class OneStepState(NamedTuple):
     optimiser: Any
 
 
-def widths(params: Any, prefix: str = "Dense_") -> tuple[int, ...]:
+def widths(params: Any) -> tuple[int, ...]:
     """Hidden widths of the parameters of an MLP (or of several, stacked)."""
     layers = params["params"]["net"]
-    return tuple(layers[f"{prefix}{i}"]["kernel"].shape[-1] for i in range(len(layers) - 1))
+    return tuple(layers[f"Dense_{i}"]["kernel"].shape[-1] for i in range(len(layers) - 1))
 
 
 def advantages(critic: Any, behaviour: Any, rows: Demonstrations, samples: int, key: jax.Array) -> jax.Array:
     """Q(s, a) - V(s) of rows (N, O), (N, A): (N,), with V the mean Q of ``samples`` actions of the BC policy."""
     net, policy = TwinCritic(widths(critic)), GaussianPolicy(widths(behaviour), rows.actions.shape[1])
-    n = rows.actions.shape[0]
-    padding = ((0, -n % CHUNK), (0, 0))
-    chunks = Demonstrations(*(jnp.pad(x, padding).reshape(-1, CHUNK, x.shape[1]) for x in rows))
+    chunks = in_chunks(rows)
 
     def of_chunk(chunk_and_key: tuple[Demonstrations, jax.Array]) -> jax.Array:
         chunk, key = chunk_and_key
@@ -99,7 +95,7 @@ def advantages(critic: Any, behaviour: Any, rows: Demonstrations, samples: int, 
         return net.apply(critic, chunk.observations, chunk.actions).min(axis=0) - v
 
     keys = jax.random.split(key, chunks.actions.shape[0])
-    return jax.lax.map(of_chunk, (chunks, keys)).reshape(-1)[:n]
+    return jax.lax.map(of_chunk, (chunks, keys)).reshape(-1)[: rows.actions.shape[0]]
 
 
 def prepare(config: OneStepConfig, inputs: Inputs) -> Prepared:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from iwsft_control.base.bounds import POSITIVE, SHARE
-from iwsft_control.datasets.transitions import Demonstrations
+from iwsft_control.datasets.transitions import Demonstrations, in_chunks
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import curation, objectives
 from iwsft_control.learning.curation import Curated, CurationConfig, Values
@@ -32,8 +32,6 @@ from iwsft_control.learning.method import Inputs, Method, Prepared, Published
 from iwsft_control.learning.objectives import ImportanceConfig
 from iwsft_control.methods import released
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
-
-PASS_CHUNK = 4096  # rows of one forward pass that stay in cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +133,8 @@ def log_prob(config: SupervisedConfig, params: Any, batch: Demonstrations) -> ja
 @partial(jax.jit, static_argnums=0)
 def log_probs(config: SupervisedConfig, params: Any, rows: Demonstrations) -> jax.Array:
     """:func:`log_prob` of any number of rows (R,), in cache-sized chunks, one pass."""
-    n = rows.actions.shape[0]
-    padding = ((0, -n % PASS_CHUNK), (0, 0))
-    chunks = Demonstrations(*(jnp.pad(x, padding).reshape(-1, PASS_CHUNK, x.shape[1]) for x in rows))
-    return jax.lax.map(lambda chunk: log_prob(config, params, chunk), chunks).reshape(-1)[:n]
+    found = jax.lax.map(lambda chunk: log_prob(config, params, chunk), in_chunks(rows))
+    return found.reshape(-1)[: rows.actions.shape[0]]
 
 
 def curate(

@@ -121,6 +121,12 @@ class TanhMLP:
         return np.tanh(numpy_mlp(self.layers, observations))
 
 
+def numpy_mean_std(layers: Mapping[str, Any], observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """mu(s), sigma(s) of a :class:`TanhGaussianPolicy` whose MLP has these NumPy layers: (..., O) -> (..., A) twice."""
+    mean, log_std = np.split(numpy_mlp(layers, observations), 2, axis=-1)
+    return mean, np.exp(np.clip(log_std, SAC_LOG_STD_MIN, SAC_LOG_STD_MAX))
+
+
 @dataclasses.dataclass(frozen=True)
 class SampledTanhGaussian:
     """a = tanh(u), u ~ N(mu(s), diag(sigma(s)^2)): a :class:`TanhGaussianPolicy` that samples, as SAC explores."""
@@ -131,10 +137,8 @@ class SampledTanhGaussian:
         return ()
 
     def act(self, carry: Any, observations: np.ndarray, key: np.random.Generator) -> tuple[np.ndarray, Any]:
-        mean, log_std = np.split(numpy_mlp(self.layers, observations), 2, axis=-1)
-        noise = key.standard_normal(mean.shape, np.float32)
-        std = np.exp(np.clip(log_std, SAC_LOG_STD_MIN, SAC_LOG_STD_MAX))
-        return np.tanh(mean + std * noise).astype(np.float32), carry
+        mean, std = numpy_mean_std(self.layers, observations)
+        return np.tanh(mean + std * key.standard_normal(mean.shape, np.float32)).astype(np.float32), carry
 
 
 @dataclasses.dataclass(frozen=True)

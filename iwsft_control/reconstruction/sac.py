@@ -18,8 +18,8 @@ import optax
 
 from iwsft_control.datasets.transitions import Transitions
 from iwsft_control.learning.gradient import adam
-from iwsft_control.networks.mlp import TwinCritic, numpy_mlp
-from iwsft_control.networks.policies import SAC_LOG_STD_MAX, SAC_LOG_STD_MIN, TanhGaussianPolicy, squash
+from iwsft_control.networks.mlp import TwinCritic
+from iwsft_control.networks.policies import TanhGaussianPolicy, numpy_mean_std, squash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,5 +162,5 @@ def act(policy: Any, observations: np.ndarray, noise: np.ndarray) -> np.ndarray:
         policy: NumPy parameters of :class:`TanhGaussianPolicy`.
         observations: (..., O); noise: (..., A) standard normal.
     """
-    mean, log_std = np.split(numpy_mlp(policy["params"]["net"], observations), 2, axis=-1)
-    return np.tanh(mean + np.exp(np.clip(log_std, SAC_LOG_STD_MIN, SAC_LOG_STD_MAX)) * noise).astype(np.float32)
+    mean, std = numpy_mean_std(policy["params"]["net"], observations)
+    return np.tanh(mean + std * noise).astype(np.float32)
