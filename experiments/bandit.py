@@ -30,7 +30,7 @@ from iwsft_control.learning.objectives import ImportanceConfig
 from iwsft_control.report import figures
 
 PAYS = np.array([0.5, 1.0])  # probability that the left and the right machine pay
-FREE = ImportanceConfig(temperature=1.0, low=0.0, high=1e6, lag=0.0)
+FREE = ImportanceConfig(None, temperature=1.0, relative=False, high=1e6, lag=0.0)
 Weights = Callable[[jax.Array], jax.Array]  # log-ratios of the two machines' pulls (2,) -> weights (2,)
 
 

@@ -101,7 +101,7 @@ def train(
     require(not unknown, f"no such group of options: {', '.join(unknown)}.")
     cache_compiled_programs()
     chosen = settings.validate(settings.make(quick, **configs))
-    checks.check_whole_trajectory([method], quality, chosen)
+    checks.check_preset([method], quality, chosen)
     checks.check_environment(None, data)
     kept, task = Store(store or cache_home() / "stages"), data.task
     runs = []

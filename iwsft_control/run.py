@@ -56,8 +56,9 @@ class RunOptions:
     """Python files with methods of your own (METHOD = Method(...)), which --method may then name."""
     quick: bool = False
     """A trial of a few steps and 5 episodes, marked as such in its result; within a minute."""
-    whole_trajectory: bool = False
-    """iw-sft and iw-sft-q (--quality return) exactly as in the paper's released code; slow, for comparison."""
+    preset: Literal["", "released"] = ""
+    """"released": bc, sft, iw-sft, and with --quality return sft-q and iw-sft-q, exactly as the paper's released code
+    trains them (whole trajectories; slow). It sets all options of --policy but the width, --importance, --curation."""
 
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def validate(config: RunConfig) -> Settings:
         finite = math.isfinite(scores[0]) and math.isfinite(scores[1])
         require(finite and scores[0] < scores[1], "--ref-min-score must be below --ref-max-score, both finite.")
     chosen = settings.of_options(config)
-    checks.check_whole_trajectory(config.method, config.quality, chosen)
+    checks.check_preset(config.method, config.quality, chosen)
     return chosen
 
 

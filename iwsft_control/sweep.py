@@ -189,6 +189,8 @@ def main(plan: Plan) -> None:
         "--cpus-per-stage must be positive and --gpus-per-stage not negative.",
     )
     chosen = settings.of_options(plan)
+    for quality in plan.qualities:
+        checks.check_preset(plan.methods, quality, chosen)
     folder = plan.results or Path("results/quick" if plan.quick else "results/sweep")
     store = Store(plan.stages or cache_home() / "stages")
     wanted = plan_jobs(plan, chosen)

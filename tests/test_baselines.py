@@ -209,10 +209,11 @@ def tanh_log_prob(u, mean, log_std):
 
 
 def cql_noise(config, key, rows):
-    parts = jax.random.split(key, 3)
+    parts = jax.random.split(key, 4)
     normal = jax.random.normal(parts[0], (2, rows, 3))
     more = jax.random.normal(parts[1], (2, config.sampled_actions, rows, 3))
-    return cql.Noise(normal[0], normal[1], jax.random.uniform(parts[2], more[0].shape, minval=-1, maxval=1), *more)
+    uniform = jax.random.uniform(parts[2], more[0].shape, minval=-1, maxval=1)
+    return cql.Noise(normal[0], normal[1], uniform, *more, jax.random.uniform(parts[3], (2, rows)))
 
 
 def test_cql_losses_are_equation_4_with_importance_sampling():
@@ -267,7 +268,8 @@ def test_the_conservative_term_estimates_the_log_integral():
     keys = jax.random.split(KEY, 3)
     shape = (config.sampled_actions, 1, 1)
     uniform = jax.random.uniform(keys[0], shape, minval=-1, maxval=1)
-    noise = cql.Noise(jnp.zeros((1, 1)), jnp.zeros((1, 1)), uniform, *(jax.random.normal(k, shape) for k in keys[1:]))
+    drawn = (jax.random.normal(k, shape) for k in keys[1:])
+    noise = cql.Noise(jnp.zeros((1, 1)), jnp.zeros((1, 1)), uniform, *drawn, jnp.zeros((2, 1)))
     q = jnp.asarray(twins(critic, observations, actions))
     term = cql.conservative_term(config, critic, state.policy, batch, q, noise)
     grid = np.linspace(-1, 1, 2001)[:, None]
@@ -276,6 +278,41 @@ def test_the_conservative_term_estimates_the_log_integral():
     assert values.std() > 0.1
     expected = (integral - np.asarray(q)[:, 0]).sum() + 2 * np.log(3 * config.sampled_actions)
     assert float(term) == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_gradient_from_a_few_actions_is_that_of_all_on_average(count):
+    """The random number that chooses them runs through [0, 1) evenly: the mean of all gradients is the exact one."""
+    config, state, batch = start("cql")
+    noise = cql_noise(config, KEY, len(DATA.rewards))
+    sharper = dict(net(state.critic))
+    sharper["Dense_2"] = jax.tree.map(lambda x: 20.0 * x, sharper["Dense_2"])  # so that weights are far from even
+    critic = {"params": {"net": sharper}}
+
+    def term(critic, gradient_actions, chosen):
+        q = TwinCritic(config.hidden).apply(critic, batch.observations, batch.actions)
+        changed = dataclasses.replace(config, gradient_actions=gradient_actions)
+        return cql.conservative_term(changed, critic, state.policy, batch, q, noise._replace(chosen=chosen))
+
+    grid, shape = 400, noise.chosen.shape
+    levels = (noise.chosen + jnp.arange(grid)[:, None, None] / grid) % 1.0
+    value, exact = jax.value_and_grad(term)(critic, 0, noise.chosen)
+    found = jax.jit(jax.vmap(lambda u: jax.value_and_grad(term)(critic, count, u)))(levels)
+    assert levels.shape == (grid, *shape)
+    np.testing.assert_allclose(found[0], value, rtol=1e-4)  # the value is that of all actions
+    for estimates, all_of in zip(jax.tree.leaves(found[1]), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(estimates.mean(axis=0), all_of, atol=1e-5 + 0.02 * float(jnp.abs(all_of).max()))
+    assert float(found[1]["params"]["net"]["Dense_0"]["kernel"].std(axis=0).max()) > 0  # one alone is an estimate
+
+
+def test_actions_are_chosen_by_their_weights():
+    exponents = jnp.log(jnp.array([[0.1], [0.0], [0.6], [0.3]]))
+    levels = jnp.linspace(0, 1, 1000, endpoint=False)
+    index = cql.choose(jnp.repeat(exponents, 1000, axis=1), levels, 2)
+    assert index.shape == (2, 1000)
+    np.testing.assert_allclose(
+        np.bincount(np.asarray(index).ravel(), minlength=4) / 2000, [0.1, 0, 0.6, 0.3], atol=2e-3
+    )
 
 
 def test_the_conservative_term_lowers_q_away_from_the_data():

@@ -174,7 +174,7 @@ def test_dependencies_may_have_dependencies(without_others):
     job = Job(DataSource("hopper-medium-replay"), method_stage("deep", "q", (0,), settings.make(), ""))
     names = [each.stage.name for each in with_dependencies([job])]
     assert sorted(names[:2]) == ["bc", "critic"] and names[2:] == ["iw-sft-q by q", "deep"]
-    assert export.whole_configuration(job.stage)["whole_trajectory"] is False
+    assert export.whole_configuration(job.stage)["preset"] == ""
 
 
 def test_options_that_clash_are_refused(without_others):

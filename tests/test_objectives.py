@@ -62,7 +62,9 @@ def test_unnormalised_and_per_step_weights_are_the_released_ones(packed):
     means = objectives.unit_means(log_ratio, unit_of_row, lengths)
     weights = objectives.importance_weights(released.IMPORTANCE, means)
     np.testing.assert_allclose(weights, file["ratio.01"], rtol=1e-4)
-    per_step = objectives.importance_weights(ImportanceConfig(temperature=10, low=0, high=2), log_ratio)
+    per_step = objectives.importance_weights(
+        ImportanceConfig(None, temperature=10, relative=False, low=0, high=2), log_ratio
+    )
     mask = file["mask"].astype(bool)
     np.testing.assert_allclose(per_step, file["ratio.00"][mask], atol=1e-4)
     log_pi = log_prob(torch_policy(file, "pol"))
@@ -115,7 +117,7 @@ def test_draws_follow_the_weights():
     """The sampler in the training loop: frequencies of entries and rows against w, by a chi-square of 5 sigma."""
     policy, reference, q, s, a, units = small_problem()
     curated = curation.curate(np.arange(12), units)
-    importance = ImportanceConfig(temperature=2.0, low=0.2, high=1.8, refresh_every=1)
+    importance = ImportanceConfig(None, temperature=2.0, low=0.2, high=1.8)
     config = supervised.PolicyConfig(hidden=(16,), batch_size=200_000)
     log_ratio = gaussian_log_prob(*policy.apply(q, s), a) - gaussian_log_prob(*policy.apply(reference, s), a)
     weights = objectives.importance_weights(
@@ -143,12 +145,12 @@ def test_weights_are_uniform_when_q_is_the_reference():
     log_prob = gaussian_log_prob(*policy.apply(reference, s), a)
     log_ratio = objectives.unit_means(log_prob - log_prob, curated.unit_of_row, curated.lengths)
     weights = objectives.importance_weights(ImportanceConfig(), log_ratio)
-    np.testing.assert_array_equal(weights, 1.0)
-    assert objectives.effective_sample_size(weights) == 1.0
+    np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
+    assert objectives.effective_sample_size(weights) == pytest.approx(1.0)
 
 
 def test_weights_prefer_what_q_prefers_and_are_clipped():
-    config = ImportanceConfig(temperature=2.0, low=0.2, high=1.8)
+    config = ImportanceConfig(None, temperature=2.0, relative=False, low=0.2, high=1.8)
     weights = objectives.importance_weights(config, jnp.array([-9.0, -0.1, 0.0, 0.1, 9.0]))
     np.testing.assert_allclose(weights, [0.2, np.exp(-0.2), 1.0, np.exp(0.2), 1.8], rtol=1e-6)
     assert (np.diff(weights) > 0).all()
@@ -183,9 +185,33 @@ def test_toy_bandit():
     counts = np.bincount(paid, minlength=2) / 3
     assert counts[1] == pytest.approx(2 / 3)
     log_q, log_ref = np.log(counts), np.log([0.5, 0.5])
-    config = ImportanceConfig(temperature=1.0, low=0.0, high=1000.0)
+    config = ImportanceConfig(None, temperature=1.0, relative=False)
     for k in range(2, 6):
         weights = np.asarray(objectives.importance_weights(config, jnp.asarray(log_q - log_ref)))[paid]
         counts = np.bincount(paid, weights, minlength=2) / weights.sum()
         assert counts[1] == pytest.approx(2**k / (2**k + 1), rel=1e-5)
         log_q = np.log(counts)
+
+
+def test_bound_and_gap_against_their_definition():
+    """log E[p/pi_ref] = bound + gap; the gap is the divergence of w from p/pi_ref, never negative, zero where equal."""
+    rng = np.random.default_rng(3)
+    log_ratio, counts = rng.normal(0.0, 2.0, 9), np.array([1.0, 3, 0, 2, 1, 1, 0, 4, 2])
+    share = counts / counts.sum()
+    total = np.log((share * np.exp(log_ratio)).sum())
+    for weights in (np.ones(9), rng.random(9), np.exp(0.3 * log_ratio), np.exp(log_ratio), np.eye(9)[1]):
+        bound, gap = objectives.bound_and_gap(jnp.asarray(weights), jnp.asarray(log_ratio), jnp.asarray(counts))
+        w, r = weights / (share * weights).sum(), np.exp(log_ratio - total)
+        divergence = sum(s * x * np.log(x / y) for s, x, y in zip(share, w, r, strict=True) if s * x > 0)
+        assert float(gap) == pytest.approx(divergence, abs=1e-4) and float(gap) > -1e-5
+        assert float(bound + gap) == pytest.approx(total, abs=1e-4)
+    assert float(objectives.bound_and_gap(jnp.exp(log_ratio), jnp.asarray(log_ratio), counts)[1]) == pytest.approx(
+        0.0, abs=1e-5
+    )
+    # It is the paper's gap with q and p of the same mass on the curated set: E[w (r/w - 1 - log(r/w))].
+    w = np.exp(0.3 * log_ratio) / (share * np.exp(0.3 * log_ratio)).sum()
+    r = np.exp(log_ratio - total)
+    papers = (share * w * (r / w - 1 - np.log(r / w))).sum()
+    assert float(objectives.bound_and_gap(jnp.asarray(w), jnp.asarray(log_ratio), counts)[1]) == pytest.approx(
+        papers, abs=1e-4
+    )

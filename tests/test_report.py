@@ -40,7 +40,8 @@ def make_run(task="hopper-medium-replay", method="bc", quality=None, seed=0, mea
     score, error = results.score(np.array(returns), 0.0, 100.0)
     log = {"step": [100, 200], "loss": [2.0, 1.0]}
     if method.startswith("iw"):
-        log |= {"effective_sample_size": [1.0, 0.9], "weight_histogram": [[1.0, 0.0], [0.5, 0.5]]}
+        log |= {"effective_sample_size": [1.0, 0.9], "weight_quantiles": [[1.0, 1.0, 1.0], [0.5, 1.0, 2.0]]}
+        log |= {"bound": [0.0, 0.2], "gap": [0.0, 0.1]}
     diagnostics = {"training": log}
     if quality == "q":
         diagnostics["critic"] = {"step": [500, 1000], "critic_loss": [1.0, 0.5], "value_loss": [0.2, 0.1]}

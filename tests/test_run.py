@@ -139,12 +139,20 @@ def test_another_configuration_does_not_overwrite(tmp_path):
     assert len(list((tmp_path / "results").rglob("*.json"))) == 2
 
 
-def test_whole_trajectory_mode(tmp_path):
+def test_the_released_recipe(tmp_path):
     small()
-    run.main(config(tmp_path, method=("iw-sft",), whole_trajectory=True))
-    result = results.read(next((tmp_path / "results").rglob("*.json")))
-    assert result.config["whole_trajectory"] is True
-    assert len(result.diagnostics["training"]["effective_sample_size"]) == 10
+    plain = {
+        "policy": supervised.PolicyConfig(hidden=(8,)),
+        "importance": objectives.ImportanceConfig(),
+        "preset": "released",
+    }
+    run.main(config(tmp_path, method=("bc", "iw-sft"), **plain))
+    found = {r.method: r for r in map(results.read, (tmp_path / "results").rglob("*.json"))}
+    assert found["iw-sft"].config["preset"] == found["bc"].config["preset"] == "released"
+    assert found["iw-sft"].config["importance"]["high"] == 1000.0 and found["bc"].config["policy"]["average_decay"] == 0
+    assert len(found["iw-sft"].diagnostics["training"]["effective_sample_size"]) == 200
+    with pytest.raises(UserError, match="sets the options --importance itself"):
+        run.main(config(tmp_path, **plain, importance=objectives.ImportanceConfig(lag=0.5)))
 
 
 @pytest.mark.parametrize(
@@ -165,12 +173,13 @@ def test_whole_trajectory_mode(tmp_path):
         ({"ref_min_score": 3.0, "ref_max_score": 2.0}, "must be below"),
         ({"curation": curation.CurationConfig(episode_strata=(90, 100))}, r"episode-strata must lie in \[0, 100\)"),
         ({"curation": curation.CurationConfig(transition_strata=())}, "must not be empty"),
-        ({"importance": objectives.ImportanceConfig(low=2.0)}, "low must not be above --importance.high"),
+        ({"importance": objectives.ImportanceConfig(low=2000.0)}, "low must not be above --importance.high"),
         ({"iql": iql.IQLConfig(beta=float("nan"))}, "--iql.beta must not be negative, not nan"),
         ({"cql": cql.CQLConfig(hidden=(256, 0))}, "--cql.hidden must be positive"),
         ({"method": ("critic",)}, "critic has no policy"),
         ({"method_file": (Path("nowhere.py"),)}, "nowhere.py is not a Python file"),
-        ({"whole_trajectory": True}, "--whole-trajectory is for"),
+        ({"preset": "released", "policy": supervised.PolicyConfig()}, "--preset released is for"),
+        ({"preset": "released"}, "sets the options --policy itself"),
         ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v0"}, "leave one out"),
     ],
 )

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iwsft_control.datasets import load, packed
 from iwsft_control.datasets.transitions import Demonstrations
-from iwsft_control.learning import curation, loop
+from iwsft_control.learning import curation, loop, objectives
 from iwsft_control.learning.curation import CurationConfig
 from iwsft_control.learning.method import Artefact, Prepared
 from iwsft_control.learning.objectives import ImportanceConfig
@@ -45,7 +46,7 @@ def train(name, seeds=(0,), source="q", policy=POLICY, importance=IMPORTANCE, st
     method = registry.get(name)
     unit = options.pop("q_unit", "transition" if source == "q" else "episode")
     curated = CurationConfig(q_unit=unit, **options.pop("curation", {}))
-    config = method.config(policy, importance, curated, options.pop("whole_trajectory", False))
+    config = method.config(policy, importance, curated, options.pop("preset", ""))
     method = method.variant(config) or method
     if start is None and KINDS[name].fine_tunes:
         start = bc(seeds, policy)
@@ -114,15 +115,46 @@ def test_a_vmap_over_seeds_with_sets_of_several_sizes(method):
 
 
 def test_first_weights_are_uniform_because_q_starts_as_the_reference():
-    _, log = train("iw-sft-q")
+    _, log = train("iw-sft-q", importance=dataclasses.replace(IMPORTANCE, effective_sample_size=None))
     assert log[0]["effective_sample_size"][0] == pytest.approx(1.0)
-    assert log[0]["max_weight"][0] == pytest.approx(1.0)
     assert log[0]["mean_log_ratio"][0] == pytest.approx(0.0, abs=1e-6)
-    assert log[0]["max_weight"][-1] > 1.0
-    histograms = np.array(log[0]["weight_histogram"])
-    assert histograms.shape == (len(log[0]["step"]), 20)
-    np.testing.assert_allclose(histograms.sum(axis=1), 1.0, rtol=1e-5)
-    assert histograms[0].max() == pytest.approx(1.0)  # all weights are 1 before the first step
+    quantiles = np.array(log[0]["weight_quantiles"])
+    assert quantiles.shape == (len(log[0]["step"]), len(objectives.QUANTILES))
+    np.testing.assert_allclose(quantiles[0], 1.0, rtol=1e-4)
+    assert (np.diff(quantiles, axis=1) >= -1e-6).all()
+    assert quantiles[-1, 0] < 1 < quantiles[-1, -1]  # relative to their mean
+
+
+@pytest.mark.parametrize("target", [0.14, 0.6])
+def test_the_effective_sample_size_stays_at_its_target(target):
+    """On data of the committed size, with BC's own policy as pi_ref, for the whole run."""
+    data = load.load(None, next(iter(packed.embedded_manifest())))
+    policy = dataclasses.replace(POLICY, bc_steps=200, fine_tune_steps=300)
+    importance = dataclasses.replace(IMPORTANCE, effective_sample_size=target, refresh_every=50)
+    config = supervised.SupervisedConfig(policy)
+    start = loop.train(registry.get("bc"), config, prepared(registry.get("bc"), config, data), (0,)).policy
+    method = registry.get("iw-sft-q")
+    tuning = method.config(policy, importance)
+    found = prepared(method, tuning, data, {"bc": Artefact({"params": start}, {})}, "return", (0,))
+    log = loop.train(method, tuning, found, (0,)).logs[0]
+    sizes = log["effective_sample_size"]
+    assert sizes[0] == pytest.approx(1.0, abs=0.02)  # q is pi_ref: nothing to tell units apart
+    np.testing.assert_allclose(sizes[1:], target, atol=0.05)
+    assert (np.array(log["gap"]) >= -1e-3).all()
+    assert log["gap"][-1] > 0 and log["bound"][-1] > log["bound"][0]  # training ascends the bound
+
+
+def test_a_unit_whose_likelihood_rises_more_than_the_average_weighs_more_than_one():
+    config = ImportanceConfig(effective_sample_size=None, temperature=2.0)
+    ratios = jnp.array([0.5, 0.6, 0.7, 0.0])  # the last is padding
+    counts = jnp.array([3.0, 2.0, 1.0, 0.0])
+    weights = np.asarray(objectives.importance_weights(config, ratios, counts))
+    assert weights[0] < 1 < weights[1] < weights[2]
+    assert (weights * counts).sum() / counts.sum() == pytest.approx(1.0, rel=1e-5)
+    for common in (-3.0, 4.0):  # all densities times a constant
+        np.testing.assert_allclose(
+            objectives.importance_weights(config, ratios + common, counts)[:3], weights[:3], rtol=1e-4
+        )
 
 
 def test_weights_are_refreshed_as_often_as_configured():
@@ -132,7 +164,7 @@ def test_weights_are_refreshed_as_often_as_configured():
 
 def test_without_a_temperature_iw_sft_draws_uniformly():
     """Temperature 0 makes every weight one: what remains is sft, up to how the draw is made."""
-    importance = dataclasses.replace(IMPORTANCE, temperature=0.0)
+    importance = dataclasses.replace(IMPORTANCE, effective_sample_size=None, temperature=0.0)
     _, log = train("iw-sft", importance=importance)
     assert log[0]["effective_sample_size"] == pytest.approx([1.0] * 4)
 
@@ -213,29 +245,33 @@ def test_numpy_policy_is_the_flax_policy():
     np.testing.assert_allclose(acting(o[0]), policy.apply(params, o[0])[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["iw-sft", "iw-sft-q"])
+@pytest.mark.parametrize("method", ["bc", "sft", "sft-q", "iw-sft", "iw-sft-q"])
 def test_whole_trajectories(method):
     """The released loop: a step equals one on all sampled trajectories at once, weights start uniform."""
-    start = bc()
-    options = {"source": "return", "whole_trajectory": True, "start": start}
-    options["policy"] = dataclasses.replace(POLICY, fine_tune_steps=3)
+    kind = KINDS[method]
+    start = bc() if kind.fine_tunes else None
+    options = {"source": "return", "preset": "released", "start": start}
+    options["policy"] = dataclasses.replace(POLICY, bc_steps=3, fine_tune_steps=3, length_weighted=False)
     params, log = train(method, **options)
     again, _ = train(method, **options)
     for a, b in zip(leaves(params), leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert log[0]["step"] == [1, 2, 3]
-    assert log[0]["effective_sample_size"][0] == pytest.approx(1.0)
+    assert ("effective_sample_size" in log[0]) == kind.importance_weighted
     # The first step's loss, by hand on the same draw of episodes.
-    curated, _ = supervised.curate(CurationConfig(), KINDS[method], "return", DATA, None)
-    loop_key = jax.random.split(loop.seed_keys(registry.get(method), (0,))[0])[1]
+    curated, _ = supervised.curate(CurationConfig(), kind, "return", DATA, None, whole=True)
+    create_key, loop_key = jax.random.split(loop.seed_keys(registry.get(method), (0,))[0])
     key = jax.random.split(jax.random.fold_in(loop_key, 0), 1)[0]
-    entry = np.asarray(jax.random.randint(key, (released.TRAJECTORIES,), 0, len(curated.entries)))
+    count = released.TRAJECTORIES if kind.fine_tunes else released.BC_TRAJECTORIES
+    entry = np.asarray(jax.random.randint(key, (count,), 0, len(curated.entries)))
     first, length = (np.asarray(x)[curated.entries[entry]] for x in (curated.starts, curated.lengths))
     config = supervised.SupervisedConfig(POLICY)
     rows = Demonstrations(DATA.observations, DATA.actions)
-    log_prob = np.asarray(supervised.log_probs(config, jax.tree.map(lambda x: x[0], start), rows))
+    fresh = supervised.create(config, DATA.observations.shape[1], DATA.actions.shape[1], create_key).policy
+    before = jax.tree.map(lambda x: x[0], start) if kind.fine_tunes else fresh
+    log_prob = np.asarray(supervised.log_probs(config, before, rows))
     means = [log_prob[f : f + n].mean() for f, n in zip(first, length, strict=True)]
-    expected = -np.mean(means) / released.TRAJECTORIES  # weights are 1/B each
+    expected = -np.mean(means) / (count if kind.importance_weighted else 1)  # weights are 1/B each, or one
     assert log[0]["loss"][0] == pytest.approx(expected, rel=1e-4)
 
 

@@ -40,18 +40,20 @@ def check_seeds(seeds: Sequence[int]) -> None:
     require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
 
 
-def check_whole_trajectory(methods: Sequence[str], quality: str, settings: Settings) -> None:
-    """Refuse ``--whole-trajectory`` for what the released code does not do.
+def check_preset(methods: Sequence[str], quality: str, settings: Settings) -> None:
+    """Refuse ``--preset released`` for what the released code does not do.
 
     Raises:
-        UserError: a method is not weighted, or its units are no episodes of known return.
+        UserError: another method than its own, or quality by the learned Q.
     """
-    if not settings["whole_trajectory"]:
+    if settings["preset"] != "released":
         return
     kinds = [supervised.KINDS.get(method) for method in methods]
-    weighted = all(kind is not None and kind.importance_weighted for kind in kinds)
-    episodic = quality == "return" or all(kind is None or kind.curation == "binary" for kind in kinds)
-    require(weighted and episodic, "--whole-trajectory is for --method iw-sft, or iw-sft-q with --quality return.")
+    known = all(kind is not None and kind.curation != "filtered" for kind in kinds)
+    by_return = quality == "return" or all(kind is None or kind.curation != "quality" for kind in kinds)
+    require(
+        known and by_return, "--preset released is for bc, sft, iw-sft and, with --quality return, sft-q and iw-sft-q."
+    )
 
 
 def check_environment(task: Task | None, data: Dataset) -> None:

@@ -149,14 +149,17 @@ def _is(value: Any, kind: str) -> bool:
     return isinstance(value, {"bool": bool, "list": list, "dict": dict}[name])
 
 
+ROWS = ("weight_quantiles", "weight_histogram")  # of a log: several numbers for each step (the latter up to 0.1)
+
+
 def _log_problem(log: Any) -> str | None:
-    """What keeps a log from being drawn: by name it holds a number for each step, of the weights' histogram a row."""
+    """What keeps a log from being drawn: by name it holds a number for each step, of some a row."""
     if not isinstance(log, dict) or not isinstance(log.get("step"), list) or not log["step"] or len(log) < 2:
         return "has no steps, or nothing beside them"
     for name, values in log.items():
         if not isinstance(values, list) or len(values) != len(log["step"]):
             return f"has not one {name:.40} for each step"
-        rows = values if name == "weight_histogram" else [[value] for value in values]
+        rows = values if name in ROWS else [[value] for value in values]
         if not all(isinstance(row, list) and len(row) == len(rows[0]) and all(map(_is_number, row)) for row in rows):
             return f"holds a {name:.40} that is no finite number"
     return None

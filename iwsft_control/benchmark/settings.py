@@ -10,7 +10,7 @@ from typing import Any
 from iwsft_control.base import bounds
 from iwsft_control.base.errors import require
 from iwsft_control.learning.method import Method
-from iwsft_control.methods import registry
+from iwsft_control.methods import registry, supervised
 
 
 def defaults() -> dict[str, Any]:
@@ -117,7 +117,24 @@ def validate(settings: Settings) -> Settings:
     for group, config in settings.groups:
         if dataclasses.is_dataclass(config):
             bounds.check(config, group)
+    settings = with_preset(settings)
     if settings.quick:
         for method in registry.every().values():
             settings = settings.with_config(method, method.quick(settings.of(method)))
     return settings
+
+
+def with_preset(settings: Settings) -> Settings:
+    """The settings, those of a named recipe in the place of the defaults.
+
+    Raises:
+        UserError: an option was given that the recipe sets.
+    """
+    if settings["preset"] != "released":
+        return settings
+    known, policy = defaults(), settings["policy"]
+    width = dataclasses.replace(known["policy"], hidden=policy.hidden)
+    for name in ("policy", "importance", "curation"):
+        own = width if name == "policy" else known[name]
+        require(settings[name] == own, f"--preset released sets the options --{name} itself; leave them out.")
+    return settings.replace(**supervised.as_released(policy))

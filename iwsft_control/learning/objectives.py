@@ -15,13 +15,26 @@ The dynamics cancel in q/pi_ref and are constant in log p, so policies are all t
     iw-sft        L = -E_{tau ~ D+}[w(tau) sum_t log pi(a_t|s_t)] / E_{D+}[w T]
     iw-sft-q      L = -E_{u ~ D_Q}[w(u) sum_t log pi(a_t|s_t)] / E_{D_Q}[w T_u]
 
-    w(u) = clip(exp(temperature * mean_{t in u}[log q(a_t|s_t) - log pi_ref(a_t|s_t)]), low, high)
+    w(u) = clip(exp(temperature * x(u)) / mean_{v in D+} exp(temperature * x(v)), low, high)
+    x(u) = mean_{t in u}[log q(a_t|s_t) - log pi_ref(a_t|s_t)]
 
 A unit u is a whole episode (T_u = T) or a single transition (T_u = 1); pi_ref is the run's own BC policy and q lags
 behind pi. Training draws units with probability proportional to w(u) T_u over the *whole* curated set and then one of
 the unit's transitions uniformly, so :func:`loss` on such a batch has, in expectation, exactly the gradient above. The
 paper's released code takes (1/T) sum_t instead, which lets short episodes count for more: ``length_weighted=False``
 draws in proportion to w(u) alone and has that gradient.
+
+Which bound that is. Weights that average one over D+ are a distribution over its units. Jensen's inequality on the log
+gives, with r(u) = p(u)/pi_ref(u) divided by its mean over D+,
+
+    log E_{D+}[p/pi_ref] = E_{D+}[w log(p/pi_ref)] - E_{D+}[w log w] + E_{D+}[w log(w/r)]
+                           `-------------- the bound --------------'   `----- the gap -----'
+
+The gap is a Kullback-Leibler divergence: never negative, zero where w = r. It is the paper's
+E_ref[(q/pi_ref) R (p/q - 1 - log(p/q))] with q and p scaled to the same mass on D+. Only the first term depends on the
+policy, so descending the loss above ascends the bound, and a constant factor on q changes neither. w = r is the
+tightest bound, but nearly all of r lies on one episode: its variance is unbearable. w = 1 is SFT. The temperature lies
+between, and :func:`effective_sample_size` reads how far.
 
 Nothing here knows what a policy is: its only door is ``log_prob(params, batch)``, log pi of every row of a batch, be
 the rows transitions with a Gaussian policy or tokens with a language model.
@@ -36,30 +49,38 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_ZERO
 
 LogProb = Callable[[Any, Any], jax.Array]  # (params, batch of B rows) -> (B,)
-HISTOGRAM_BINS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceConfig:
     """The importance weight w(u) of iw-SFT and the lag of q."""
 
-    temperature: Annotated[float, NOT_NEGATIVE] = 1.0
-    """Factor on the unit's mean log-ratio; the paper's released code uses 10 on whole episodes."""
-    low: Annotated[float, NOT_NEGATIVE] = 0.2
+    effective_sample_size: Annotated[float | None, SHARE_ABOVE_ZERO] = 0.14
+    """Share of the curated set that the weights leave: 1 is SFT, less follows q more. The temperature is found from it
+    at every refresh. None: the temperature below."""
+    temperature: Annotated[float, NOT_NEGATIVE] = 10.0
+    """Factor on the unit's mean log-ratio, where there is no effective sample size to meet."""
+    relative: bool = True
+    """Whether weights are divided by their mean over the curated set before they are clipped."""
+    low: Annotated[float, NOT_NEGATIVE] = 0.0
     """Smallest weight."""
-    high: Annotated[float, POSITIVE] = 1.8
+    high: Annotated[float, POSITIVE] = 1000.0
     """Largest weight."""
     lag: Annotated[float, SHARE] = 0.9
-    """q <- lag q + (1 - lag) pi after every step, on the parameters."""
+    """q <- lag q + (1 - lag) pi after every step, on the parameters; 0: q is the policy."""
     refresh_every: Annotated[int, POSITIVE] = 100
     """Steps between two passes over the curated set that recompute all weights."""
 
     def problem(self, option: str) -> str | None:
         """What no single field tells."""
-        return None if self.low <= self.high else f"--{option}.low must not be above --{option}.high."
+        if self.low > self.high:
+            return f"--{option}.low must not be above --{option}.high."
+        if self.effective_sample_size is not None and not self.relative:
+            return f"--{option}.effective-sample-size is for relative weights: None with --{option}.no-relative."
+        return None
 
 
 def loss(log_prob: LogProb, params: Any, batch: Any) -> jax.Array:
@@ -67,23 +88,50 @@ def loss(log_prob: LogProb, params: Any, batch: Any) -> jax.Array:
     return -log_prob(params, batch).mean()
 
 
-def importance_weights(config: ImportanceConfig, log_ratio: jax.Array) -> jax.Array:
-    """w = clip(exp(temperature * log_ratio), low, high), elementwise; all ones where q equals pi_ref."""
-    return jnp.clip(jnp.exp(config.temperature * log_ratio), config.low, config.high)
+def importance_weights(
+    config: ImportanceConfig,
+    log_ratio: jax.Array,
+    counts: jax.Array | None = None,
+    temperature: jax.Array | float | None = None,
+) -> jax.Array:
+    """w(u) of every unit (U,) from its mean log-ratio (U,); all ones where q equals pi_ref.
+
+    Args:
+        counts: how often each unit stands in the curated multiset, (U,); 0 for padding. By default once.
+        temperature: instead of the configured one, as :func:`temperature_of` finds it.
+    """
+    temperature = config.temperature if temperature is None else temperature
+    if config.relative:
+        weights = relative_weights(temperature, log_ratio, counts)
+    else:
+        weights = jnp.exp(temperature * log_ratio)
+    return jnp.clip(weights, config.low, config.high)
 
 
-def relative_weights(temperature: jax.Array | float, log_ratio: jax.Array) -> jax.Array:
-    """exp(temperature * log_ratio) divided by its mean over the units (U,): they average one.
+def relative_weights(
+    temperature: jax.Array | float, log_ratio: jax.Array, counts: jax.Array | None = None
+) -> jax.Array:
+    """exp(temperature * log_ratio) divided by its mean over the multiset of units (U,): they average one.
 
     While a policy learns a curated set, its likelihood of all of it rises, and exp(log_ratio) too. That common drift
     says nothing about which unit is better. Divided by the mean it drops out: multiplying all densities of q by a
     constant changes nothing. The bound at the module's head is then scaled by a constant: its maximiser stays.
     """
+    counts = jnp.ones_like(log_ratio) if counts is None else counts
     scaled = temperature * log_ratio
-    return jnp.exp(scaled - jax.nn.logsumexp(scaled)) * scaled.size
+    return jnp.exp(scaled - jax.nn.logsumexp(scaled, b=counts)) * counts.sum()
 
 
-def temperature_for(target: float, log_ratio: jax.Array, largest: float = 1e4) -> jax.Array:
+def temperature_of(config: ImportanceConfig, log_ratio: jax.Array, counts: jax.Array | None = None) -> jax.Array:
+    """The configured temperature, or the one that meets the configured effective sample size."""
+    if config.effective_sample_size is None:
+        return jnp.float32(config.temperature)
+    return temperature_for(config.effective_sample_size, log_ratio, counts)
+
+
+def temperature_for(
+    target: float, log_ratio: jax.Array, counts: jax.Array | None = None, largest: float = 1e4
+) -> jax.Array:
     """The temperature at which :func:`relative_weights` have an effective sample size of ``target``, by bisection.
 
     The effective sample size falls from 1 at temperature 0: its logarithm has the slope 2 (m_t - m_2t), where m_t is
@@ -93,12 +141,14 @@ def temperature_for(target: float, log_ratio: jax.Array, largest: float = 1e4) -
     Args:
         target: in (0, 1]; at least the share of units that have the largest log-ratio.
         log_ratio: mean log-ratio of every unit, (U,).
+        counts: as in :func:`importance_weights`.
     """
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = (low + high) / 2
-        too_even = effective_sample_size(relative_weights(jnp.exp(middle), log_ratio)) > target
+        weights = relative_weights(jnp.exp(middle), log_ratio, counts)
+        too_even = effective_sample_size(weights, counts) > target
         return jnp.where(too_even, middle, low), jnp.where(too_even, high, middle)
 
     ends = jnp.log(1e-4), jnp.log(jnp.float32(largest))
@@ -110,15 +160,41 @@ def unit_means(values: jax.Array, unit_of_row: jax.Array, lengths: jax.Array) ->
     return jax.ops.segment_sum(values, unit_of_row, num_segments=lengths.shape[0]) / lengths
 
 
-def effective_sample_size(weights: jax.Array) -> jax.Array:
-    """(sum w)^2 / (n sum w^2) in (0, 1]: the share of the curated set that the weights leave."""
-    return weights.sum() ** 2 / (weights.size * (weights**2).sum())
+def effective_sample_size(weights: jax.Array, counts: jax.Array | None = None) -> jax.Array:
+    """(sum w)^2 / (n sum w^2) in (0, 1]: the share of the curated multiset that the weights (U,) leave."""
+    counts = jnp.ones_like(weights) if counts is None else counts
+    return (counts * weights).sum() ** 2 / (counts.sum() * (counts * weights**2).sum())
 
 
-def weight_histogram(config: ImportanceConfig, weights: jax.Array) -> jax.Array:
-    """Share of the weights in each of ``HISTOGRAM_BINS`` equal bins from ``low`` to ``high``, for the logs."""
-    edges = jnp.linspace(config.low, config.high, HISTOGRAM_BINS + 1)
-    return jnp.histogram(weights, edges)[0] / weights.size
+def bound_and_gap(weights: jax.Array, log_ratio: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The bound on log E_{D+}[p/pi_ref] at the module's head and its gap, for weights (U,) of any mean.
+
+    Args:
+        log_ratio: log p(u) - log pi_ref(u) of whole units, summed over their rows, (U,).
+        counts: as in :func:`importance_weights`.
+    """
+    share = counts / counts.sum()
+    weights = weights / (share * weights).sum()
+    log_weights = jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1.0)), 0.0)  # 0 log 0 = 0
+    bound = (share * weights * (log_ratio - log_weights)).sum()
+    return bound, jax.nn.logsumexp(log_ratio, b=share) - bound
+
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # of the weights, for the log
+
+
+def weight_figures(
+    config: ImportanceConfig, weights: jax.Array, log_ratio: jax.Array, counts: jax.Array
+) -> dict[str, jax.Array]:
+    """What the log tells of the weights (U,) at a refresh: their quantiles, and the share of units at each clip."""
+    total, real = counts.sum(), counts > 0
+    return {
+        "effective_sample_size": effective_sample_size(weights, counts),
+        "mean_log_ratio": (counts * log_ratio).sum() / total,
+        "weight_quantiles": jnp.nanquantile(jnp.where(real, weights, jnp.nan), jnp.array(QUANTILES)),
+        "share_at_low": (counts * (weights <= config.low)).sum() / total,
+        "share_at_high": (counts * (weights >= config.high)).sum() / total,
+    }
 
 
 # --- Whole sequences, packed end to end without padding -----------------------------------------------------------

@@ -1,11 +1,13 @@
-"""iw-SFT exactly as in the paper's released control code: whole trajectories, for comparison (``--whole-trajectory``).
+"""The recipe of the paper's released control code, exactly: whole trajectories, for comparison (``--preset released``).
 
-256 whole trajectories a step, drawn from the curated entries; temperature 10, weights clamped to [0, 1000] and divided
-by their sum over the batch; q lags by 0.9; each trajectory counts by its mean over t; learning rate 4e-5 with a warm-up
-of 300 steps and cosine decay. The released code takes 2,000 steps. The units must be episodes.
+Of bc: 128 whole trajectories a step out of all, 10,000 steps at 1e-3. Of the methods that start from it: 256 whole
+trajectories a step, drawn from the curated entries (binary, or nested strata of return: percentiles 90, 95, 98), 2,000
+steps at 4e-5 with a warm-up of 300 steps and cosine decay. Weighted ones have temperature 10, weights clamped to [0,
+1000] and divided by their sum over the batch; q lags by 0.9. Each trajectory counts by its mean over t, and the last
+parameters are evaluated.
 
     L = -(1/B) sum_i w_i (1/T_i) sum_t log pi(a_t|s_t)
-    w_i = clamp(exp(10 mean_t[log q - log pi_ref]), 0, 1000) / sum_j clamp(...)
+    w_i = clamp(exp(10 mean_t[log q - log pi_ref]), 0, 1000) / sum_j clamp(...), or 1 without importance weights
 
 This is one preset of the general sequence form in :mod:`iwsft_control.learning.objectives`.
 """
@@ -22,17 +24,31 @@ from iwsft_control.learning import objectives
 from iwsft_control.learning.method import Prepared
 from iwsft_control.learning.objectives import ImportanceConfig, LogProb
 
-IMPORTANCE = ImportanceConfig(temperature=10.0, low=0.0, high=1000.0, lag=0.9, refresh_every=1)
-TRAJECTORIES = 256  # per step
-LEARNING_RATE = 4e-5
+IMPORTANCE = ImportanceConfig(
+    effective_sample_size=None, temperature=10.0, relative=False, low=0.0, high=1000.0, lag=0.9, refresh_every=1
+)
+BC_STEPS, FINE_TUNE_STEPS = 10_000, 2_000
+BC_LEARNING_RATE, LEARNING_RATE = 1e-3, 4e-5
+BC_TRAJECTORIES, TRAJECTORIES = 128, 256  # per step
 WARM_UP = 300  # steps
 CHUNK = 4096  # rows of one pass that stay in cache
 
 
-def optimiser(steps: int) -> optax.GradientTransformation:
-    """Adam with the released schedule over ``steps``."""
+class Recipe(NamedTuple):
+    """What one of the methods does of it."""
+
+    optimiser: optax.GradientTransformation
+    trajectories: int
+    weighted: bool
+
+
+def recipe(fine_tunes: bool, weighted: bool, steps: int) -> Recipe:
+    """The recipe of bc, or of a method that starts from it, over ``steps``."""
+    if not fine_tunes:
+        return Recipe(optax.adam(BC_LEARNING_RATE), BC_TRAJECTORIES, weighted)
     warm_up = min(WARM_UP, steps // 2)
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warm_up, steps))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warm_up, steps)
+    return Recipe(optax.adam(schedule), TRAJECTORIES, weighted)
 
 
 class Trajectories(NamedTuple):
@@ -42,58 +58,61 @@ class Trajectories(NamedTuple):
     data: Prepared
 
 
-def sample(config: Any, data: Prepared, key: jax.Array) -> Trajectories:
-    """Whole trajectories, drawn uniformly from the curated entries."""
+def sample(count: int, data: Prepared, key: jax.Array) -> Trajectories:
+    """``count`` whole trajectories, drawn uniformly from the curated entries."""
     entries = jnp.asarray(data.own.curated.entries)
-    return Trajectories(entries[jax.random.randint(key, (TRAJECTORIES,), 0, data.own.curated.size)], data)
+    return Trajectories(entries[jax.random.randint(key, (count,), 0, data.own.curated.size)], data)
 
 
-def update(log_prob: LogProb, steps: int, state: Any, batch: Trajectories) -> tuple[Any, dict[str, jax.Array]]:
+def update(log_prob: LogProb, recipe: Recipe, state: Any, batch: Trajectories) -> tuple[Any, dict[str, jax.Array]]:
     """One step on whole trajectories, packed end to end and visited in cache-sized chunks.
 
-    A first pass gives the mean log-ratio of every trajectory, hence the weights; a second adds up the gradients.
+    Where it is weighted, a first pass gives the mean log-ratio of every trajectory, hence the weights; a second adds up
+    the gradients.
 
     Args:
-        steps: of the whole training, for the learning rate.
-        state: has ``policy``, ``lagged`` (q) and ``optimiser``.
-        batch: its data's ``own`` has ``curated`` and ``reference``, log pi_ref of all curated rows (R,).
+        state: has ``policy``, ``lagged`` (q, where it is weighted) and ``optimiser``.
+        batch: its data's ``own`` has ``curated`` and, where it is weighted, ``reference``: log pi_ref of all curated
+            rows (R,).
     """
-    curated, reference, table = batch.data.own.curated, batch.data.own.reference, batch.data.shared
+    curated, table, count = batch.data.own.curated, batch.data.shared, recipe.trajectories
     lengths = curated.lengths[batch.units]
     ends = jnp.cumsum(lengths)
     offsets = (jnp.cumsum(curated.lengths) - curated.lengths)[batch.units]  # of each unit in curated.rows
     chunks = -(-ends[-1] // CHUNK)
 
     def rows_of(chunk: jax.Array):
-        """Rows of the data, log pi_ref, and the trajectory (``TRAJECTORIES`` past the end) of a chunk's places."""
+        """Places among the curated rows and the trajectory (``count`` past the end) of a chunk's rows."""
         place = chunk * CHUNK + jnp.arange(CHUNK)
         slot = jnp.searchsorted(ends, place, side="right")
-        inside = jnp.minimum(slot, TRAJECTORIES - 1)
-        position = jnp.where(slot < TRAJECTORIES, place - (ends - lengths)[inside] + offsets[inside], 0)
-        return table.rows(curated.rows[position]), reference[position], slot
+        inside = jnp.minimum(slot, count - 1)
+        return jnp.where(slot < count, place - (ends - lengths)[inside] + offsets[inside], 0), slot
 
-    lagged = optax.incremental_update(state.policy, state.lagged, 1 - IMPORTANCE.lag)
+    weights, lagged, report = jnp.ones(count), state.lagged, {}
+    if recipe.weighted:
+        lagged = optax.incremental_update(state.policy, state.lagged, 1 - IMPORTANCE.lag)
 
-    def add_ratios(chunk: jax.Array, sums: jax.Array) -> jax.Array:
-        rows, log_reference, slot = rows_of(chunk)
-        return sums + jax.ops.segment_sum(log_prob(lagged, rows) - log_reference, slot, TRAJECTORIES)
+        def add_ratios(chunk: jax.Array, sums: jax.Array) -> jax.Array:
+            position, slot = rows_of(chunk)
+            ratio = log_prob(lagged, table.rows(curated.rows[position])) - batch.data.own.reference[position]
+            return sums + jax.ops.segment_sum(ratio, slot, count)
 
-    means = jax.lax.fori_loop(0, chunks, add_ratios, jnp.zeros(TRAJECTORIES)) / lengths
-    weights = objectives.normalised_weights(IMPORTANCE, means)
+        means = jax.lax.fori_loop(0, chunks, add_ratios, jnp.zeros(count)) / lengths
+        weights = objectives.normalised_weights(IMPORTANCE, means)
+        report = {
+            "effective_sample_size": objectives.effective_sample_size(weights),
+            "mean_log_ratio": means.mean(),
+            "max_weight": weights.max(),
+        }
 
     def add_gradient(chunk: jax.Array, carry: Any) -> Any:
-        rows, _, slot = rows_of(chunk)
-        each = objectives.row_weights(weights, slot, lengths)
+        position, slot = rows_of(chunk)
+        rows, each = table.rows(curated.rows[position]), objectives.row_weights(weights, slot, lengths)
         value, grad = jax.value_and_grad(lambda p: objectives.sequence_loss(log_prob, p, rows, each))(state.policy)
         return carry[0] + value, jax.tree.map(jnp.add, carry[1], grad)
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.policy))
     value, grad = jax.lax.fori_loop(0, chunks, add_gradient, zero)
-    change, optimiser_state = optimiser(steps).update(grad, state.optimiser)
+    change, optimiser_state = recipe.optimiser.update(grad, state.optimiser)
     policy = optax.apply_updates(state.policy, change)
-    return state._replace(policy=policy, lagged=lagged, optimiser=optimiser_state), {
-        "loss": value,
-        "effective_sample_size": objectives.effective_sample_size(weights),
-        "mean_log_ratio": means.mean(),
-        "max_weight": weights.max(),
-    }
+    return state._replace(policy=policy, lagged=lagged, optimiser=optimiser_state), {"loss": value, **report}

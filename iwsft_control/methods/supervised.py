@@ -4,16 +4,17 @@ Their losses stand on one page, :mod:`iwsft_control.learning.objectives`, beside
 Springenberg 2025, arXiv 2507.12856); which data they draw, in :mod:`iwsft_control.learning.curation`. Here is what each
 of the six makes of these: what it curates, whether it starts from BC, whether it is weighted.
 
-Deviations from the released code (``--whole-trajectory`` is that code): single transitions are drawn from the curated
-set instead of whole trajectories; a unit counts by its length; 5,000 steps at 3e-4; temperature 1, weights clipped to
-[0.2, 1.8] and refreshed every 100 steps; the exponential average of the parameters is evaluated.
+Deviations from the released code (``--preset released`` is that code): single transitions are drawn from the curated
+set instead of whole trajectories; a unit counts by its length; 5,000 steps at 3e-4; weights relative to their mean over
+the whole curated set, at the temperature of a given effective sample size, refreshed every 100 steps; the exponential
+average of the parameters is evaluated.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,8 @@ class SupervisedConfig:
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
     curation: CurationConfig = dataclasses.field(default_factory=CurationConfig)
-    whole_trajectory: bool = False
+    preset: Literal["", "released"] = ""
+    """"released": whole trajectories, as in :mod:`~iwsft_control.methods.released`."""
 
     @property
     def steps(self) -> int:
@@ -138,17 +140,24 @@ def log_probs(config: SupervisedConfig, params: Any, rows: Demonstrations) -> ja
 
 
 def curate(
-    config: CurationConfig, kind: Kind, quality: str | None, data: Dataset, values: Values | None
+    config: CurationConfig,
+    kind: Kind,
+    quality: str | None,
+    data: Dataset,
+    values: Values | None,
+    whole: bool = False,
 ) -> tuple[Curated, np.ndarray | None]:
     """The multiset of units that a method samples from, and the scores behind it (None where all data count).
 
     Args:
         quality: "q" or "return", for kinds that curate by quality.
         values: the learned Q and V of every transition, (N,) each, for quality "q".
+        whole: whether all data are whole episodes too, for bc.
     """
     transitions, episodes = curation.transition_units(data), curation.episode_units(data)
     if kind.curation == "everything":
-        return curation.curate(curation.everything(len(data.rewards)), transitions), None
+        units = episodes if whole else transitions
+        return curation.curate(curation.everything(len(units[0])), units), None
     scores = curation.episode_returns(data)
     if kind.curation == "quality":
         if quality == "return":
@@ -172,7 +181,8 @@ def prepare(kind: Kind, config: SupervisedConfig, inputs: Inputs) -> Prepared:
     values: list[Values | None] = [None]
     if "critic" in artefacts:  # every seed has its own critic, so its own curated set
         values = list(zip(artefacts["critic"].arrays["q"], artefacts["critic"].arrays["v"], strict=True))
-    found = [curate(config.curation, kind, inputs.quality, data, each) for each in values]
+    whole = config.preset == "released"
+    found = [curate(config.curation, kind, inputs.quality, data, each, whole) for each in values]
     if len(found) == 1:  # one set that all seeds share
         found *= len(inputs.seeds)
     diagnostics = [{} if score is None else _diagnose(own, score) for own, score in found]
@@ -219,18 +229,23 @@ def from_bc(kind: Kind, config: SupervisedConfig, state: PolicyState, data: Prep
 def refresh(config: SupervisedConfig, state: PolicyState, data: Prepared) -> tuple[Prepared, dict[str, jax.Array]]:
     """The importance weights of the curated set by the present q, as running sums to draw by; and their figures."""
     own, curated = data.own, data.own.curated
-    ratios = log_probs(config, state.lagged, data.shared.rows(curated.rows)) - own.reference
-    log_ratio = objectives.unit_means(ratios, curated.unit_of_row, curated.lengths)
-    weights = objectives.importance_weights(config.importance, log_ratio)
-    sizes = curated.lengths if config.policy.length_weighted else jnp.ones_like(curated.lengths)
-    per_entry = (weights * sizes)[curated.entries]
-    cumulative = jnp.cumsum(jnp.where(jnp.arange(per_entry.shape[0]) < curated.size, per_entry, 0.0))
-    return data._replace(own=own._replace(cumulative=cumulative)), {
-        "effective_sample_size": objectives.effective_sample_size(weights),
-        "mean_log_ratio": log_ratio.mean(),
-        "max_weight": weights.max(),
-        "weight_histogram": objectives.weight_histogram(config.importance, weights),
-    }
+    rows, lengths = data.shared.rows(curated.rows), curated.lengths
+
+    def log_ratio_of(params: Any) -> jax.Array:
+        return objectives.unit_means(log_probs(config, params, rows) - own.reference, curated.unit_of_row, lengths)
+
+    place = jnp.arange(curated.entries.shape[0])
+    counts = jnp.zeros(lengths.shape).at[curated.entries].add(place < curated.size)
+    log_ratio = log_ratio_of(state.lagged)
+    temperature = objectives.temperature_of(config.importance, log_ratio, counts)
+    weights = objectives.importance_weights(config.importance, log_ratio, counts, temperature)
+    sizes = lengths if config.policy.length_weighted else jnp.ones_like(lengths)
+    per_entry = jnp.where(place < curated.size, (weights * sizes)[curated.entries], 0.0)
+    of_policy = log_ratio_of(state.policy) if config.importance.lag else log_ratio
+    bound, gap = objectives.bound_and_gap(weights, lengths * of_policy, counts)
+    report = objectives.weight_figures(config.importance, weights, log_ratio, counts)
+    report |= {"temperature": temperature, "bound": bound, "gap": gap}
+    return data._replace(own=own._replace(cumulative=jnp.cumsum(per_entry))), report
 
 
 def sample(config: SupervisedConfig, data: Prepared, key: jax.Array) -> Demonstrations:
@@ -255,15 +270,42 @@ def update(
 # --- the released code's whole trajectories ---------------------------------------------------------------------------
 
 
-def _released_start(config: SupervisedConfig, state: PolicyState, data: Prepared) -> PolicyState:
-    start = data.own.start
-    return PolicyState(start, start, released.optimiser(config.steps).init(start))
+def _recipe(kind: Kind, config: SupervisedConfig) -> released.Recipe:
+    return released.recipe(kind.fine_tunes, kind.importance_weighted, config.steps)
+
+
+def _released_sample(kind: Kind, config: SupervisedConfig, data: Prepared, key: jax.Array) -> released.Trajectories:
+    return released.sample(_recipe(kind, config).trajectories, data, key)
+
+
+def _released_start(kind: Kind, config: SupervisedConfig, state: PolicyState, data: Prepared) -> PolicyState:
+    start = data.own.start if kind.fine_tunes else state.policy
+    lagged = start if kind.importance_weighted else ()
+    return PolicyState(start, lagged, _recipe(kind, config).optimiser.init(start))
 
 
 def _released_update(
-    config: SupervisedConfig, state: PolicyState, batch: released.Trajectories, key: jax.Array
+    kind: Kind, config: SupervisedConfig, state: PolicyState, batch: released.Trajectories, key: jax.Array
 ) -> tuple[PolicyState, dict[str, jax.Array]]:
-    return released.update(partial(log_prob, config), config.steps, state, batch)
+    return released.update(partial(log_prob, config), _recipe(kind, config), state, batch)
+
+
+def as_released(policy: PolicyConfig) -> dict[str, Any]:
+    """The groups of options of ``--preset released``, but for the network's width."""
+    return {
+        "policy": dataclasses.replace(
+            policy,
+            bc_steps=released.BC_STEPS,
+            bc_learning_rate=released.BC_LEARNING_RATE,
+            fine_tune_steps=released.FINE_TUNE_STEPS,
+            fine_tune_learning_rate=released.LEARNING_RATE,
+            length_weighted=False,
+            average_decay=0.0,
+        ),
+        "importance": released.IMPORTANCE,
+        "curation": CurationConfig(),
+        "preset": "released",
+    }
 
 
 # --- the records -----------------------------------------------------------------------------------------------------
@@ -287,8 +329,8 @@ def record(kind: Kind, config: SupervisedConfig) -> dict[str, Any]:
     if kind.curation != "everything":
         found["curation"] = dataclasses.asdict(config.curation)
     if kind.importance_weighted:
-        found |= {"importance": dataclasses.asdict(config.importance), "whole_trajectory": config.whole_trajectory}
-    return found
+        found["importance"] = dataclasses.asdict(config.importance)
+    return found | {"preset": config.preset}
 
 
 def _method(name: str, stream: int, published: Published | None = None) -> Method:
@@ -313,17 +355,17 @@ def _method(name: str, stream: int, published: Published | None = None) -> Metho
         seconds=1.5,
         published=published,
     )
-    if not kind.importance_weighted:
+    if kind.curation == "filtered":  # the released code has no such method
         return method
     whole = dataclasses.replace(
         method,
-        sample=released.sample,
-        update=_released_update,
-        warm_start=_released_start,
+        sample=partial(_released_sample, kind),
+        update=partial(_released_update, kind),
+        warm_start=partial(_released_start, kind),
         refresh=as_it_is,
         call_steps=lambda config: 1,
     )
-    return dataclasses.replace(method, variant=lambda config: whole if config.whole_trajectory else None)
+    return dataclasses.replace(method, variant=lambda config: whole if config.preset == "released" else None)
 
 
 METHODS = (

@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from iwsft_control.base.errors import is_finite
 from iwsft_control.base.files import atomic_path
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.report import statistics
@@ -118,15 +117,15 @@ def _normalised(run: RunResult) -> np.ndarray:
 
 
 def training(run: RunResult) -> Figure:
-    """One run over its training: losses; for a weighted method effective sample size and the weights' histogram."""
+    """One run over its training: losses; for a weighted method effective sample size, weights, bound and gap."""
     log = run.diagnostics["training"]
     if "loss" not in log:
         return _baseline_training(run)
-    weighted = {"effective_sample_size", "weight_histogram"} <= set(log)
+    weighted = {"effective_sample_size", "weight_quantiles", "bound", "gap"} <= set(log)
     critic = run.diagnostics.get("critic")
     if critic is not None and not {"critic_loss", "value_loss"} <= set(critic):
         critic = None
-    panels = 1 + 2 * weighted + (critic is not None)
+    panels = 1 + 3 * weighted + (critic is not None)
     figure, axes = plt.subplots(1, panels, figsize=(3.0 * panels, 2.8), squeeze=False)
     rest = list(axes[0])
     if critic is not None:
@@ -143,15 +142,18 @@ def training(run: RunResult) -> Figure:
         axis.plot(log["step"], log["effective_sample_size"], color=COLOURS[5])
         axis.set(xlabel="step", title="effective sample size", ylim=(0, 1.05))
         axis = rest.pop(0)
-        shares = np.array(log["weight_histogram"]).T
-        importance = run.config.get("importance")
-        ends = [importance.get(end) for end in ("low", "high")] if isinstance(importance, dict) else []
-        low, high = ends if ends and all(map(is_finite, ends)) else (0, len(shares))  # of bins, where none are told
-        image = axis.imshow(
-            shares, aspect="auto", origin="lower", extent=(0, log["step"][-1], low, high), cmap="cividis", vmin=0
-        )
-        figure.colorbar(image, ax=axis, label="share of units")
-        axis.set(xlabel="step", title="importance weights")
+        quantiles = np.maximum(np.array(log["weight_quantiles"], float).T, 1e-6)
+        pairs = len(quantiles) // 2
+        for k in range(pairs):  # least and most, then the quantiles between
+            axis.fill_between(log["step"], quantiles[k], quantiles[-1 - k], color=COLOURS[5], alpha=0.2, linewidth=0)
+        axis.plot(log["step"], quantiles[pairs], color=COLOURS[5])
+        axis.set(xlabel="step", yscale="log", title="importance weights: quantiles")
+        axis = rest.pop(0)
+        bound, gap = np.array(log["bound"], float), np.array(log["gap"], float)
+        axis.plot(log["step"], bound, color=COLOURS[5], label="bound")
+        axis.plot(log["step"], bound + gap, "--", color=COLOURS[3], label="bound + gap")
+        axis.set(xlabel="step", title=r"$\log\,E_{D^+}[p/\pi_\mathrm{ref}]$")
+        axis.legend(frameon=False)
     for axis in axes[0]:
         axis.locator_params(axis="x", nbins=4)
     figure.suptitle(_shown(f"{run.task}, {Row(run.method, run.quality).label}, seed {run.seed}"), fontsize=9)

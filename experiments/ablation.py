@@ -1,0 +1,184 @@
+"""What makes the difference: granularity x quality x weighting, one factor at a time, on the same seeds.
+
+    python experiments/ablation.py --seeds 10 11 12 13 14 15 16 17 18 19
+
+Every variant is a sweep with other settings; BC and the critics are done once for all of them. Kill it and start it
+again: finished runs are kept. The table (results/ablation/ablation.md) gives for every variant the mean score over
+seeds with its 95% interval and, paired by seed, its difference from the variant of its group that is not weighted
+(SFT(Q)). The figure shows the score against the effective sample size of the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import pyplot as plt
+from rich.table import Table
+
+from iwsft_control import sweep
+from iwsft_control.base import console, files
+from iwsft_control.base.errors import require
+from iwsft_control.benchmark import results
+from iwsft_control.benchmark.results import RunResult
+from iwsft_control.envs import tasks
+from iwsft_control.learning.curation import CurationConfig
+from iwsft_control.learning.objectives import ImportanceConfig
+from iwsft_control.report import figures, statistics
+
+TARGETS = (0.9, 0.7, 0.5, 0.3, 0.14, 0.05)
+EARLIER = ImportanceConfig(None, temperature=1.0, relative=False, low=0.2, high=1.8)  # the defaults up to 0.1
+
+
+class Variant(NamedTuple):
+    """One way to curate and to weigh."""
+
+    group: str
+    """What it shares with the variant that it is compared with."""
+    weights: str
+    method: str
+    quality: str
+    settings: tuple[tuple[str, Any], ...]
+    """Groups of options that are not the defaults."""
+
+    @property
+    def folder(self) -> str:
+        return f"{self.group}-{self.weights}".replace(" ", "-").replace(",", "").replace("[", "").replace("]", "")
+
+
+def variants() -> list[Variant]:
+    """Every variant, group by group; the first of a group has no weights."""
+    found: list[Variant] = []
+    for quality, curation, name in (
+        ("return", CurationConfig(), "return, episodes"),
+        ("q", CurationConfig(q_unit="episode"), "learned Q, episodes"),
+        ("q", CurationConfig(q_unit="transition"), "Q - V, transitions"),
+    ):
+        curated = (("curation", curation),)
+        found.append(Variant(name, "none", "sft-q", quality, curated))
+        weighings = {f"ess {t}": ImportanceConfig(t) for t in TARGETS}
+        weighings |= {"temperature 10": ImportanceConfig(None, temperature=10.0), "clip [0.2, 1.8]": EARLIER}
+        found += [Variant(name, w, "iw-sft-q", quality, (*curated, ("importance", i))) for w, i in weighings.items()]
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationConfig:
+    """What to run, and where."""
+
+    tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+    seeds: tuple[int, ...] = tuple(range(10, 20))
+    """Neither those of tuning (100 and up) nor those of the table (0 to 9)."""
+    groups: tuple[str, ...] = ()
+    """Names of groups ("return, episodes"), by default all of them."""
+    out: Path = Path("results/ablation")
+    workers: int | None = None
+    quick: bool = False
+    """A trial of a few steps."""
+
+
+def main(config: AblationConfig) -> None:
+    """Run every variant, then write the table and the figure."""
+    every = variants()
+    known = list(dict.fromkeys(v.group for v in every))
+    unknown = sorted(set(config.groups) - set(known))
+    require(not unknown, f"no group {', '.join(unknown)}; choose of {'; '.join(known)}.")
+    chosen = [v for v in every if not config.groups or v.group in config.groups]
+    for variant in chosen:
+        console.console.print(f"{variant.group}: weights {variant.weights}")
+        options = {
+            "tasks": config.tasks,
+            "methods": (variant.method,),
+            "qualities": (variant.quality,),
+            "seeds": config.seeds,
+            "results": config.out / variant.folder,
+            "workers": config.workers,
+            "quick": config.quick,
+        }
+        sweep.main(sweep.Plan(**options, **dict(variant.settings)))
+    found = {v: read(config, v) for v in chosen}
+    lines = table(config, found)
+    with files.atomic_path(config.out / "ablation.md") as path:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    figures.save(figure(config, found), config.out, "effective-sample-size")
+
+
+Found = Mapping[Variant, Mapping[str, Mapping[int, RunResult]]]  # variant -> task -> seed -> result
+
+
+def read(config: AblationConfig, variant: Variant) -> dict[str, dict[int, RunResult]]:
+    """The results of a variant."""
+    found: dict[str, dict[int, RunResult]] = {}
+    for path in sorted((config.out / variant.folder).rglob("*.json")):
+        if path.parent.name == "failures":
+            continue
+        run = results.read(path)
+        if run.seed in config.seeds and run.quick == config.quick:
+            found.setdefault(run.task, {})[run.seed] = run
+    return found
+
+
+def scores(found: Mapping[int, RunResult], seeds: Sequence[int]) -> np.ndarray:
+    """Normalised scores of seeds, (S,)."""
+    return np.array([found[s].normalised_score for s in seeds])
+
+
+def table(config: AblationConfig, found: Found) -> list[str]:
+    """Lines of Markdown; printed too."""
+    names = [tasks.parse_task(t).name for t in config.tasks]
+    header = ["quality, unit", "weights", *(c for n in names for c in (n, "minus no weights"))]
+    shown, lines = Table(*header), ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    base = {v.group: v for v in found if v.weights == "none"}
+    for variant, by_task in found.items():
+        cells = [variant.group, variant.weights]
+        for name in names:
+            mine, other = by_task.get(name, {}), found[base[variant.group]].get(name, {})
+            shared = sorted(set(mine) & set(other))
+            cells.append(_text(statistics.mean_interval(scores(mine, sorted(mine)))) if mine else "-")
+            differences = scores(mine, shared) - scores(other, shared)
+            alike = variant is base[variant.group] or not shared
+            cells.append("-" if alike else _text(statistics.mean_interval(differences), "+"))
+        shown.add_row(*cells)
+        lines.append("| " + " | ".join(cells) + " |")
+    console.console.print(shown)
+    return lines
+
+
+def _text(estimate: statistics.Estimate, sign: str = "") -> str:
+    interval = "" if np.isnan(estimate.low) else f" [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
+    return f"{estimate.value:{sign}.1f}{interval}"
+
+
+def figure(config: AblationConfig, found: Found) -> Any:
+    """Score against the effective sample size over training (its mean), a panel per task, a line per group."""
+    names = [tasks.parse_task(t).name for t in config.tasks]
+    drawn, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 1.2, 3.2), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for i, group in enumerate(dict.fromkeys(v.group for v in found)):
+            points = []
+            for variant in (v for v in found if v.group == group and v.weights != "clip [0.2, 1.8]"):
+                runs = found[variant].get(name, {})
+                if runs:
+                    score = statistics.mean_interval(scores(runs, sorted(runs)))
+                    points.append((_mean_size(runs), score.value, score.low, score.high))
+            if points:
+                size, value, low, high = np.array(sorted(points)).T
+                style = {"color": figures.COLOURS[i + 1], "label": group}
+                axis.errorbar(size, value, [value - low, high - value], marker="o", markersize=3, capsize=2, **style)
+        axis.set(xlabel="effective sample size", xlim=(0, 1.03), title=name)
+    axes[0, 0].set_ylabel("normalised score")
+    axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return drawn
+
+
+def _mean_size(runs: Mapping[int, RunResult]) -> float:
+    """Mean effective sample size after the first refresh, where q is still pi_ref; one without weights."""
+    logs = [r.diagnostics["training"].get("effective_sample_size", [1.0, 1.0]) for r in runs.values()]
+    return float(np.mean([np.mean(log[1:]) for log in logs]))
+
+
+if __name__ == "__main__":
+    console.command(lambda: AblationConfig, main, "python experiments/ablation.py", __doc__)

@@ -1,0 +1,45 @@
+"""The ablation: variants differ in what they say, and the table compares them on the same seeds."""
+
+import numpy as np
+import pytest
+
+from experiments import ablation
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark.settings import make
+from iwsft_control.methods.supervised import PolicyConfig
+
+
+def test_variants_differ_in_one_factor():
+    every = ablation.variants()
+    assert len({v.folder for v in every}) == len(every)
+    for group in {v.group for v in every}:
+        first, *others = [v for v in every if v.group == group]
+        assert first.weights == "none" and first.method == "sft-q"
+        for other in others:
+            assert other.method == "iw-sft-q" and other.quality == first.quality
+            changed = {k for k, v in other.settings if dict(first.settings).get(k) != v}
+            assert changed == {"importance"}
+            make(**dict(other.settings))  # they are groups of options
+
+
+def test_table_and_figure(tmp_path, monkeypatch, capsys):
+    """Two variants, two seeds, for real but small: a second call does nothing anew."""
+    small = ("policy", PolicyConfig(hidden=(8,), batch_size=16))
+    every = [v for v in ablation.variants() if v.group == "return, episodes" and v.weights in ("none", "ess 0.5")]
+    every = [v._replace(settings=(*v.settings, small)) for v in every]
+    monkeypatch.setattr(ablation, "variants", lambda: every)
+    config = ablation.AblationConfig(("hopper-medium-replay",), (3, 4), out=tmp_path, workers=1, quick=True)
+    with pytest.raises(UserError, match="no group nothing; choose of return, episodes"):
+        ablation.main(ablation.AblationConfig(groups=("nothing",), out=tmp_path))
+    ablation.main(config)
+    lines = (tmp_path / "ablation.md").read_text().splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| return, episodes | none |")
+    found = {v: ablation.read(config, v)["hopper-medium-replay"] for v in every}
+    plain, weighted = (ablation.scores(found[v], (3, 4)) for v in every)
+    assert f"{np.mean(weighted - plain):+.1f}" in lines[3]
+    assert ablation._mean_size(found[every[1]]) == pytest.approx(0.5, abs=0.05)
+    assert ablation._mean_size(found[every[0]]) == 1.0
+    assert (tmp_path / "effective-sample-size.svg").is_file()
+    capsys.readouterr()
+    ablation.main(config)
+    assert "Nothing is left to do" in capsys.readouterr().out
