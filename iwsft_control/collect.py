@@ -177,7 +177,7 @@ def report(task: Task, episodes: Episodes, found: Fingerprint) -> None:
     lo, hi = environment.ref_min_score, environment.ref_max_score
     there = f"{tasks.normalise(wanted.mean, lo, hi):.1f}" if wanted else "-"
     table.add_row("mean normalised", f"{tasks.normalise(found.mean, lo, hi):.1f}", there)
-    returns = np.add.reduceat(episodes.rewards.astype(np.float64), episodes.starts[:-1])
+    returns = episodes.returns
     last = returns[-max(1, len(returns) // 10) :]
     table.add_row("mean of the last tenth", f"{last.mean():.0f}", f"medium level {environment.medium_return}")
     console.console.print(table)

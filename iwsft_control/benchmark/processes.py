@@ -79,8 +79,8 @@ class _Worker:
 
 
 def _serve(pipe: connection.Connection, folder: Path, threads: int, method_files: Sequence[Path]) -> None:
-    """Jobs from the pipe until it closes, which it also does when the process at its other end is killed."""
-    single_threaded(threads)
+    """Jobs from the pipe until it closes; ends in the middle of one when the process at the other end has ended."""
+    begin(threads)
     console.cache_compiled_programs()
     for file in method_files:
         registry.load_file(file)

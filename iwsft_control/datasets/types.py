@@ -32,6 +32,11 @@ class Episodes(NamedTuple):
     qpos: np.ndarray | None = None
     qvel: np.ndarray | None = None
 
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of every episode, (E,) float64."""
+        return returns_of(self.rewards, self.starts)
+
 
 class SimulatorStates(NamedTuple):
     """Positions (N, nq) and velocities (N, nv) before every transition, float32, not clipped."""
@@ -91,12 +96,17 @@ class Dataset:
     @property
     def returns(self) -> np.ndarray:
         """Undiscounted return of every episode, (E,) float64."""
-        return np.add.reduceat(self.rewards.astype(np.float64), self.starts[:-1])
+        return returns_of(self.rewards, self.starts)
 
     @property
     def episode_of(self) -> np.ndarray:
         """Episode index of every transition, (N,)."""
         return np.repeat(np.arange(len(self.starts) - 1), self.lengths)
+
+
+def returns_of(rewards: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums of rewards (N,) over episodes, (E,) float64; episode e is rows ``starts[e]:starts[e + 1]``."""
+    return np.add.reduceat(rewards.astype(np.float64), starts[:-1])
 
 
 def describe_origin(origin: str) -> str:

@@ -36,19 +36,14 @@ class Portrait(Fingerprint):
 
 def fingerprint(episodes: Episodes) -> Fingerprint:
     """The facts by which a reconstruction is compared with D4RL's data."""
-    returns = episode_returns(episodes)
+    returns = episodes.returns
     moments = (float(f(returns)) for f in (np.mean, np.std, np.min, np.max))
     return Fingerprint(len(episodes.rewards), len(returns), *moments)
 
 
-def episode_returns(episodes: Episodes) -> np.ndarray:
-    """Undiscounted return of every episode, (E,) float64."""
-    return np.add.reduceat(episodes.rewards.astype(np.float64), episodes.starts[:-1])
-
-
 def portrait(episodes: Episodes, d4rl: StateMoments | None) -> Portrait:
     """Everything that is compared with D4RL's data; without D4RL's moments no distance of states."""
-    returns, lengths = episode_returns(episodes), np.diff(episodes.starts)
+    returns, lengths = episodes.returns, np.diff(episodes.starts)
     best = np.argsort(-returns, kind="stable")[: max(1, len(returns) // 50)]
     shift, spread = state_distance(episodes, d4rl) if d4rl is not None else (None, None)
     return Portrait(
