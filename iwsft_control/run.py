@@ -101,7 +101,7 @@ def main(config: RunConfig) -> None:
     folder = config.results or Path("results/quick" if config.quick else "results/runs")
     store = Store(config.stages or cache_home() / "stages")
     console.writable(folder)
-    console.writable(store.folder)
+    checks.check_store(store)
     checks.describe(data)
     if config.quick:
         console.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
@@ -142,6 +142,7 @@ def main(config: RunConfig) -> None:
                     finished(job, jobs.failure(error))
                 else:
                     finished(job, None)
+    checks.say_unkept(store)
     for failure in failures:
         if failure.mistake:
             raise UserError(failure.error)

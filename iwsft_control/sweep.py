@@ -199,7 +199,7 @@ def main(plan: Plan) -> None:
         checks.check_environment(tasks.parse_task(source.task), data)
         checks.describe(data)
     console.writable(folder)
-    console.writable(store.folder)
+    checks.check_store(store)
 
     pool: jobs.Pool | None = None
     if plan.ray is not None and not plan.dry_run:
@@ -244,6 +244,7 @@ def main(plan: Plan) -> None:
             jobs.execute(wanted, pool, store, lambda job: board.started(job), finished)
     finally:
         pool.close()
+    checks.say_unkept(store)
     console.console.print(f"{len(everything) - failures} of {len(everything)} stages are done; results in {folder}")
     if failures:
         console.console.print(f"{failures} failed: see {folder / 'failures'}; start the sweep again to try them again.")

@@ -856,17 +856,6 @@ def test_a_training_goes_on_where_no_snapshot_can_be_kept(tmp_path, monkeypatch)
     snapshot.Snapshot(tmp_path / "file" / "x.unfinished").save({"a": np.zeros(1)}, {})
 
 
-def test_results_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
-    def full(*arguments, **keywords):
-        raise SafetensorError("I/O error: No space left on device")
-
-    monkeypatch.setattr(files, "save_file", full)
-    policy = PolicyConfig(hidden=(8,), bc_steps=4, batch_size=8)
-    stage = stages.method_stage("bc", "q", (0,), settings.make(quick=True, policy=policy), "")
-    with pytest.raises(UserError, match="No space left on device"):
-        perform(stage, make_data(), Store(tmp_path))
-
-
 @pytest.mark.parametrize("option", [["--dataset", ID], ["--dataset", ID, "--trust-environment"]])
 def test_the_command_asks_for_trust(tmp_path, stranger, option):
     write(env_spec=spec(id="Stranger-v0", entry_point="stranger_module:Env", max_episode_steps=3))

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import cache_home
 
+PROBE = 1 << 16  # bytes: more than a result and its policy's file system overhead, less than anyone misses
 # Wide enough for the tables where there is no terminal to ask.
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
@@ -49,15 +50,18 @@ def writable(folder: Path) -> None:
     """Make sure that results can be written before hours are spent on them.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be made or written, or its disk is full.
     """
+    probe = folder / f".writable.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(PROBE))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; choose a folder that you may write.") from error
+        remedy = "choose a folder that you may write, with space left"
+        raise UserError(f"cannot write into {folder}: {error.strerror}; {remedy}.") from error
 
 
 def progress_bar() -> Progress:

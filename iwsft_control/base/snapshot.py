@@ -51,4 +51,5 @@ class Snapshot:
     def remove(self) -> None:
         """Delete the file: the training is over."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a folder that can only be read: the next one to finish finds it
+                self.path.unlink(missing_ok=True)

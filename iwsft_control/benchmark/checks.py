@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import gymnasium as gym
 import numpy as np
 
-from iwsft_control.base.console import console
+from iwsft_control.base import console
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.benchmark.settings import Settings
+from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets.types import Dataset, describe_origin
 from iwsft_control.envs import specs
 from iwsft_control.envs.actions import ActionBox
@@ -87,9 +88,25 @@ def check_environment(task: Task | None, data: Dataset) -> None:
     )
 
 
+def check_store(store: Store) -> None:
+    """Say where finished stages are not kept, which costs time and no result: they are made again the next time."""
+    try:
+        console.writable(store.folder)
+    except UserError as error:
+        store.problem = str(error)
+    say_unkept(store)
+
+
+def say_unkept(store: Store) -> None:
+    """Say why finished stages were not kept, if they were not."""
+    if store.problem is not None:
+        console.console.print(f"note: finished stages are not kept ({store.problem.rstrip('.')}).")
+        store.problem = None
+
+
 def describe(data: Dataset) -> None:
     """Print which data set is used and what it is."""
-    console.print(
+    console.console.print(
         f"data: {data.id} ({describe_origin(data.origin)}), {len(data.rewards):,} transitions, "
         f"{len(data.starts) - 1:,} episodes, sha256 {data.sha256[:12]}; evaluated in "
         f"{specs.in_words(data.environment)}"

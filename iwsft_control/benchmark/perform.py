@@ -41,7 +41,6 @@ def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, 
     Raises:
         PolicyError: a trained policy answers with something that is not an action.
         DivergedError: a parameter or a loss is no longer finite.
-        UserError: the store cannot be written.
     """
     # First, since a damaged one is made again even where what came of it is there.
     inputs = {name: perform(each, data, store, report, threads) for name, each in stages.dependencies(stage).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import threading
@@ -14,6 +15,7 @@ from iwsft_control.base import console
 from iwsft_control.benchmark.jobs import Failure, Job, Progress, failure, reporter, single_threaded
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
+from iwsft_control.learning.method import Artefact
 from iwsft_control.methods import registry
 
 RETRIES = 2  # of a stage whose worker died
@@ -37,7 +39,7 @@ class Processes:
         while worker is None:
             worker = self.idle.pop() if self.idle else _Worker(self.context, self.store.folder, self.threads)
             try:
-                worker.pipe.send(job)
+                worker.pipe.send((job, self.store.in_memory(job.stage, job.source.load()) if self.store.memory else {}))
             except OSError:  # it was killed while it had nothing to do
                 worker = None
         self.busy[worker.pipe] = (worker, job, deaths)
@@ -62,12 +64,24 @@ class Processes:
                 continue
             del self.busy[worker.pipe]
             self.idle.append(worker)
-            finished.append((job, message))
+            self.store.memory |= message.memory
+            self.store.problem = message.problem or self.store.problem
+            finished.append((job, message.failure))
         return finished
 
     def close(self) -> None:
         for worker in [*self.idle, *(w for w, _, _ in self.busy.values())]:
             worker.process.kill()
+
+
+@dataclasses.dataclass(frozen=True)
+class _End:
+    """A job is over."""
+
+    failure: Failure | None
+    memory: dict[str, Artefact]
+    """What it could not write (:attr:`Store.memory`), and why."""
+    problem: str | None
 
 
 class _Worker:
@@ -92,15 +106,16 @@ def _serve(pipe: connection.Connection, folder: Path, threads: int, method_files
 
     try:
         while True:
-            job: Job = pipe.recv()
-            outcome: Failure | None = None
+            job, store.memory = pipe.recv()
+            given, outcome = set(store.memory), None
             try:
                 perform(job.stage, job.source.load(), store, reporter(tell), threads)
             except (BrokenPipeError, ConnectionError, KeyboardInterrupt):
                 return
             except Exception as error:
                 outcome = failure(error)
-            pipe.send(outcome)
+            made = {name: each for name, each in store.memory.items() if name not in given}
+            pipe.send(_End(outcome, made, store.problem))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
 

@@ -167,6 +167,8 @@ def environment(data: Dataset) -> list[Any]:
 class Store:
     """A folder of artefacts that any number of processes may share.
 
+    It spares work and is no result: where it cannot be written (a full disk), artefacts stay in memory instead.
+
     Args:
         folder: made where it does not exist.
         device: what computes the artefacts, where it is not this process's.
@@ -174,6 +176,10 @@ class Store:
 
     def __init__(self, folder: Path, device: str | None = None):
         self.folder, self.device = folder, device
+        self.memory: dict[str, Artefact] = {}
+        """What could not be written, by the name of its file."""
+        self.problem: str | None = None
+        """Why something could not be written."""
 
     def path(self, stage: Stage, data: Dataset) -> Path:
         """Where the artefact of a stage is kept."""
@@ -181,10 +187,11 @@ class Store:
 
     def read(self, stage: Stage, data: Dataset) -> Artefact | None:
         """The artefact of a stage, or None where it has not been made (or its file is damaged)."""
+        path = self.path(stage, data)
         try:
-            arrays, record = files.load_arrays(self.path(stage, data), sealed=True)
+            arrays, record = files.load_arrays(path, sealed=True)
         except errors.UserError:
-            return None
+            return self.memory.get(path.name)
         return Artefact(files.nest(arrays), record)
 
     def has(self, stage: Stage, data: Dataset) -> bool:
@@ -192,24 +199,27 @@ class Store:
         return self.read(stage, data) is not None
 
     def write(self, stage: Stage, data: Dataset, artefact: Artefact) -> None:
-        """Keep an artefact.
+        """Keep an artefact, in memory where the folder cannot be written."""
+        path = self.path(stage, data)
+        try:
+            files.save_pytree(path, artefact.arrays, artefact.record)
+        except errors.UserError as error:
+            self.memory[path.name], self.problem = artefact, str(error)
 
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        files.save_pytree(self.path(stage, data), artefact.arrays, artefact.record)
+    def in_memory(self, stage: Stage, data: Dataset) -> dict[str, Artefact]:
+        """What of a stage and of all that it depends on is only in memory."""
+        found = {k: v for each in stages.dependencies(stage).values() for k, v in self.in_memory(each, data).items()}
+        name = self.path(stage, data).name
+        return found | {k: v for k, v in self.memory.items() if k == name}
 
     @contextlib.contextmanager
     def alone(self, stage: Stage, data: Dataset) -> Iterator[None]:
         """Wait until no other process works on the stage; a killed process lets go of its claim."""
         path = self.path(stage, data).with_suffix(".lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise errors.UserError(f"cannot write {path}: {error.strerror}; choose another --stages folder.") from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as open_files:
+            with contextlib.suppress(OSError):  # who cannot write the folder shares nothing there
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(open_files.enter_context(path.open("w", encoding="utf-8")), fcntl.LOCK_EX)
             yield
 
     def snapshot(self, stage: Stage, data: Dataset) -> snapshot.Snapshot:

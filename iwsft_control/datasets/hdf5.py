@@ -1,4 +1,4 @@
-"""Reading HDF5 files that a stranger may have written: nothing outside the file, nothing larger than the bound.
+"""HDF5 files: written as a whole; read, whoever wrote them, with nothing outside the file or larger than the bound.
 
 HDF5 can point from a file into others (external links, external storage, virtual data sets), can declare more than it
 holds (10^12 rows in a few kB) and reads as zeros what was never written. None of that is data.
@@ -6,9 +6,10 @@ holds (10^12 rows in a few kB) and reads as zeros what was never written. None o
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ from iwsft_control.base.errors import UserError, require
 
 MAX_BYTES = 16 << 30  # that the arrays read from one file may take; IWSFT_MAX_BYTES raises it
 NUMERIC = "biuf"  # NumPy's kinds: booleans, integers, floats
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to write into, in memory until the block ends (HDF5 prints stack traces where a disk is full).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with h5py.File(path.name, "w", libver="latest", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    path.write_bytes(image)
 
 
 def max_bytes() -> int:

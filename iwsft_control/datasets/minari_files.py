@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import h5py
 import numpy as np
 from minari.serialization import serialize_space
 
@@ -52,7 +51,7 @@ def write_minari(dataset_id: str, episodes: Episodes, environment: str, metadata
         facts = _facts(dataset_id, episodes, environment, data / "main_data.hdf5") | dict(metadata)
         (data / "metadata.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         os.replace(data.parent, folder)
-    except (OSError, RuntimeError) as error:  # HDF5 raises the latter where a disk is full
+    except OSError as error:
         raise UserError(
             f"cannot write {folder} ({error}); free some space, or set MINARI_DATASETS_PATH elsewhere."
         ) from error
@@ -89,7 +88,7 @@ def environment_spec(env_id: str) -> str:
 
 
 def _write_hdf5(path: Path, episodes: Episodes) -> None:
-    with h5py.File(path, "w", libver="latest") as file:
+    with hdf5.new_file(path) as file:
         for e, (start, stop) in enumerate(zip(episodes.starts[:-1], episodes.starts[1:], strict=True)):
             steps, states = slice(start, stop), slice(start + e, stop + e + 1)
             group = file.create_group(f"episode_{e}")

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from iwsft_control.base import files
@@ -47,7 +46,7 @@ def pack(path: Path, episodes: Episodes, metadata: Mapping[str, Any]) -> None:
     }
     if not all(np.array_equal(a, b) for a, b in zip(_states(columns), (episodes.qpos, episodes.qvel), strict=True)):
         raise ValueError("observations do not determine the simulator's states")
-    with files.atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+    with files.atomic_path(path) as temporary, hdf5.new_file(temporary) as file:
         file.attrs["metadata"] = json.dumps(dict(metadata))
         file.create_dataset("starts", data=episodes.starts)
         for name, column in columns.items():
