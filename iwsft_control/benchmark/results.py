@@ -20,6 +20,7 @@ from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, is_finite
 
 SCHEMA = 1
+NO_PHYSICS = "none"  # in the place of MuJoCo's version, of a task that a verifier judges
 KEYS: dict[str, dict[str, str]] = {  # that tables and figures read, and what they are
     "dataset": {"id": "str", "sha256": "str", "origin": "str", "transitions": "int", "episodes": "int"},
     "physics": {"environment": "str", "mujoco": "str", "corrections": "list"},
@@ -46,11 +47,12 @@ class RunResult:
     quick: bool
     """A short trial (--quick): never part of a table."""
     dataset: dict[str, Any]
-    """id, sha256 (of the content), origin (D4RL, reconstruction, Minari), transitions, episodes."""
+    """id, sha256 (of the content), origin (D4RL, reconstruction, Minari, generated), transitions, episodes."""
     physics: dict[str, Any]
-    """environment, mujoco (version), corrections (active ones)."""
+    """environment, mujoco (version, or "none" where there is no physics), corrections (active ones)."""
     evaluation: dict[str, Any]
-    """first_reset_seed, ref_min_score, ref_max_score, policy (what was evaluated)."""
+    """first_reset_seed, ref_min_score, ref_max_score, policy (what was evaluated); metric, where it is another than the
+    normalised score."""
     episode_returns: list[float]
     """Undiscounted return of every evaluation episode, in the order of reset seeds."""
     normalised_score: float

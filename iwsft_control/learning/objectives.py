@@ -218,6 +218,14 @@ def row_weights(weights: jax.Array, unit_of_row: jax.Array, lengths: jax.Array) 
     return (weights / (lengths * lengths.shape[0])).at[unit_of_row].get(mode="fill", fill_value=0.0)
 
 
+def token_weights(weights: jax.Array, unit_of_row: jax.Array, lengths: jax.Array) -> jax.Array:
+    """w_i / sum_j T_j of every row (R,), arguments as in :func:`row_weights`: a sequence counts by its length.
+
+    This is the mean over all tokens of a batch, however it is split or packed, as language models are trained.
+    """
+    return row_weights(weights * lengths / lengths.mean(), unit_of_row, lengths)
+
+
 def sequence_loss(log_prob: LogProb, params: Any, batch: Any, weights: jax.Array) -> jax.Array:
-    """-sum_r c_r log pi of packed rows (R,), with c from :func:`row_weights`: the loss above."""
+    """-sum_r c_r log pi of packed rows (R,), c from :func:`row_weights` (the loss above) or :func:`token_weights`."""
     return -(weights * log_prob(params, batch)).sum()

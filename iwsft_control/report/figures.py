@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from iwsft_control.base.files import atomic_path
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.report import statistics
-from iwsft_control.report.runs import Report, Row, strata, titles
+from iwsft_control.report.runs import Report, Row, metric, strata, titles
 
 matplotlib.use("Agg")
 
@@ -70,7 +70,7 @@ def bars(report: Report) -> Figure:
             axis.scatter(jitter, scores, 9, color=COLOURS[x % len(COLOURS)], edgecolor="white", linewidth=0.4, zorder=3)
         axis.set_xticks(range(len(rows)), [_shown(row.label) for row in rows], rotation=50, ha="right")
         axis.set_title(_shown(title))
-    axes[0, 0].set_ylabel("normalised score")
+    axes[0, 0].set_ylabel(_shown(metric(report)))
     return figure
 
 
@@ -86,7 +86,8 @@ def profiles(report: Report) -> Figure:
         share, low, high = statistics.profile(strata(report, row), thresholds)
         axis.plot(thresholds, share, _line(x), color=COLOURS[x % len(COLOURS)], label=_shown(row.label), linewidth=1.6)
         axis.fill_between(thresholds, low, high, color=COLOURS[x % len(COLOURS)], alpha=0.08, linewidth=0)
-    axis.set(xlabel="normalised score $\\tau$", ylabel="share of runs with a score above $\\tau$", ylim=(0, 1.02))
+    what = f"{_shown(metric(report))} $\\tau$"
+    axis.set(xlabel=what, ylabel="share of runs with a score above $\\tau$", ylim=(0, 1.02))
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

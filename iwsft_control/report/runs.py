@@ -11,7 +11,7 @@ import numpy as np
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, near
-from iwsft_control.benchmark.results import RunResult, read
+from iwsft_control.benchmark.results import NO_PHYSICS, RunResult, read
 from iwsft_control.datasets.types import describe_origin
 from iwsft_control.methods import registry
 from iwsft_control.report import statistics
@@ -19,6 +19,7 @@ from iwsft_control.report.published import PUBLISHED_TASKS
 from iwsft_control.report.statistics import Estimate
 
 SCORES_FILE = "scores.json"  # the matrices for rliable
+NORMALISED = "normalised score"  # what scores are, unless a run says otherwise
 
 
 class Row(NamedTuple):
@@ -185,6 +186,11 @@ def _tasks_of(report: Report) -> dict[str, str]:
     return {r.dataset["id"]: r.task if r.dataset["origin"] in known else "" for r in report.runs.values()}
 
 
+def metric(report: Report) -> str:
+    """What the scores are: of one report all are of one protocol."""
+    return str(next(iter(report.runs.values())).evaluation.get("metric", NORMALISED))
+
+
 def titles(report: Report) -> list[str]:
     """Column titles of the data sets: with where they come from, where two would be the same."""
     plain = [short(d) for d in report.datasets]
@@ -203,10 +209,12 @@ def notes(report: Report) -> list[str]:
     for dataset in report.datasets:
         of = next(r for r in runs if r.dataset["id"] == dataset)
         corrected = "corrected to D4RL's" if of.physics["corrections"] else "as installed"
+        judged = f"evaluated in {of.physics['environment']}, MuJoCo {of.physics['mujoco']}, {corrected}"
+        if of.physics["mujoco"] == NO_PHYSICS:
+            judged = f"judged by {of.physics['environment']}, no physics"
         lines.append(
-            f"{dataset}: {describe_origin(of.dataset['origin'])}, "
-            f"{of.dataset['transitions']:,} transitions, sha256 {of.dataset['sha256'][:16]}; evaluated in "
-            f"{of.physics['environment']}, MuJoCo {of.physics['mujoco']}, {corrected}."
+            f"{dataset}: {describe_origin(of.dataset['origin'])}, {of.dataset['transitions']:,} transitions, "
+            f"sha256 {of.dataset['sha256'][:16]}; {judged}."
         )
     for name, values in (
         ("Trained on", sorted({r.device for r in runs})),

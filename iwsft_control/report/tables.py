@@ -15,7 +15,18 @@ import numpy as np
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.report import statistics
 from iwsft_control.report.published import PUBLISHED_TASKS, published, published_as
-from iwsft_control.report.runs import Report, Row, _tasks_of, differences, overall, short, strata, titles
+from iwsft_control.report.runs import (
+    NORMALISED,
+    Report,
+    Row,
+    _tasks_of,
+    differences,
+    metric,
+    overall,
+    short,
+    strata,
+    titles,
+)
 from iwsft_control.report.statistics import Estimate
 
 
@@ -66,6 +77,7 @@ def sections(report: Report) -> list[Section]:
 def _scores(report: Report) -> Section:
     several = len(report.datasets) > 1
     tasks_of = _tasks_of(report)
+    beside = metric(report) == NORMALISED
     rows = []
     for row in report.scores:
         each = strata(report, row)
@@ -75,8 +87,8 @@ def _scores(report: Report) -> Section:
         total = overall(report, row) if several else None
         extra = [_cell(total[0]), _cell(total[1])] if total else ["-", "-"]
         steps = " or ".join(sorted({updates(r) for r in report.runs.values() if Row(r.method, r.quality) == row}))
-        published_as = _published_as(row, report.datasets, tasks_of)
-        rows.append([row.label, seeds, steps, *cells, *(extra * several), published_as])
+        published_as = [_published_as(row, report.datasets, tasks_of)] * beside
+        rows.append([row.label, seeds, steps, *cells, *(extra * several), *published_as])
     averages = ["mean", "IQM"] * several
     origins = {run.dataset["origin"] for run in report.runs.values()}
     published = _published_title(origins)
@@ -84,12 +96,15 @@ def _scores(report: Report) -> Section:
     text = (
         "Mean over seeds [95% interval: Student's t, Welch's over data sets, for the interquartile mean (IQM) t times "
         f"a stratified bootstrap's error]. The run (seed) is the unit; every run is the mean of {episodes} episodes of "
-        "its last checkpoint. Updates are the gradient steps of a run, + those of the critic that scores its data. The "
-        "last column: single numbers as published for the same tasks in the same order (the paper's quality is the "
-        "return), on D4RL's own data in mujoco-py's physics."
+        "its last checkpoint. Updates are the gradient steps of a run, + those of the critic that scores its data."
     )
-    header = ["method", "seeds", "updates", *titles(report), *averages, published]
-    return Section("Normalised score", text, header, rows)
+    if beside:
+        text += (
+            " The last column: single numbers as published for the same tasks in the same order (the paper's quality "
+            "is the return), on D4RL's own data in mujoco-py's physics."
+        )
+    header = ["method", "seeds", "updates", *titles(report), *averages, *[published] * beside]
+    return Section(metric(report).capitalize(), text, header, rows)
 
 
 def updates(run: RunResult) -> str:

@@ -1,0 +1,174 @@
+"""The same objectives on token sequences: pre-train a small language model, curate its right answers, fine-tune it.
+
+    python experiments/sequences.py                              # ten seeds, all methods -> results/sequences
+    python experiments/sequences.py --methods sft iw-sft --seeds 0 1
+    python experiments/sequences.py --quick                      # a trial of a minute
+    python experiments/table.py results/sequences/runs --out results/sequences --baseline sft --focus iw-sft
+
+The task, modchain, is verifiable and has two modes of answering; pass@1 is on held-out problems, in percent. Kill it at
+any moment and start it again: what is finished is kept. Beside the result files, which the suite's report reads, it
+writes details.md: greedy pass@1, shares and successes of the modes, length, KL to pi_ref. docs/sequences.md says which
+part of the recipe is whose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from iwsft_control.base import console, files
+from iwsft_control.base.errors import RunError, require
+from iwsft_control.base.files import cache_home
+from iwsft_control.benchmark import checks
+from iwsft_control.benchmark.results import RunResult
+from iwsft_control.report import runs as grouped
+from iwsft_control.report import statistics
+from iwsft_control.report.runs import Row
+from iwsft_control.sequences import runs, task
+from iwsft_control.sequences.evaluation import EvaluationConfig
+from iwsft_control.sequences.methods import METHODS, SequenceConfig
+from iwsft_control.sequences.runs import Bench, Job
+
+
+@dataclasses.dataclass(frozen=True)
+class SequencesConfig(SequenceConfig):
+    """What to run; the groups of options are those of every method."""
+
+    task: str = "modchain-8"
+    """Task: modchain-4, -8, -12 or -16, by the number of operations."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Methods."""
+    qualities: tuple[Literal["steps", "q"], ...] = ("steps", "q")
+    """What grades the right answers for sft-q and iw-sft-q: their share of right steps, or a learned Q of prefixes."""
+    seeds: tuple[int, ...] = tuple(range(10))
+    """Seeds: of pre-training too. Tune on others (100 and up) than those that are reported."""
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    out: Path | None = None
+    """Folder of runs/ and details.md; by default results/sequences, or results/quick/sequences with --quick."""
+    stages: Path | None = None
+    """Folder of finished stages, which are not done again; by default ~/.cache/iwsft_control/sequences."""
+    quick: bool = False
+    """A trial of a few steps, marked as such in its results."""
+
+
+def main(config: SequencesConfig) -> None:
+    """Check, run what is missing, write and print."""
+    of = task.parse(config.task)
+    runs.check_methods(config.methods)
+    checks.check_seeds(config.seeds)
+    require(len(set(config.qualities)) == len(config.qualities) > 0, "--qualities must be steps, q or both.")
+    settings = SequenceConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(SequenceConfig)})
+    runs.check(settings, config.evaluation, of)
+    evaluated = config.evaluation
+    if config.quick:
+        settings, evaluated = runs.trial(settings, evaluated)
+    folder = config.out or Path("results/quick/sequences" if config.quick else "results/sequences")
+    stages = config.stages or cache_home() / "sequences"
+    console.writable(folder)
+    console.writable(stages)
+    console.cache_compiled_programs()
+    wanted = runs.jobs(config.methods, config.qualities, config.seeds)
+    failed = 0
+    with console.progress_bar() as bar:
+        total = bar.add_task("runs", total=len(wanted))
+        line = bar.add_task("", total=None)
+
+        def report(what: str, steps: int) -> Callable[[int], None]:
+            bar.reset(line, description=what, total=steps)
+            return lambda done: bar.advance(line, done)
+
+        bench = Bench(of, settings, evaluated, config.quick, stages, report)
+        for job in wanted:
+            try:
+                path, result = bench.run(job, folder / "runs")
+            except RunError as error:  # recorded, and no reason to stop the others
+                failed += 1
+                _record_failure(folder, of.name, job, str(error))
+                bar.console.print(f"failed: {job.name}: {error}")
+            else:
+                _record_failure(folder, of.name, job, None)
+                bar.console.print(_line(job, result, path))
+            bar.advance(total)
+    if len(wanted) > failed:  # of all that lie there, from other calls too
+        with files.atomic_path(folder / "details.md") as path:
+            path.write_text(details(grouped.find([folder / "runs"], config.quick)), encoding="utf-8")
+        console.console.print(f"{len(wanted) - failed} runs -> {folder / 'runs'}, {folder / 'details.md'}")
+    if failed:
+        sys.exit(1)
+
+
+def _record_failure(folder: Path, name: str, job: Job, error: str | None) -> None:
+    path = folder / "runs" / "failures" / f"{name}-{job.name.replace(' ', '-')}.json"
+    if error is None:
+        path.unlink(missing_ok=True)
+        return
+    what = {"task": name, "method": job.method, "quality": job.quality, "seeds": [job.seed], "error": error}
+    files.write_json(path, what)
+
+
+def _line(job: Job, result: RunResult, path: Path) -> str:
+    figures = result.diagnostics["figures"]
+    return (
+        f"{job.name:<28} pass@1 {result.normalised_score:5.1f} +- {result.standard_error:.1f}, greedy "
+        f"{figures['pass_at_1_greedy']:5.1f}, thinks {figures['think_share']:.2f} -> {path.name}"
+    )
+
+
+COLUMNS = {  # figure of an evaluation: title, factor, digits
+    "pass_at_1": ("pass@1, sampled (%)", 1, 1),
+    "pass_at_1_greedy": ("pass@1, greedy (%)", 1, 1),
+    "think_share": ("share of T (%)", 100, 1),
+    "success_think": ("right of T (%)", 100, 1),
+    "success_direct": ("right of D (%)", 100, 1),
+    "steps_right": ("steps right (%)", 100, 1),
+    "length": ("tokens", 1, 2),
+    "kl_to_reference": ("KL to pi_ref (nats)", 1, 3),
+}
+
+
+def details(found: Mapping[Path, RunResult]) -> str:
+    """What pass@1 is made of, a row for each method, in Markdown: mean over seeds [95% t interval].
+
+    Raises:
+        UserError: runs that do not belong into one table.
+    """
+    some = next(iter(found.values()))
+    report = grouped.collect(found, Row(some.method, some.quality), Row(some.method, some.quality))
+    titles = [title for title, _, _ in COLUMNS.values()] + ["effective sample size (%)"]
+    lines = [
+        "# What pass@1 is made of",
+        "",
+        "Mean over seeds [95% interval, Student's t]. Shares, lengths and KL are of the sampled answers; the effective "
+        "sample size is that of the importance weights over training.",
+        "",
+        "| " + " | ".join(["task", "method", "seeds", *titles]) + " |",
+        "|" + "---|" * (3 + len(titles)),
+    ]
+    for dataset, row in itertools.product(report.datasets, report.scores):
+        of = [r for r in found.values() if r.dataset["id"] == dataset and Row(r.method, r.quality) == row]
+        if not of:
+            continue
+        cells = [_cell([r.diagnostics["figures"][name] for r in of], *how) for name, (_, *how) in COLUMNS.items()]
+        logs = [r.diagnostics["training"].get("effective_sample_size") for r in of]
+        cells.append(_cell([None if log is None else float(np.mean(log)) for log in logs], 100, 1))
+        lines.append(f"| {of[0].task} | {row.label} | {len(of)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(values: Sequence[float | None], factor: float, digits: int) -> str:
+    known = [factor * v for v in values if v is not None]
+    if not known:
+        return "-"
+    estimate = statistics.mean_interval(np.array(known))
+    interval = "" if np.isnan(estimate.low) else f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return f"{estimate.value:.{digits}f}{interval}"
+
+
+if __name__ == "__main__":
+    console.command(lambda: SequencesConfig, main, "python experiments/sequences.py", __doc__)
