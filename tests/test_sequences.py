@@ -302,7 +302,9 @@ def test_a_q_that_lags_follows_and_another_does_not_exist():
 
 def test_the_bandit_is_the_sequence_of_length_one(monkeypatch):
     """Two machines, one token: T pays always, D half of the time. 2/3, 4/5, 8/9, through the code that fine-tunes."""
-    free = ImportanceConfig(temperature=1.0, low=0.0, high=1e6, lag=1.0)  # q is the policy of the round before
+    free = ImportanceConfig(
+        None, temperature=1.0, relative=False, high=1e6, lag=1.0
+    )  # q is the policy of the round before
     monkeypatch.setitem(FORMS, "iw-sft", methods.Form("mean", free))
     config = FineTuningConfig(
         model=ModelConfig(width=8, layers=1, heads=1, context=2),
@@ -332,9 +334,10 @@ def test_the_log_describes_the_weights():
     w = np.clip(np.exp(np.asarray(log_ratio)[real]), 0.2, 1.8)
     found = methods.describe(FORMS["iw-sft-token"], log_ratio, of)
     assert float(found["effective_sample_size"]) == pytest.approx(w.sum() ** 2 / len(w) / (w**2).sum(), rel=1e-5)
-    assert float(found["weight_histogram"].sum()) == pytest.approx(1.0, rel=1e-5)
-    assert float(found["max_weight"]) == pytest.approx(w.max(), rel=1e-5)
-    assert "weight_histogram" not in methods.describe(FORMS["iw-sft-normalised"], log_ratio, of)
+    np.testing.assert_allclose(found["weight_quantiles"], np.quantile(w, objectives.QUANTILES), rtol=1e-4)
+    assert float(found["share_at_high"]) == pytest.approx((w >= 1.8).mean(), rel=1e-5)
+    relative = methods.describe(FORMS["iw-sft-normalised"], log_ratio, of)
+    assert relative["weight_quantiles"].shape == (len(objectives.QUANTILES),)
 
 
 # --- curation and the critic ------------------------------------------------------------------------------------------

@@ -127,13 +127,12 @@ class Form(NamedTuple):
     importance: ImportanceConfig
 
 
+LANGUAGE = ImportanceConfig(None, temperature=1.0, relative=False, low=0.0, high=16.0, lag=0.0, refresh_every=1)
 FORMS = {
-    "iw-sft": Form("mean", ImportanceConfig(temperature=1.0, low=0.0, high=16.0, lag=0.0, refresh_every=1)),
-    "iw-sft-token": Form("token", ImportanceConfig(temperature=1.0, low=0.2, high=1.8, lag=0.0, refresh_every=1)),
-    "iw-sft-sum": Form("sum", ImportanceConfig(temperature=1.0, low=0.0, high=16.0, lag=0.0, refresh_every=1)),
-    "iw-sft-normalised": Form(
-        "relative", ImportanceConfig(temperature=10.0, low=0.0, high=1000.0, lag=0.9, refresh_every=1)
-    ),
+    "iw-sft": Form("mean", LANGUAGE),
+    "iw-sft-token": Form("token", dataclasses.replace(LANGUAGE, low=0.2, high=1.8)),
+    "iw-sft-sum": Form("sum", LANGUAGE),
+    "iw-sft-normalised": Form("relative", ImportanceConfig(None, temperature=10.0, lag=0.9, refresh_every=1)),
 }
 FORMS["iw-sft-q"] = FORMS["iw-sft"]
 CURATIONS = {
@@ -171,8 +170,6 @@ def weigh(form: Form | None, log_ratio: jax.Array, of: Layout) -> jax.Array:
     if form.of == "token":
         return objectives.importance_weights(form.importance, log_ratio)
     means = objectives.unit_means(log_ratio, of.unit_of_row, of.lengths)
-    if form.of == "relative":
-        return objectives.relative_weights(form.importance.temperature, means)
     return objectives.importance_weights(form.importance, means * of.lengths if form.of == "sum" else means)
 
 
@@ -187,19 +184,11 @@ def coefficients(form: Form | None, log_ratio: jax.Array, of: Layout) -> jax.Arr
 def describe(form: Form, log_ratio: jax.Array, of: Layout) -> dict[str, jax.Array]:
     """The weights in figures, for the log."""
     weights = weigh(form, log_ratio, of)
-    means = objectives.unit_means(log_ratio, of.unit_of_row, of.lengths)
-    found = {"mean_log_ratio": means.mean()}
     if form.of == "token":
-        real = of.unit_of_row < len(of.lengths)
-        share = real.mean()
-        present = jnp.where(real, weights, 0.0)
-        size = objectives.effective_sample_size(present) / share
-        histogram = objectives.weight_histogram(form.importance, jnp.where(real, weights, -1.0)) / share
-        return found | {"effective_sample_size": size, "max_weight": present.max(), "weight_histogram": histogram}
-    found |= {"effective_sample_size": objectives.effective_sample_size(weights), "max_weight": weights.max()}
-    if form.of != "relative":  # whose largest weight is no setting, so that there are no bins
-        found["weight_histogram"] = objectives.weight_histogram(form.importance, weights)
-    return found
+        real = (of.unit_of_row < len(of.lengths)).astype(jnp.float32)
+        return objectives.weight_figures(form.importance, weights, log_ratio, real)
+    means = objectives.unit_means(log_ratio, of.unit_of_row, of.lengths)
+    return objectives.weight_figures(form.importance, weights, means, jnp.ones_like(weights))
 
 
 # --- what a method samples from ---------------------------------------------------------------------------------------
