@@ -24,8 +24,8 @@ from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.results import RunResult
+from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.envs import tasks
-from iwsft_control.learning.curation import CurationConfig
 from iwsft_control.learning.objectives import ImportanceConfig
 from iwsft_control.report import figures, statistics
 

@@ -29,11 +29,12 @@ from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import checks, processes, settings, stages
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.benchmark.store import Store
+from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.envs import tasks
 from iwsft_control.learning import loop
 from iwsft_control.learning.defaults import CALL_STEPS
 from iwsft_control.learning.method import Inputs
-from iwsft_control.methods import registry, supervised
+from iwsft_control.methods import registry
 from iwsft_control.report import curves
 
 
@@ -105,7 +106,7 @@ def curve(config: CurveConfig, task: str, name: str) -> str:
         curves.add_point(path, record, step=step, seconds=round(snapshot.seconds, 1), **measured)
 
     prepared = method.prepare(own, Inputs(data, {}, None, (config.seed,)))
-    averaging = dataclasses.replace(own, average_decay=own.average_decay or supervised.PolicyConfig().average_decay)
+    averaging = dataclasses.replace(own, average_decay=own.average_decay or PolicyConfig().average_decay)
     loop.train(method, averaging, prepared, (config.seed,), checkpoint=point, snapshot=snapshot)
     snapshot.remove()
     scores = ", ".join(f"{x:.0f}" for x in record["normalised_score"])

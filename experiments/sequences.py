@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ from iwsft_control.base.errors import RunError, require
 from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import checks
 from iwsft_control.benchmark.results import RunResult
+from iwsft_control.learning import loop
 from iwsft_control.report import runs as grouped
 from iwsft_control.report import statistics
 from iwsft_control.report.runs import Row
@@ -79,9 +80,9 @@ def main(config: SequencesConfig) -> None:
         total = bar.add_task("runs", total=len(wanted))
         line = bar.add_task("", total=None)
 
-        def report(what: str, steps: int) -> Callable[[int], None]:
+        def report(what: str, steps: int) -> loop.Progress:
             bar.reset(line, description=what, total=steps)
-            return lambda done: bar.advance(line, done)
+            return lambda done, values: bar.update(line, advance=done, values=values)
 
         bench = Bench(of, settings, evaluated, config.quick, stages, report)
         for job in wanted:

@@ -7,9 +7,10 @@ imported when it is first used.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import Any
 
-from iwsft_control.envs.physics import register
+from iwsft_control.envs.registration import register
 
 __all__ = ["Recorder", "evaluate", "load", "load_policy", "method_names", "train"]
 
@@ -19,6 +20,8 @@ _PLACES["load_policy"] = "iwsft_control.networks.policies"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
+import iwsft_control
+from iwsft_control.base.errors import near
+
 COMMANDS = {
     "run": "train methods on a data set and score them",
     "sweep": "tasks x methods x seeds",
@@ -20,10 +23,18 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         lines = [f"  {command:<8} {what}" for command, what in COMMANDS.items()]
-        print("usage: iwsft COMMAND [OPTIONS]", *lines, "iwsft COMMAND --help tells the options of one.", sep="\n")
+        print(
+            "usage: iwsft COMMAND [OPTIONS]",
+            *lines,
+            "iwsft COMMAND --help tells its options, iwsft --version the version.",
+            sep="\n",
+        )
+        return
+    if name == "--version":
+        print(f"iwsft_control {iwsft_control.__version__}")
         return
     if name not in COMMANDS:
-        print(f"error: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"error: unknown command {name!r}: {near(name, list(COMMANDS))}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"iwsft {name}", *sys.argv[2:]]
     importlib.import_module(f"iwsft_control.{name}").cli()

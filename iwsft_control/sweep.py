@@ -12,25 +12,28 @@ code is then 1.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
 from iwsft_control.base.files import cache_home
+from iwsft_control.base.progress import Bars, duration
 from iwsft_control.benchmark import checks, jobs, processes, ray_pool, settings, stages
 from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
+from iwsft_control.configs.supervised import KINDS
 from iwsft_control.envs import tasks
-from iwsft_control.methods import registry, supervised
+from iwsft_control.methods import registry
 
 EVALUATION_SECONDS = 6.0  # rough, on one core: only for the estimate before any stage was timed
 
@@ -41,7 +44,7 @@ class PlanOptions:
 
     tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
     """Tasks, each with its default data set (D4RL's if imported, else the embedded reconstruction)."""
-    methods: tuple[str, ...] = tuple(supervised.KINDS)
+    methods: tuple[str, ...] = tuple(KINDS)
     """Methods."""
     qualities: tuple[Literal["q", "return"], ...] = ("q", "return")
     """What scores the data for sft-q and iw-sft-q; each is a row of the table."""
@@ -65,6 +68,8 @@ class PlanOptions:
     """Print what would be done, and an estimate; do nothing."""
     method_file: tuple[Path, ...] = ()
     """Python files with methods of your own (METHOD = Method(...)), which --methods may then name."""
+    quiet: bool = False
+    """No bars and no log of progress: results and errors alone."""
     quick: bool = False
     """A trial of a few steps and 5 episodes of each run, marked as such in its result."""
 
@@ -85,7 +90,7 @@ def plan_jobs(plan: Plan, chosen: Settings) -> list[Job]:
         for group in jobs.groups(plan.seeds)
         for task in (tasks.parse_task(name).name for name in plan.tasks)
         for method in plan.methods
-        for quality in (plan.qualities if registry.get(method).by_quality else ("q",))
+        for quality in (plan.qualities if registry.card(method).by_quality else ("q",))
     ]
 
 
@@ -94,42 +99,37 @@ def seconds_of(job: Job, seen: dict[tuple[str, str], list[float]]) -> float:
     known = seen.get((job.source.task, job.stage.name))
     if known:
         return sum(known) / len(known)
-    method, stage = registry.get(job.stage.method), job.stage
-    evaluating = 0.0 if method.export is None else EVALUATION_SECONDS * (0.05 if stage.settings.quick else 1)
+    method, stage = registry.card(job.stage.method), job.stage
+    evaluating = 0.0 if not method.has_policy else EVALUATION_SECONDS * (0.05 if stage.settings.quick else 1)
     return len(stage.seeds) * (method.seconds * stage.config.steps / 1000 + evaluating)
 
 
 class Board:
     """Live progress: what is done, running and failed, the time left, and the loops of every running stage."""
 
-    def __init__(self, jobs: Sequence[Job], slots: int, done: int, console: Any = console.console):
+    def __init__(self, jobs: Sequence[Job], slots: int, done: int, console: Any = console.console, quiet: bool = False):
         self.left, self.slots = set(jobs), slots
         self.seen: dict[tuple[str, str], list[float]] = {}
         self.began: dict[Job, float] = {}
         self.failed = 0
         self.lines: dict[tuple[Job, str], Any] = {}
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        )
+        columns = TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn()
+        self.bar = Bars(*columns, TimeElapsedColumn(), console=console, quiet=quiet)
         self.total = self.bar.add_task("", total=len(jobs) + done, completed=done)
         self._describe()
 
     def _describe(self) -> None:
         left = sum(seconds_of(job, self.seen) for job in self.left) / self.slots
-        text = f"running {len(self.began)}, failed {self.failed}, about {_duration(left)} left"
+        text = f"running {len(self.began)}, failed {self.failed}, about {duration(left)} left"
         self.bar.update(self.total, description=text)
 
-    def progress(self, job: Job, what: str, steps: int, done: int) -> None:
+    def progress(self, job: Job, what: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
         """A loop of a running job went on."""
         if (job, what) not in self.lines:
             self._clear(job)
             description = f"  {job.name}" + ("" if what == job.stage.method else f": {what}")
             self.lines[job, what] = self.bar.add_task(description, total=steps)
-        self.bar.advance(self.lines[job, what], done)
+        self.bar.update(self.lines[job, what], advance=done, values=values)
 
     def started(self, job: Job) -> None:
         """A job began."""
@@ -156,12 +156,6 @@ class Board:
     def _clear(self, job: Job) -> None:
         for line in [line for line in self.lines if line[0] == job]:
             self.bar.remove_task(self.lines.pop(line))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
 
 
 def record_failure(folder: Path, job: Job, failure: Failure | None) -> None:
@@ -216,7 +210,7 @@ def main(plan: Plan) -> None:
     )
     guess = sum(seconds_of(job, {}) for job in missing) / slots
     if plan.ray is None:
-        console.console.print(f"estimate: {_duration(guess)} with {slots} at a time; results in {folder}")
+        console.console.print(f"estimate: {duration(guess)} with {slots} at a time; results in {folder}")
     if plan.dry_run:
         return
 
@@ -238,7 +232,7 @@ def main(plan: Plan) -> None:
     elif pool is None:
         console.cache_compiled_programs()
         pool = InProcessPool(store, lambda *event: board.progress(*event))
-    board = Board(missing, pool.slots, len(everything) - len(missing))
+    board = Board(missing, pool.slots, len(everything) - len(missing), quiet=plan.quiet)
     try:
         with board.bar:
             jobs.execute(wanted, pool, store, lambda job: board.started(job), finished)
@@ -253,7 +247,8 @@ def main(plan: Plan) -> None:
 
 def cli() -> None:
     """The command line."""
-    console.command(lambda: settings.command_line(PlanOptions), main, "python -m iwsft_control.sweep", __doc__)
+    options = functools.partial(settings.command_line, PlanOptions, "methods", "qualities")
+    console.command(options, main, "python -m iwsft_control.sweep", __doc__, positional="tasks")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from experiments import ablation
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark.settings import make
-from iwsft_control.methods.supervised import PolicyConfig
+from iwsft_control.configs.supervised import PolicyConfig
 
 
 def test_variants_differ_in_one_factor():

@@ -515,7 +515,7 @@ def test_a_killed_training_goes_on_where_it_was(name, damaged, tmp_path, monkeyp
     def run(checkpoint=None):
         told.clear()
         snapshot = snapshots.Snapshot(path)
-        options = {"progress": told.append, "checkpoint": checkpoint, "snapshot": snapshot}
+        options = {"progress": lambda done, values: told.append(done), "checkpoint": checkpoint, "snapshot": snapshot}
         trained = train(name, (0, 1), decay=CONFIGS[name].average_decay, **options)
         return trained.policy, trained.logs, snapshot
 

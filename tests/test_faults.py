@@ -21,10 +21,10 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import checks, results, settings, stages
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
+from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import d4rl_files, hdf5, load, minari_files, packed
 from iwsft_control.envs import evaluation, specs
 from iwsft_control.envs.batch import GymnasiumBatch, make_batch
-from iwsft_control.methods.supervised import PolicyConfig
 from tests.conftest import make_data, make_episodes
 from tests.test_report import make_run
 

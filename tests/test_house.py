@@ -19,6 +19,7 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import export, results, settings, store
 from iwsft_control.benchmark.jobs import DataSource, Job, with_dependencies
 from iwsft_control.benchmark.stages import Stage, method_stage
+from iwsft_control.configs.card import Card
 from iwsft_control.datasets import minari_files
 from iwsft_control.learning.method import Method
 from iwsft_control.methods import registry
@@ -31,6 +32,7 @@ XQL = ROOT / "experiments" / "xql.py"
 # From the ground up: a room imports from itself and from those before it.
 ROOMS = (
     "base",
+    "configs",
     "networks",
     "envs",
     "datasets",
@@ -78,7 +80,7 @@ def test_no_two_modules_of_a_room_import_each_other():
 
 
 def test_objectives_know_nothing_of_policies():
-    assert {parts[0] for parts in imports(PACKAGE / "learning/objectives.py")} <= {"base"}
+    assert set(imports(PACKAGE / "learning/objectives.py")) <= {("configs", "importance")}
 
 
 def test_there_is_one_training_loop():
@@ -94,8 +96,10 @@ def test_every_method_is_a_whole_record(name):
     assert method.seconds > 0
     assert json.dumps(method.record(method.config()))
     assert method.quick(method.config()).steps < method.config().steps
+    cards = {card.name: card for card in registry.OURS}
+    assert {getattr(method, f.name) == getattr(cards[name], f.name) for f in dataclasses.fields(Card)} == {True}
     file = Path(sys.modules[method.config.__module__].__file__)
-    assert file.parent == PACKAGE / "methods"
+    assert file.parent == PACKAGE / "configs"
 
 
 def test_random_streams_stay_what_they_were():
@@ -138,7 +142,7 @@ def test_a_stage_depends_on_the_code_it_runs_and_on_no_other():
 def without_others(monkeypatch):
     """The registry as it was, after a test has added to it."""
     registry.every()
-    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
     monkeypatch.setattr(registry, "_files", [])
     yield
     for name in [n for n in sys.modules if n.startswith("iwsft_method_")]:
@@ -167,7 +171,7 @@ def test_the_code_of_a_method_file_is_in_its_key_with_what_lies_beside_it(tmp_pa
         (tmp_path / "helper.py").write_text(helper)
         for cached in (store.import_closure, store.code_version):
             cached.cache_clear()
-        monkeypatch.setattr(registry, "_methods", {m.name: m for m in registry.OURS})
+        monkeypatch.setattr(registry, "_cards", {card.name: card for card in registry.OURS})
         monkeypatch.setattr(registry, "_files", [])
         registry.load_file(tmp_path / "mine.py")
         return store.key(method_stage("mine", "q", (0,), settings.make(), ""), make_data())
@@ -193,7 +197,7 @@ def test_options_that_clash_are_refused(without_others):
     registry.add([other], "here")
     with pytest.raises(UserError, match="which another method has with other fields"):
         settings.defaults()
-    registry._methods.pop("other")
+    registry._cards.pop("other")
     registry.add([dataclasses.replace(other, option="seeds")], "here")
     with pytest.raises(UserError, match="named like the command's own: seeds"):
         settings.with_options(run.RunOptions)

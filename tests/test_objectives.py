@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.learning import curation, objectives
 from iwsft_control.learning.objectives import ImportanceConfig
-from iwsft_control.methods import released, supervised
+from iwsft_control.methods import released
 from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob
 from tests.conftest import SHARED
 
@@ -118,7 +119,7 @@ def test_draws_follow_the_weights():
     policy, reference, q, s, a, units = small_problem()
     curated = curation.curate(np.arange(12), units)
     importance = ImportanceConfig(None, temperature=2.0, low=0.2, high=1.8)
-    config = supervised.PolicyConfig(hidden=(16,), batch_size=200_000)
+    config = PolicyConfig(hidden=(16,), batch_size=200_000)
     log_ratio = gaussian_log_prob(*policy.apply(q, s), a) - gaussian_log_prob(*policy.apply(reference, s), a)
     weights = objectives.importance_weights(
         importance, objectives.unit_means(log_ratio, curated.unit_of_row, curated.lengths)

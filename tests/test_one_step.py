@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iwsft_control.configs.supervised import PolicyConfig, SupervisedConfig
 from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.learning import loop
 from iwsft_control.learning.method import Artefact
 from iwsft_control.methods import one_step, registry, sarsa
-from iwsft_control.methods.supervised import PolicyConfig, SupervisedConfig
 from iwsft_control.networks import policies
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import GaussianPolicy

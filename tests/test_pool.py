@@ -10,10 +10,10 @@ import pytest
 from iwsft_control import accept, collect
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import settings
+from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import facts
 from iwsft_control.envs import tasks
 from iwsft_control.methods import iql, td3_bc
-from iwsft_control.methods.supervised import PolicyConfig
 from iwsft_control.reconstruction import acceptance, pool, sac
 from tests.conftest import SHARED, make_episodes
 

@@ -14,17 +14,18 @@ from iwsft_control import load_policy, run
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import results, settings, stages
+from iwsft_control.configs.curation import CurationConfig
+from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.datasets import minari_files
 from iwsft_control.envs import evaluation
-from iwsft_control.learning import curation, loop, objectives
-from iwsft_control.methods import awac, cql, iql, rebrac, supervised, td3_bc
+from iwsft_control.learning import loop, objectives
+from iwsft_control.methods import awac, cql, iql, rebrac, td3_bc
 from iwsft_control.methods.critic import CriticConfig
-from iwsft_control.methods.supervised import KINDS
 from tests.conftest import make_episodes
 
 SCORES = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
 ID = "test/hopper/small-v0"
-POLICY = supervised.PolicyConfig(hidden=(16,), bc_steps=20, fine_tune_steps=10, batch_size=16)
+POLICY = PolicyConfig(hidden=(16,), bc_steps=20, fine_tune_steps=10, batch_size=16)
 CRITIC = CriticConfig(steps=20, hidden=(16,), batch_size=16)
 
 
@@ -135,14 +136,14 @@ def test_several_seeds_in_processes_are_the_seeds_alone(tmp_path):
 def test_another_configuration_does_not_overwrite(tmp_path):
     small()
     run.main(config(tmp_path, method=("bc",)))
-    run.main(config(tmp_path, method=("bc",), policy=supervised.PolicyConfig(hidden=(8,), bc_steps=5)))
+    run.main(config(tmp_path, method=("bc",), policy=PolicyConfig(hidden=(8,), bc_steps=5)))
     assert len(list((tmp_path / "results").rglob("*.json"))) == 2
 
 
 def test_the_released_recipe(tmp_path):
     small()
     plain = {
-        "policy": supervised.PolicyConfig(hidden=(8,)),
+        "policy": PolicyConfig(hidden=(8,)),
         "importance": objectives.ImportanceConfig(),
         "preset": "released",
     }
@@ -152,7 +153,7 @@ def test_the_released_recipe(tmp_path):
     assert found["iw-sft"].config["importance"]["high"] == 1000.0 and found["bc"].config["policy"]["average_decay"] == 0
     assert len(found["iw-sft"].diagnostics["training"]["effective_sample_size"]) == 200
     with pytest.raises(UserError, match="sets the options --importance itself"):
-        run.main(config(tmp_path, **plain, importance=objectives.ImportanceConfig(lag=0.5)))
+        run.main(config(tmp_path, method=("iw-sft",), **plain | {"importance": objectives.ImportanceConfig(lag=0.5)}))
 
 
 @pytest.mark.parametrize(
@@ -166,19 +167,19 @@ def test_the_released_recipe(tmp_path):
         ({"seeds": ()}, "one or more"),
         ({"seeds": (-1,)}, "--seeds must lie"),
         ({"dataset": "test/hopper/smal-v0"}, "did you mean test/hopper/small-v0"),
-        ({"policy": supervised.PolicyConfig(bc_steps=-5)}, "--policy.bc-steps must be positive, not -5"),
+        ({"policy": PolicyConfig(bc_steps=-5)}, "--policy.bc-steps must be positive, not -5"),
         ({"critic": CriticConfig(steps=0)}, "--critic.steps must be positive"),
         ({"critic": CriticConfig(expectile=1.5)}, r"--critic.expectile must lie in \[0, 1\], not 1.5"),
         ({"ref_min_score": 3.0}, "both --ref-min-score"),
         ({"ref_min_score": 3.0, "ref_max_score": 2.0}, "must be below"),
-        ({"curation": curation.CurationConfig(episode_strata=(90, 100))}, r"episode-strata must lie in \[0, 100\)"),
-        ({"curation": curation.CurationConfig(transition_strata=())}, "must not be empty"),
+        ({"curation": CurationConfig(episode_strata=(90, 100))}, r"episode-strata must lie in \[0, 100\)"),
+        ({"curation": CurationConfig(transition_strata=())}, "must not be empty"),
         ({"importance": objectives.ImportanceConfig(low=2000.0)}, "low must not be above --importance.high"),
         ({"iql": iql.IQLConfig(beta=float("nan"))}, "--iql.beta must not be negative, not nan"),
         ({"cql": cql.CQLConfig(hidden=(256, 0))}, "--cql.hidden must be positive"),
         ({"method": ("critic",)}, "critic has no policy"),
         ({"method_file": (Path("nowhere.py"),)}, "nowhere.py is not a Python file"),
-        ({"preset": "released", "policy": supervised.PolicyConfig()}, "--preset released is for"),
+        ({"preset": "released", "policy": PolicyConfig()}, "--preset released is for"),
         ({"preset": "released"}, "sets the options --policy itself"),
         ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v0"}, "leave one out"),
     ],

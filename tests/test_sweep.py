@@ -28,17 +28,17 @@ from iwsft_control.benchmark.jobs import (
     write_results,
 )
 from iwsft_control.benchmark.perform import perform
+from iwsft_control.configs.curation import CurationConfig
+from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.datasets import minari_files
 from iwsft_control.envs import evaluation
 from iwsft_control.learning import loop
-from iwsft_control.learning.curation import CurationConfig
-from iwsft_control.methods import critic, iql, supervised
-from iwsft_control.methods.supervised import KINDS
+from iwsft_control.methods import critic, iql
 from tests.conftest import make_episodes
 
 ROOT = Path(__file__).parents[1]
 TASK = "hopper-medium-replay"
-POLICY = supervised.PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
+POLICY = PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
 CRITIC = critic.CriticConfig(steps=20, hidden=(8,), batch_size=16)
 SETTINGS = settings.make(quick=True, policy=POLICY, critic=CRITIC)
 OPTIONS = (

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iwsft_control.configs.curation import CurationConfig
+from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.datasets import load, packed
 from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.learning import curation, loop, objectives
-from iwsft_control.learning.curation import CurationConfig
 from iwsft_control.learning.method import Artefact, Prepared
 from iwsft_control.learning.objectives import ImportanceConfig
 from iwsft_control.methods import critic, registry, released, supervised
-from iwsft_control.methods.supervised import KINDS
 from iwsft_control.networks import policies
 from iwsft_control.networks.policies import Exported, GaussianPolicy, policy_log_prob
 from tests.conftest import make_data, prepared
 
-POLICY = supervised.PolicyConfig(hidden=(16, 16), batch_size=32, bc_steps=30, fine_tune_steps=20)
+POLICY = PolicyConfig(hidden=(16, 16), batch_size=32, bc_steps=30, fine_tune_steps=20)
 IMPORTANCE = ImportanceConfig(refresh_every=5)
 DATA = make_data((30, 5, 17, 40, 20, 8, 33, 12, 25, 50))
 N = len(DATA.rewards)
@@ -189,7 +189,7 @@ def test_bc_learns_a_linear_expert():
     rng = np.random.default_rng(0)
     o = rng.standard_normal((4000, 3)).astype(np.float32)
     a = np.tanh(o @ rng.standard_normal((3, 2)) * 0.5).astype(np.float32)
-    params = learn("bc", o, a, np.arange(4000), supervised.PolicyConfig(hidden=(64, 64), bc_steps=3000))
+    params = learn("bc", o, a, np.arange(4000), PolicyConfig(hidden=(64, 64), bc_steps=3000))
     assert np.abs(act(params, o) - a).mean() < 0.03
 
 
@@ -198,7 +198,7 @@ def test_fine_tuning_follows_the_curated_data():
     rng = np.random.default_rng(0)
     o = rng.standard_normal((2000, 3)).astype(np.float32)
     a = np.where(np.arange(2000)[:, None] % 2, 0.5, -0.5).astype(np.float32) * np.ones((1, 2), np.float32)
-    config = supervised.PolicyConfig(hidden=(32,), bc_steps=1500, fine_tune_steps=3000, fine_tune_learning_rate=3e-3)
+    config = PolicyConfig(hidden=(32,), bc_steps=1500, fine_tune_steps=3000, fine_tune_learning_rate=3e-3)
     start = learn("bc", o, a, np.arange(2000), config)
     assert abs(act(start, o).mean()) < 0.1
     for method in ("sft-q", "iw-sft-q"):
@@ -231,7 +231,7 @@ def test_log_probs_in_chunks():
     o, a = rng.standard_normal((5000, 11)).astype(np.float32), rng.uniform(-1, 1, (5000, 3)).astype(np.float32)
     params = policy.init(jax.random.key(0), o)
     whole = policy_log_prob(policy, params, o, a)
-    config = supervised.SupervisedConfig(supervised.PolicyConfig(hidden=(16,)))
+    config = supervised.SupervisedConfig(PolicyConfig(hidden=(16,)))
     chunked = supervised.log_probs(config, params, Demonstrations(o, a))
     np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-5)
 

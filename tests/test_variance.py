@@ -8,8 +8,8 @@ import pytest
 from experiments import variance
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import settings
+from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.methods.critic import CriticConfig
-from iwsft_control.methods.supervised import PolicyConfig
 
 
 @pytest.mark.parametrize("component", variance.COMPONENTS)

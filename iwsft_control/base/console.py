@@ -5,40 +5,67 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import cache_home
+from iwsft_control.base.progress import Bars, to_stderr
 
 PROBE = 1 << 16  # bytes: more than a result and its policy's file system overhead, less than anyone misses
+HELP_ALL = "--help-all"  # of commands that show the chosen methods' options alone
 # Wide enough for the tables where there is no terminal to ask.
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
-def command(options: Callable[[], Any], main: Callable[[Any], None], program: str, description: str | None) -> None:
+def command(
+    options: Callable[[], Any],
+    main: Callable[[Any], None],
+    program: str,
+    description: str | None,
+    positional: str | None = None,
+) -> None:
     """Parse the command line and run ``main``; a user's mistake ends with exit code 2.
 
     Args:
         options: gives the type of what ``main`` takes.
+        positional: the option that leading words without a name are of: ``iwsft run hopper-medium-replay``.
     """
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if positional is not None and len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.argv.insert(1, f"--{positional}")
     try:
-        main(tyro.cli(options(), prog=program, description=description))
+        kind = options()
+        arguments = ["--help" if a == HELP_ALL else a for a in sys.argv[1:]]
+        chosen = tyro.cli(kind, args=arguments, prog=program, description=description)
+        to_stderr(quiet=getattr(chosen, "quiet", False))
+        main(chosen)
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept.", file=sys.stderr)
         sys.exit(130)
+
+
+def given(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """The options on a command line and their values: {"td3_bc.alpha": ["1"]} for --td3-bc.alpha 1."""
+    found: dict[str, list[str]] = {}
+    values: list[str] = []  # of what comes before the first option
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.removeprefix("--").partition("=")
+            values = found.setdefault(name.replace("-", "_"), [])
+            argument = value if equals else ""
+        if argument:
+            values.append(argument)
+    return found
 
 
 def printable(text: str) -> str:
@@ -64,20 +91,15 @@ def writable(folder: Path) -> None:
         raise UserError(f"cannot write into {folder}: {error.strerror}; {remedy}.") from error
 
 
-def progress_bar() -> Progress:
-    """One line per stage: name, bar, steps done, elapsed and remaining time."""
-    return Progress(
-        TextColumn("{task.description:<28}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+def progress_bar(quiet: bool = False) -> Bars:
+    """One line per stage: name, bar, steps done, elapsed and remaining time; off a terminal lines of the log."""
+    return Bars(console=console, quiet=quiet)
 
 
 def cache_compiled_programs() -> None:
     """Keep compiled programs on disk, so that a second run starts faster (JAX's own variable for the folder counts)."""
+    import jax  # here: help and a mistake in an option need none of it
+
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_home() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

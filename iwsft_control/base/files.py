@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -81,6 +80,8 @@ def sha256(path: Path) -> str:
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """A pytree as ``{"path/to/leaf": array}``."""
+    import jax  # here and below: reading and writing other files needs none of it
+
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
@@ -168,6 +169,8 @@ def load_pytree(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     Raises:
         UserError: no such file, it is damaged, or it holds other arrays than ``like``.
     """
+    import jax
+
     arrays, metadata = load_arrays(path)
     expected = flatten(like)
     if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:

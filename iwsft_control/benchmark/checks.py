@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import gymnasium as gym
 import numpy as np
@@ -10,13 +11,15 @@ import numpy as np
 from iwsft_control.base import console
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.benchmark.settings import Settings
-from iwsft_control.benchmark.store import Store
+from iwsft_control.configs.supervised import KINDS
 from iwsft_control.datasets.types import Dataset, describe_origin
 from iwsft_control.envs import specs
 from iwsft_control.envs.actions import ActionBox
-from iwsft_control.envs.batch import make_batch
 from iwsft_control.envs.tasks import Task
-from iwsft_control.methods import registry, supervised
+from iwsft_control.methods import registry
+
+if TYPE_CHECKING:  # it loads JAX
+    from iwsft_control.benchmark.store import Store
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -26,8 +29,7 @@ def check_methods(methods: Sequence[str]) -> None:
         UserError: in these cases; unknown names list the near ones.
     """
     for method in methods:
-        known = registry.get(method)
-        require(known.export is not None, f"{method} has no policy to evaluate; name a method that has one.")
+        require(registry.card(method).has_policy, f"{method} has no policy to evaluate; name a method that has one.")
     require(len(set(methods)) == len(methods) > 0, "name one or more different methods.")
 
 
@@ -49,7 +51,7 @@ def check_preset(methods: Sequence[str], quality: str, settings: Settings) -> No
     """
     if settings["preset"] != "released":
         return
-    kinds = [supervised.KINDS.get(method) for method in methods]
+    kinds = [KINDS.get(method) for method in methods]
     known = all(kind is not None and kind.curation != "filtered" for kind in kinds)
     by_return = quality == "return" or all(kind is None or kind.curation != "quality" for kind in kinds)
     require(
@@ -68,6 +70,8 @@ def check_environment(task: Task | None, data: Dataset) -> None:
             data.env_id == task.environment.env_id,
             f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
         )
+    from iwsft_control.envs.batch import make_batch  # loads MuJoCo: commands check their options without it
+
     try:
         batch = make_batch(data.environment, 1)
     except UserError:

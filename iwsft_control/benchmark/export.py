@@ -25,7 +25,7 @@ def whole_configuration(stage: Stage) -> dict[str, Any]:
     config = configuration(stage)
     for name, each in dependencies(stage).items():
         own = {k: v for k, v in configuration(each).items() if k != "quick"}
-        if registry.get(name).group is not None:  # one group: under its name, as on the command line
+        if registry.card(name).group is not None:  # one group: under its name, as on the command line
             config[name] = own
         else:  # groups that they share: what only the other depends on is added
             config |= {

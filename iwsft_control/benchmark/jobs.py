@@ -6,22 +6,23 @@ import dataclasses
 import functools
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
 from iwsft_control.base.errors import RunError, UserError
 from iwsft_control.benchmark import export, stages
-from iwsft_control.benchmark.perform import Report, perform
+from iwsft_control.benchmark.perform import Advance, Report, perform
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets import load, minari_files
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import tasks
 
-Progress = Callable[["Job", str, int, int], None]  # job, what, its steps, steps just done
+# Job, what, its steps, steps just done and what they logged.
+Progress = Callable[["Job", str, int, int, Mapping[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +125,12 @@ class InProcessPool:
         pass
 
 
-def reporter(tell: Callable[[str, int, int], None]) -> Report:
-    """A :data:`Report` that tells of a loop, its steps and the steps just done."""
+def reporter(tell: Callable[[str, int, int, Mapping[str, Any]], None]) -> Report:
+    """A :data:`Report` that tells of a loop, its steps, the steps just done and what they logged."""
 
-    def report(what: str, steps: int) -> Callable[[int], None]:
-        tell(what, steps, 0)
-        return lambda done: tell(what, steps, done)
+    def report(what: str, steps: int) -> Advance:
+        tell(what, steps, 0, {})
+        return lambda done, values: tell(what, steps, done, values)
 
     return report
 

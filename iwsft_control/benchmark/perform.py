@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,12 +22,13 @@ from iwsft_control.networks.policies import Exported
 
 QUICK_EPISODES = 5
 
-Report = Callable[[str, int], Callable[[int], None]]  # (what, its steps) -> advance(steps done)
+Advance = Callable[[int, Mapping[str, Any]], None]  # (steps just done, what they logged)
+Report = Callable[[str, int], Advance]  # (what, its steps) -> advance
 
 
-def silent(what: str, steps: int) -> Callable[[int], None]:
+def silent(what: str, steps: int) -> Advance:
     """Reports nothing."""
-    return lambda done: None
+    return lambda done, values: None
 
 
 def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, threads: int | None = None) -> Artefact:
@@ -35,7 +36,7 @@ def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, 
 
     Args:
         data: what it learns from.
-        report: told of every loop before it begins; what it returns is told the steps as they are done.
+        report: told of every loop before it begins; what it returns is told the steps as they are done, and their logs.
         threads: of evaluation; all cores by default.
 
     Raises:
@@ -91,9 +92,13 @@ def evaluate(
     episodes = QUICK_EPISODES if stage.settings.quick else evaluation.EPISODES
     advance = report(f"{stage.method} evaluation", episodes * len(stage.seeds))
     returns = []
+
+    def played(episodes: int) -> None:
+        advance(episodes, {})
+
     for seed, each in zip(stage.seeds, exported, strict=True):
         name = f"{stage.name} (seed {seed})"
         policy = policies.make(each)
-        found = evaluation.evaluate(policy, data.environment, episodes, name=name, threads=threads, on_lane=advance)
+        found = evaluation.evaluate(policy, data.environment, episodes, name=name, threads=threads, on_lane=played)
         returns.append(found.tolist())
     return returns

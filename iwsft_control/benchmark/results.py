@@ -13,7 +13,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from iwsft_control.base import files
@@ -180,6 +179,8 @@ def versions() -> dict[str, str]:
 
 def device() -> str:
     """The accelerator, or the processor and its number of cores."""
+    import jax  # here: who only reads results needs none of it
+
     kind = jax.devices()[0].device_kind
     if jax.default_backend() != "cpu":
         return kind

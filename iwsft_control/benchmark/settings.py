@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from iwsft_control.base import bounds
-from iwsft_control.base.errors import require
-from iwsft_control.learning.method import Method
-from iwsft_control.methods import registry, supervised
+from iwsft_control.base import bounds, console
+from iwsft_control.base.errors import UserError, require
+from iwsft_control.configs import supervised
+from iwsft_control.configs.card import Card
+from iwsft_control.methods import registry
 
 
 def defaults() -> dict[str, Any]:
@@ -20,7 +22,7 @@ def defaults() -> dict[str, Any]:
         UserError: two methods have different options of one name.
     """
     found: dict[str, Any] = {}
-    for method in registry.every().values():
+    for method in registry.cards().values():
         config = method.config()
         if method.group is not None:
             known = found.setdefault(method.group, config)
@@ -44,7 +46,7 @@ class Settings:
     def __getitem__(self, group: str) -> Any:
         return dict(self.groups)[group]
 
-    def of(self, method: Method) -> Any:
+    def of(self, method: Card) -> Any:
         """The configuration of a method."""
         if method.group is not None:
             return self[method.group]
@@ -56,7 +58,7 @@ class Settings:
         assert set(groups) <= set(known), f"no such group of options: {sorted(set(groups) - set(known))}"
         return dataclasses.replace(self, groups=tuple((known | groups).items()))
 
-    def with_config(self, method: Method, config: Any) -> Settings:
+    def with_config(self, method: Card, config: Any) -> Settings:
         """The same settings with another configuration of a method."""
         if method.group is not None:
             return self.replace(**{method.group: config})
@@ -68,34 +70,94 @@ def make(quick: bool = False, **groups: Any) -> Settings:
     return Settings(quick, tuple(defaults().items())).replace(**groups)
 
 
-def with_options(base: type) -> type:
-    """A command's dataclass of options with a field for every group that it does not have itself."""
-    own = {field.name for field in dataclasses.fields(base)}
-    taken = sorted(name for name, value in defaults().items() if name in own and dataclasses.is_dataclass(value))
+def with_options(base: type, groups: Collection[str] | None = None) -> type:
+    """A command's dataclass of options with a field for every group that it does not have itself.
+
+    Args:
+        groups: those that it gets; by default all.
+    """
+    own, every = {field.name for field in dataclasses.fields(base)}, defaults()
+    taken = sorted(name for name, value in every.items() if name in own and dataclasses.is_dataclass(value))
     require(not taken, f"a method's options are named like the command's own: {', '.join(taken)}; rename its option.")
     fields = [
-        (name, type(value), dataclasses.field(default=value)) for name, value in defaults().items() if name not in own
+        (name, type(value), dataclasses.field(default=value))
+        for name, value in every.items()
+        if name not in own and (groups is None or name in groups)
     ]
     made = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True)
     made.__doc__, made.__module__ = base.__doc__, base.__module__
     return made
 
 
-def command_line(base: type) -> type:
-    """:func:`with_options` after the files of ``--method-file`` were loaded, whose methods have options too.
+def command_line(base: type, methods: str, qualities: str) -> type:
+    """A command's options: its own, and those that have an effect on the methods that its arguments choose.
+
+    Files of ``--method-file`` are loaded first, since their methods have options too.
+
+    Args:
+        methods: the option that chooses methods; qualities: the one that chooses what scores the data.
 
     Raises:
-        UserError: such a file cannot be read or holds no method.
+        UserError: an unknown method, a file that holds none, or an option without an effect.
     """
-    taking = False
-    for argument in sys.argv[1:]:
-        name, equals, value = argument.partition("=")
-        if argument.startswith("--"):
-            taking = name.replace("_", "-") == "--method-file"
-            argument = value if equals else ""
-        if taking and argument:
-            registry.load_file(Path(argument))
-    return with_options(base)
+    given = console.given(sys.argv[1:])
+    for path in given.get("method_file", ()):
+        registry.load_file(Path(path))
+    if console.HELP_ALL in sys.argv:
+        return with_options(base)
+    standard = {field.name: field.default for field in dataclasses.fields(base)}
+    chosen, scored = (given.get(name) or _listed(standard[name]) for name in (methods, qualities))
+    used = effective(chosen, scored)
+    for option in given:
+        group, _, field = option.partition(".")
+        if group not in defaults():
+            continue
+        if not {field, field.removeprefix("no_")} & used.get(group, set()):
+            _no_effect(option, _owners(group, field))
+    if qualities in given and not any(registry.card(name).by_quality for name in chosen):
+        _no_effect(qualities, [name for name in registry.names() if registry.card(name).by_quality])
+    return with_options(base, used)
+
+
+def _owners(group: str, field: str) -> list[str]:
+    """The methods that a setting has an effect on, with the quality where that decides: "sft-q (by q)"."""
+    found = []
+    for name in registry.names():
+        qualities = [q for q in ("q", "return") if field in effective([name], [q]).get(group, ())]
+        found += [name] if len(qualities) == 2 else [f"{name} (by {q})" for q in qualities]
+    return found
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _no_effect(option: str, owners: Sequence[str]) -> None:
+    name = f"--{option}".replace("_", "-")
+    if not owners:  # a misspelt field
+        return
+    others = f"{owners[0]} is not" if len(owners) == 1 else f"none of {', '.join(owners)} is"
+    raise UserError(f"{name} has no effect: {others} among the methods.")
+
+
+def effective(methods: Sequence[str], qualities: Sequence[str]) -> dict[str, set[str]]:
+    """The settings that methods, and what they are trained from, depend on: by group the names of its fields.
+
+    A group that is a single value has the field "".
+
+    Raises:
+        UserError: an unknown method.
+    """
+    found: dict[str, set[str]] = {}
+    for card in map(registry.card, methods):
+        record = card.record(card.config())
+        groups = {card.group: record} if card.group is not None else record
+        for group, values in groups.items():
+            found.setdefault(group, set()).update(values if isinstance(values, dict) else {""})
+        for quality in qualities if card.by_quality else ("q",):
+            for group, fields in effective(card.dependencies(quality if card.by_quality else None), [quality]).items():
+                found.setdefault(group, set()).update(fields)
+    return found
 
 
 def of_options(options: Any) -> Settings:

@@ -31,7 +31,7 @@ class Stage:
     @property
     def config(self) -> Any:
         """The method's configuration."""
-        return self.settings.of(registry.get(self.method))
+        return self.settings.of(registry.card(self.method))
 
 
 def method_stage(method: str, quality: str, seeds: tuple[int, ...], settings: Settings, task: str) -> Stage:
@@ -43,7 +43,7 @@ def method_stage(method: str, quality: str, seeds: tuple[int, ...], settings: Se
     Raises:
         UserError: the method has no settings for the task.
     """
-    stage = Stage(method, quality if registry.get(method).by_quality else None, seeds, settings)
+    stage = Stage(method, quality if registry.card(method).by_quality else None, seeds, settings)
     for each in (*dependencies(stage).values(), stage):
         found = registry.get(each.method)
         settings = settings.with_config(found, found.for_task(settings.of(found), task))
@@ -53,12 +53,12 @@ def method_stage(method: str, quality: str, seeds: tuple[int, ...], settings: Se
 def dependencies(stage: Stage) -> dict[str, Stage]:
     """The stages whose artefacts a stage starts from: {"bc": ..., "critic": ...}, each only where it is needed."""
     found = {}
-    for name in registry.get(stage.method).dependencies(stage.quality):
-        quality = (stage.quality or "q") if registry.get(name).by_quality else None
+    for name in registry.card(stage.method).dependencies(stage.quality):
+        quality = (stage.quality or "q") if registry.card(name).by_quality else None
         found[name] = dataclasses.replace(stage, method=name, quality=quality)
     return found
 
 
 def configuration(stage: Stage) -> dict[str, Any]:
     """The settings that a stage's own work depends on (not those of the stages it depends on)."""
-    return {"quick": stage.settings.quick} | registry.get(stage.method).record(stage.config)
+    return {"quick": stage.settings.quick} | registry.card(stage.method).record(stage.config)

@@ -42,7 +42,7 @@ TRAINING_CODE = (PACKAGE / "learning/loop.py",)
 EVALUATION_CODE = (PACKAGE / "envs/evaluation.py", PACKAGE / "envs/physics.py")
 STAGE_CODE = PACKAGE / "benchmark/perform.py"  # without what it imports
 # Its code cannot change a number: how errors, files and the console are, and the record that describes a method.
-NOT_CODE = (PACKAGE / "base", PACKAGE / "learning/method.py", PACKAGE / "methods/registry.py")
+NOT_CODE = tuple(PACKAGE / p for p in ("base", "configs/card.py", "learning/method.py", "methods/registry.py"))
 NOT_SETTINGS = ("seconds", "published")  # of a record: estimates and references
 
 
@@ -129,13 +129,13 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
         device: what computes it (see :func:`device_kind`); by default what this process has.
     """
     device = device or device_kind()
-    learns_policy = registry.get(stage.method).export is not None
+    learns_policy = registry.card(stage.method).has_policy
     packages = LEARNING + (EVALUATING if learns_policy else ())
     depends = {
         "method": stage.method,
         "quality": stage.quality,
         "seeds": stage.seeds,
-        "stream": registry.get(stage.method).random_stream,
+        "stream": registry.card(stage.method).random_stream,
         "settings": stages.configuration(stage),
         "dependencies": {name: key(each, data, device) for name, each in stages.dependencies(stage).items()},
         "data": data.sha256,

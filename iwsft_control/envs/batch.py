@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from iwsft_control.base.errors import require
 from iwsft_control.envs import physics
 from iwsft_control.envs.actions import ActionBox, action_box
+from iwsft_control.envs.registration import MAX_EPISODE_STEPS
 
 # What a step gives: observations (K, O), rewards (K,), and whether the episode terminated, or was truncated, (K,) each.
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -57,7 +58,7 @@ class D4RLBatch:
     def __init__(self, spec: str | EnvSpec, n: int):
         env = gym.make(spec)
         assert env.spec is not None
-        self.max_steps = env.spec.max_episode_steps or physics.MAX_EPISODE_STEPS
+        self.max_steps = env.spec.max_episode_steps or MAX_EPISODE_STEPS
         unwrapped: Any = env.unwrapped
         self._env = unwrapped  # resets and constants come from it, so they cannot differ
         model = unwrapped.model
@@ -147,7 +148,7 @@ class GymnasiumBatch:
         self._envs = [gym.make(spec) for _ in range(n)]
         env = self._envs[0]
         limit = env.spec.max_episode_steps if env.spec else None
-        self.max_steps = max_steps or limit or physics.MAX_EPISODE_STEPS
+        self.max_steps = max_steps or limit or MAX_EPISODE_STEPS
         observed, acted = env.observation_space, env.action_space
         name = spec if isinstance(spec, str) else spec.id
         for what, space in (("observations", observed), ("actions", acted)):

@@ -11,7 +11,8 @@ those recordings and Gymnasium's ``-v4`` models on a current MuJoCo, and this mo
 What remains of ``v2`` is in the environments: they are Gymnasium's ``-v4`` classes (the alive bonus also on the
 falling step, Walker2d's unequal feet) with actions clipped to [-1, 1] before the step and before the control cost,
 as rlkit's ``NormalizedBoxEnv`` did for D4RL. They are registered as ``d4rl/Hopper-v2``, ``d4rl/HalfCheetah-v2``,
-``d4rl/Walker2d-v2`` and ``d4rl/Ant-v2``; ``env.metadata["physics_corrections"]`` lists the active corrections.
+``d4rl/Walker2d-v2`` and ``d4rl/Ant-v2`` by :mod:`.registration`; ``env.metadata["physics_corrections"]`` lists the
+active corrections.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import ant_v4, half_cheetah_v4, hopper_v4, mujoco_env, walker2d_v4
-
-MAX_EPISODE_STEPS = 1000
 
 
 def mujoco_version() -> tuple[int, int]:
@@ -166,13 +165,6 @@ ENVIRONMENTS = {
     "d4rl/Walker2d-v2": Walker2dEnv,
     "d4rl/Ant-v2": AntEnv,
 }
-
-
-def register() -> None:
-    """Register the four environments with Gymnasium (done by ``import iwsft_control``)."""
-    for env_id, cls in ENVIRONMENTS.items():
-        if env_id not in gym.registry:
-            gym.register(env_id, entry_point=f"{__name__}:{cls.__name__}", max_episode_steps=MAX_EPISODE_STEPS)
 
 
 def describe(env_id: str) -> dict[str, Any]:

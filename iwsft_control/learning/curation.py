@@ -6,15 +6,13 @@ taken, and how often (ranks decide, ties go to the earlier unit); the multiset o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwsft_control.base.bounds import PERCENTILE
 from iwsft_control.datasets.types import Dataset
 
 
@@ -140,25 +138,6 @@ def draw(batch_size: int, curated: Curated, cumulative: jax.Array | None, key: j
     unit = jnp.asarray(curated.entries)[entry]
     starts, lengths = jnp.asarray(curated.starts)[unit], jnp.asarray(curated.lengths)[unit]
     return starts + jax.random.randint(row_key, unit.shape, 0, lengths)
-
-
-@dataclasses.dataclass(frozen=True)
-class CurationConfig:
-    """Which units fine-tuning sees, and how often."""
-
-    filter_percentile: Annotated[float, PERCENTILE] = 90
-    """filtered-bc, sft, iw-sft: episodes above this percentile of return."""
-    q_unit: Literal["episode", "transition"] = "episode"
-    """--quality q: whole episodes by their mean learned Q, or single transitions by their learned advantage."""
-    episode_strata: Annotated[tuple[float, ...], PERCENTILE] = (90, 95, 98)
-    """Episodes are taken once for each of these percentiles of quality that they exceed (the paper's)."""
-    transition_strata: Annotated[tuple[float, ...], PERCENTILE] = (70, 85, 95)
-    """Likewise for transitions."""
-
-    def problem(self, option: str) -> str | None:
-        """What no single field tells."""
-        empty = not (self.episode_strata and self.transition_strata)
-        return f"--{option}.episode-strata and --{option}.transition-strata must not be empty." if empty else None
 
 
 Values = tuple[np.ndarray, np.ndarray]  # the learned Q and V of every transition

@@ -8,7 +8,7 @@ stops a training that diverges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.datasets.transitions import Table
 from iwsft_control.learning.method import Method, Prepared
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, Mapping[str, Any]], None]  # steps just done, and what they logged
 
 
 class DivergedError(RunError):
@@ -45,7 +45,7 @@ def train(
     config: Any,
     data: Prepared,
     seeds: Sequence[int],
-    progress: Progress = lambda steps: None,
+    progress: Progress = lambda steps, values: None,
     *,
     checkpoint: Callable[[int, Any, Any], None] | None = None,
     snapshot: Snapshot | None = None,
@@ -54,7 +54,7 @@ def train(
 
     Args:
         data: what ``method.prepare`` made.
-        progress: told the steps as they are done.
+        progress: told the steps as they are done, and the entry of the log that they made.
         checkpoint: told the steps done and given the policy's averaged and its last parameters (S, ...) after every
             compiled call.
         snapshot: where the training goes on that a kill has cut short.
@@ -73,7 +73,7 @@ def train(
     carry, record = snapshot.load(carry)
     log: list[dict[str, Any]] = record.get("log", [])
     done = log[-1]["step"] if log else 0
-    progress(done)
+    progress(done, {})
     carry = jax.tree.map(jnp.asarray, carry)
     each = method.call_steps(config)
     for first in range(0, config.steps, each):
@@ -84,7 +84,7 @@ def train(
         entry = {"step": first + count, **{k: np.asarray(v).tolist() for k, v in values.items()}}
         _check_finite(method, seeds, np.asarray(finite), entry, log)
         log.append(entry)
-        progress(count)
+        progress(count, entry)
         if checkpoint is not None:
             # Copies: the next call takes the buffers.
             checkpoint(first + count, *jax.tree.map(np.array, (carry[1], _acting(carry[0]))))

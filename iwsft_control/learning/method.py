@@ -8,12 +8,12 @@ and checks, the store, sweeps, tables and benches all come from them.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from iwsft_control.configs.card import Card
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import defaults
 from iwsft_control.networks.policies import Exported
@@ -51,28 +51,13 @@ class Prepared(NamedTuple):
     """For every seed what a result file says of its data; empty for nothing."""
 
 
-class Published(NamedTuple):
-    """A column of published scores, on D4RL's own medium-replay data."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Method(Card):
+    """A method: its card and its functions. These get the method's configuration first; S is the number of seeds.
 
-    label: str
-    scores: tuple[float, float, float]
-    """Hopper, HalfCheetah, Walker2d."""
-    quality: str | None = None
-    """The quality that the publication means, for a method that has several."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Method:
-    """A method. Functions get the method's configuration first; S is the number of seeds.
-
-    The first five fields are all that a new method needs.
+    ``name``, ``config``, ``create``, ``update`` and ``prepare`` are all that a new method needs.
     """
 
-    name: str
-    """As on the command line."""
-    config: type
-    """Frozen dataclass of hyper-parameters with ``steps``, ``batch_size``, and ``average_decay`` where it has a policy:
-    the exponential average of the policy's parameters is evaluated (0: the last ones)."""
     create: Callable[..., Any]
     """(config, observation_dim, action_dim, key) -> state of one seed; a NamedTuple with a field ``policy``, the
     parameters that act (but for the critic, which has none)."""
@@ -94,35 +79,14 @@ class Method:
     """(config, data, parameters of one seed) -> the policy that is kept and evaluated; None for what has no policy."""
     values: Callable[[Any, Dataset, Any], dict[str, Any]] | None = None
     """(config, data, states (S, ...)) -> arrays to keep, for what has no policy."""
-    stream: int | None = None
-    """Which stream of a seed's random numbers is its own; by default one named after it."""
-    option: str | None = ""
-    """Its group of options on the command line, by default its name. None: the fields of ``config`` are groups."""
-    by_quality: bool = False
-    """Whether it curates by quality, be that a learned Q-function or the return."""
-    dependencies: Callable[[str | None], tuple[str, ...]] = lambda quality: ()
-    """(quality) -> names of the methods that are trained first, whose artefacts it prepares from."""
     variant: Callable[[Any], Method | None] = lambda config: None
     """(config) -> the method that does the work instead, if a setting asks for another one."""
     for_task: Callable[[Any, str], Any] = lambda config, task: config
     """(config, task) -> configuration, for settings that depend on the task."""
     quick: Callable[[Any], Any] = defaults.shorten
     """(config) -> configuration of a trial."""
-    record: Callable[[Any], dict[str, Any]] = dataclasses.asdict
-    """(config) -> the settings that its own work depends on."""
     sparse_logs: tuple[str, ...] = ()
     """Scalars that ``update`` gives as NaN in steps that do not compute them."""
-    seconds: float = 3.0
-    """Rough seconds of 1,000 steps on one core, for estimates before anything was timed."""
-    published: Published | None = None
-    """Its published scores."""
 
-    @property
-    def group(self) -> str | None:
-        """Its group of options: "td3_bc"."""
-        return (self.option or self.name.replace("-", "_")) if self.option is not None else None
-
-    @property
-    def random_stream(self) -> int:
-        """The integer that is folded into a seed's key."""
-        return zlib.crc32(self.name.encode()) if self.stream is None else self.stream
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "has_policy", self.export is not None)

@@ -42,45 +42,15 @@ the rows transitions with a Gaussian policy or tokens with a language model.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_ZERO
+from iwsft_control.configs.importance import ImportanceConfig
 
 LogProb = Callable[[Any, Any], jax.Array]  # (params, batch of B rows) -> (B,)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImportanceConfig:
-    """The importance weight w(u) of iw-SFT and the lag of q."""
-
-    effective_sample_size: Annotated[float | None, SHARE_ABOVE_ZERO] = 0.14
-    """Share of the curated set that the weights leave: 1 is SFT, less follows q more. The temperature is found from it
-    at every refresh. None: the temperature below."""
-    temperature: Annotated[float, NOT_NEGATIVE] = 10.0
-    """Factor on the unit's mean log-ratio, where there is no effective sample size to meet."""
-    relative: bool = True
-    """Whether weights are divided by their mean over the curated set before they are clipped."""
-    low: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Smallest weight."""
-    high: Annotated[float, POSITIVE] = 1000.0
-    """Largest weight."""
-    lag: Annotated[float, SHARE] = 0.9
-    """q <- lag q + (1 - lag) pi after every step, on the parameters; 0: q is the policy."""
-    refresh_every: Annotated[int, POSITIVE] = 100
-    """Steps between two passes over the curated set that recompute all weights."""
-
-    def problem(self, option: str) -> str | None:
-        """What no single field tells."""
-        if self.low > self.high:
-            return f"--{option}.low must not be above --{option}.high."
-        if self.effective_sample_size is not None and not self.relative:
-            return f"--{option}.effective-sample-size is for relative weights: None with --{option}.no-relative."
-        return None
 
 
 def loss(log_prob: LogProb, params: Any, batch: Any) -> jax.Array:

@@ -14,40 +14,20 @@ initialisation; the policy that is evaluated is the exponential average of the p
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from iwsft_control.base.bounds import POSITIVE, SHARE
+from iwsft_control.configs.awac import CARD, AWACConfig
 from iwsft_control.datasets.transitions import Transitions, transitions
 from iwsft_control.learning.gradient import descend
-from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
-
-
-@dataclasses.dataclass(frozen=True)
-class AWACConfig:
-    """Hyper-parameters."""
-
-    steps: Annotated[int, POSITIVE] = 200_000
-    """Gradient steps of critics and policy (chosen by results/curves)."""
-    batch_size: Annotated[int, POSITIVE] = 256
-    learning_rate: Annotated[float, POSITIVE] = 3e-4
-    discount: Annotated[float, SHARE] = 0.99
-    target_rate: Annotated[float, SHARE] = 0.005
-    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
-    temperature: Annotated[float, POSITIVE] = 1.0
-    """lambda: what advantages are divided by."""
-    max_weight: Annotated[float, POSITIVE] = 100.0
-    """Largest advantage weight."""
-    average_decay: Annotated[float, SHARE] = 0.999
-    """The policy that is evaluated is the exponential average of its parameters."""
 
 
 class AWACState(NamedTuple):
@@ -120,12 +100,8 @@ def update(
 
 
 METHOD = Method(
-    name="awac",
-    config=AWACConfig,
+    **vars(CARD),
     prepare=prepare,
     create=create,
     update=update,
-    stream=9,
-    seconds=3.3,
-    published=Published("AWAC", (37.2, 40.5, 27.0)),
 )

@@ -21,50 +21,23 @@ policy that is evaluated is the exponential average of the parameters, as for mo
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+from iwsft_control.configs.cql import CARD, CQLConfig
 from iwsft_control.datasets.transitions import Transitions, transitions
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning.gradient import descend
-from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import MLP, TwinCritic, twin
 from iwsft_control.networks.policies import Exported, TanhGaussianPolicy, squash
 
 DATA_ACTION_BOUND = 1 - 1e-5  # the tanh policy's density of the data's actions is taken inside the action box
-
-
-@dataclasses.dataclass(frozen=True)
-class CQLConfig:
-    """Hyper-parameters."""
-
-    steps: Annotated[int, POSITIVE] = 100_000
-    """Gradient steps of critics and policy (paper: 1M; results/curves)."""
-    batch_size: Annotated[int, POSITIVE] = 256
-    learning_rate: Annotated[float, POSITIVE] = 3e-4
-    """Of the critics."""
-    policy_learning_rate: Annotated[float, POSITIVE] = 3e-4
-    """Of policy and temperature."""
-    discount: Annotated[float, SHARE] = 0.99
-    target_rate: Annotated[float, SHARE] = 0.005
-    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
-    alpha: Annotated[float, NOT_NEGATIVE] = 5.0
-    """Weight of the conservative term."""
-    sampled_actions: Annotated[int, POSITIVE] = 10
-    """n: uniform, from pi(s) and from pi(s'), each."""
-    gradient_actions: Annotated[int, NOT_NEGATIVE] = 2
-    """Of these 3n, how many the conservative term's gradient is estimated from; 0 takes all of them, as the authors."""
-    cloning_steps: Annotated[int, NOT_NEGATIVE] = 0
-    """Steps in which the policy maximises log pi(a|s) of the data instead of Q."""
-    average_decay: Annotated[float, SHARE] = 0.999
-    """The policy that is evaluated is the exponential average of its parameters."""
 
 
 class CQLState(NamedTuple):
@@ -262,13 +235,9 @@ def export(config: CQLConfig, data: Dataset, params: Any) -> Exported:
 
 
 METHOD = Method(
-    name="cql",
-    config=CQLConfig,
+    **vars(CARD),
     prepare=prepare,
     create=create,
     update=update,
     export=export,
-    stream=10,
-    seconds=30.0,
-    published=Published("CQL", (95.0, 45.5, 77.2)),
 )

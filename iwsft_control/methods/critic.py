@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iwsft_control.base.bounds import POSITIVE, SHARE
+from iwsft_control.configs.critic import CARD, CriticConfig
 from iwsft_control.datasets.transitions import Transitions, scaled_transitions
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning.gradient import adam, descend
@@ -25,21 +25,6 @@ from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import TwinCritic, ValueFunction
 
 EVALUATION_CHUNK = 4096  # rows of one forward pass that stay in cache
-
-
-@dataclasses.dataclass(frozen=True)
-class CriticConfig:
-    """Hyper-parameters of the learned Q-function (IQL's for locomotion)."""
-
-    steps: Annotated[int, POSITIVE] = 100_000
-    """Gradient updates."""
-    batch_size: Annotated[int, POSITIVE] = 256
-    learning_rate: Annotated[float, POSITIVE] = 3e-4
-    expectile: Annotated[float, SHARE] = 0.7
-    discount: Annotated[float, SHARE] = 0.99
-    target_rate: Annotated[float, SHARE] = 0.005
-    """Polyak rate of the target critics."""
-    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
 
 
 class CriticState(NamedTuple):
@@ -133,15 +118,12 @@ def values(config: CriticConfig, data: Dataset, states: CriticState) -> dict[str
 
 
 METHOD = Method(
-    name="critic",
-    config=CriticConfig,
+    **vars(CARD),
     prepare=prepare,
     create=create,
     update=update,
     random_update=False,
     export=None,
     values=values,
-    stream=1,
     quick=lambda config: dataclasses.replace(config, steps=min(config.steps, 1000)),
-    seconds=1.5,
 )

@@ -13,38 +13,21 @@ orthogonal); the policy that is evaluated is the exponential average of its para
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+from iwsft_control.configs.iql import CARD, IQLConfig
 from iwsft_control.datasets.transitions import Transitions, scaled_transitions
 from iwsft_control.learning.gradient import adam, descend
-from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.methods import critic
-from iwsft_control.methods.critic import CriticConfig, CriticState
+from iwsft_control.methods.critic import CriticState
 from iwsft_control.networks.mlp import TwinCritic, ValueFunction
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
-
-
-@dataclasses.dataclass(frozen=True)
-class IQLConfig(CriticConfig):
-    """Hyper-parameters; those of critics and value function are the quality critic's."""
-
-    steps: Annotated[int, POSITIVE] = 200_000
-    """Gradient steps, of critics, value function and policy together (paper: 1M; chosen by results/curves)."""
-    beta: Annotated[float, NOT_NEGATIVE] = 3.0
-    """Inverse temperature of the advantage weights."""
-    max_weight: Annotated[float, POSITIVE] = 100.0
-    """Largest advantage weight."""
-    policy_learning_rate: Annotated[float, POSITIVE] = 3e-4
-    """Decays to zero over all steps (cosine)."""
-    average_decay: Annotated[float, SHARE] = 0.999
-    """The policy that is evaluated is the exponential average of its parameters."""
 
 
 class IQLState(NamedTuple):
@@ -104,12 +87,8 @@ def update(
 
 
 METHOD = Method(
-    name="iql",
-    config=IQLConfig,
+    **vars(CARD),
     prepare=prepare,
     create=create,
     update=update,
-    stream=7,
-    seconds=3.2,
-    published=Published("IQL", (94.7, 44.2, 73.9)),
 )

@@ -15,39 +15,20 @@ for most methods here.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+from iwsft_control.configs.one_step import CARD, OneStepConfig
 from iwsft_control.datasets.transitions import Demonstrations, Table, in_chunks
 from iwsft_control.learning.gradient import adam, descend
 from iwsft_control.learning.loop import over_seeds, seed_keys
-from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
-
-
-@dataclasses.dataclass(frozen=True)
-class OneStepConfig:
-    """Hyper-parameters of the step of improvement."""
-
-    steps: Annotated[int, POSITIVE] = 50_000
-    """Gradient steps of the policy, from the run's own BC policy."""
-    batch_size: Annotated[int, POSITIVE] = 256
-    learning_rate: Annotated[float, POSITIVE] = 3e-4
-    temperature: Annotated[float, NOT_NEGATIVE] = 3.0
-    """Factor on advantages: IQL's inverse temperature, on the same scale of rewards."""
-    max_weight: Annotated[float, POSITIVE] = 100.0
-    """Largest advantage weight."""
-    samples: Annotated[int, POSITIVE] = 10
-    """Actions of BC that V is the mean of."""
-    average_decay: Annotated[float, SHARE] = 0.999
-    """The policy that is evaluated is the exponential average of its parameters."""
 
 
 class Own(NamedTuple):
@@ -155,16 +136,11 @@ def update(
 
 
 METHOD = Method(
-    name="one-step",
-    config=OneStepConfig,
+    **vars(CARD),
     prepare=prepare,
     create=create,
     sample=sample,
     update=update,
     random_update=False,
     warm_start=from_bc,
-    dependencies=lambda quality: ("bc", "sarsa"),
-    stream=14,
-    seconds=1.5,
-    published=Published("OneStep", (97.5, 38.1, 49.5)),
 )

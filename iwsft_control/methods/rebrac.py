@@ -21,17 +21,17 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE
 from iwsft_control.base.errors import UserError
+from iwsft_control.configs.rebrac import CARD, TUNED_CARD, ReBRACConfig
 from iwsft_control.datasets.transitions import FollowedTransitions, transitions, with_next_actions
-from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.learning.temporal_difference import temporal_difference_loss
-from iwsft_control.methods.td3_bc import TD3Config, TD3State, create_td3, smoothed_actions, update_td3
+from iwsft_control.methods.td3_bc import TD3State, create_td3, smoothed_actions, update_td3
 from iwsft_control.networks.mlp import TwinCritic
 from iwsft_control.networks.policies import DeterministicPolicy
 
@@ -41,17 +41,6 @@ TUNED = {
     "halfcheetah-medium-replay": (0.01, 0.001),
     "walker2d-medium-replay": (0.05, 0.01),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class ReBRACConfig(TD3Config):
-    """Hyper-parameters; those that are not here are TD3's."""
-
-    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256, 256)
-    beta_policy: Annotated[float, NOT_NEGATIVE] = 0.05
-    """beta_1: weight of behaviour cloning in the policy's loss."""
-    beta_critic: Annotated[float, NOT_NEGATIVE] = 0.1
-    """beta_2: weight of the behaviour penalty in the critics' backup."""
 
 
 def prepare(config: ReBRACConfig, inputs: Inputs) -> Prepared:
@@ -103,20 +92,11 @@ def tuned(config: ReBRACConfig, task: str) -> ReBRACConfig:
 
 
 METHOD = Method(
-    name="rebrac",
-    config=ReBRACConfig,
+    **vars(CARD),
     prepare=prepare,
     create=create,
     update=update,
-    stream=11,
     sparse_logs=("policy_loss",),
-    seconds=6.0,
 )
-TUNED_METHOD = dataclasses.replace(
-    METHOD,
-    name="rebrac-tuned",
-    option="rebrac",
-    stream=12,
-    for_task=tuned,
-    published=Published("ReBRAC", (98.1, 51.0, 77.3)),  # tuned per task as well
-)
+TUNED_METHOD = dataclasses.replace(METHOD, **vars(TUNED_CARD), for_task=tuned)
+METHODS = (METHOD, TUNED_METHOD)

@@ -1,6 +1,7 @@
 """All methods, by name: those of this package, of installed packages and of files that a user names.
 
-To add one here, write its file and add its record below. Someone else's package offers methods as entry points::
+To add one here, write its file, and its hyper-parameters and card in ``configs/``, and add the card below. Someone
+else's package offers methods as entry points::
 
     [project.entry-points."iwsft_control.methods"]
     xql = "my_package.xql:METHOD"
@@ -13,31 +14,36 @@ which the data hold (D4RL's loader, which the papers used, drops that transition
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import sys
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iwsft_control.base.errors import UserError, near, require
-from iwsft_control.learning.method import Method
-from iwsft_control.methods import awac, cql, critic, iql, one_step, rebrac, sarsa, supervised, td3_bc
+from iwsft_control.configs import awac, cql, critic, iql, one_step, rebrac, sarsa, supervised, td3_bc
+from iwsft_control.configs.card import Card
 
-OURS: tuple[Method, ...] = (
-    critic.METHOD,
-    *supervised.METHODS,
-    iql.METHOD,
-    td3_bc.METHOD,
-    awac.METHOD,
-    cql.METHOD,
-    rebrac.METHOD,
-    rebrac.TUNED_METHOD,
-    sarsa.METHOD,
-    one_step.METHOD,
+if TYPE_CHECKING:
+    from iwsft_control.learning.method import Method
+
+OURS: tuple[Card, ...] = (
+    critic.CARD,
+    *supervised.CARDS,
+    iql.CARD,
+    td3_bc.CARD,
+    awac.CARD,
+    cql.CARD,
+    rebrac.CARD,
+    rebrac.TUNED_CARD,
+    sarsa.CARD,
+    one_step.CARD,
 )
 ENTRY_POINTS = "iwsft_control.methods"
-_methods: dict[str, Method] = {}
+_cards: dict[str, Card] = {card.name: card for card in OURS}  # a method in its place once its code was imported
 _files: list[Path] = []
 _entry_points_loaded: list[bool] = []
 
@@ -49,11 +55,17 @@ def add(methods: Iterable[Method], where: str) -> None:
         UserError: there is a method of that name already, or one draws from another's stream of random numbers.
     """
     for method in methods:
-        require(isinstance(method, Method), f"{where} does not hold a Method record; see the registry's page.")
-        require(method.name not in _methods, f"{where}: there is a method {method.name!r} already; rename it.")
-        twin = next((m.name for m in _methods.values() if m.random_stream == method.random_stream), None)
+        require(_is_method(method), f"{where} does not hold a Method record; see the registry's page.")
+        require(method.name not in _cards, f"{where}: there is a method {method.name!r} already; rename it.")
+        twin = next((c.name for c in _cards.values() if c.random_stream == method.random_stream), None)
         require(twin is None, f"{where}: {method.name!r} has the random stream of {twin!r}; leave its stream out.")
-        _methods[method.name] = method
+        _cards[method.name] = method
+
+
+def _is_method(card: object) -> bool:
+    from iwsft_control.learning.method import Method  # who asks has imported its code
+
+    return isinstance(card, Method)
 
 
 def load_file(path: Path) -> None:
@@ -87,8 +99,8 @@ def files() -> tuple[Path, ...]:
     return tuple(_files)
 
 
-def every() -> dict[str, Method]:
-    """All methods by name, the critics among them.
+def cards() -> dict[str, Card]:
+    """The cards of all methods by name, the critics among them; the code of those in this package is not imported.
 
     Raises:
         UserError: an installed package's method cannot be imported or is none.
@@ -102,24 +114,43 @@ def every() -> dict[str, Method]:
             except Exception as error:
                 raise UserError(f"{where} cannot be imported ({type(error).__name__}: {error}); mend it.") from error
             add([found], where)
-    return dict(_methods)
+    return dict(_cards)
 
 
-def names() -> tuple[str, ...]:
-    """Names of the methods that end in a policy, in the order of tables."""
-    return tuple(name for name, method in every().items() if method.export is not None)
-
-
-def get(name: str) -> Method:
-    """A method by its name.
+def card(name: str) -> Card:
+    """The card of a method.
 
     Raises:
         UserError: there is none; the sentence lists the near ones.
     """
-    known = every()
+    known = cards()
     if name not in known:
         raise UserError(f"unknown method {name!r}: {near(name, list(names()))}")
     return known[name]
 
 
-add(OURS, __name__)
+def names() -> tuple[str, ...]:
+    """Names of the methods that end in a policy, in the order of tables."""
+    return tuple(name for name, each in cards().items() if each.has_policy)
+
+
+def get(name: str) -> Method:
+    """A method by its name; its code is imported.
+
+    Raises:
+        UserError: there is none; the sentence lists the near ones.
+    """
+    if not _is_method(card(name)):  # configs/iql.py holds a card, methods/iql.py its method
+        module = importlib.import_module(card(name).config.__module__.replace(".configs.", ".methods."))
+        for method in getattr(module, "METHODS", None) or (module.METHOD,):
+            _cards[method.name] = method
+    return _cards[name]  # type: ignore[return-value]
+
+
+def every() -> dict[str, Method]:
+    """All methods by name, the critics among them; their code is imported.
+
+    Raises:
+        UserError: as :func:`cards`.
+    """
+    return {name: get(name) for name in cards()}

@@ -20,15 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from iwsft_control.configs.released import BC_LEARNING_RATE, IMPORTANCE, LEARNING_RATE
 from iwsft_control.learning import objectives
 from iwsft_control.learning.method import Prepared
-from iwsft_control.learning.objectives import ImportanceConfig, LogProb
+from iwsft_control.learning.objectives import LogProb
 
-IMPORTANCE = ImportanceConfig(
-    effective_sample_size=None, temperature=10.0, relative=False, low=0.0, high=1000.0, lag=0.9, refresh_every=1
-)
-BC_STEPS, FINE_TUNE_STEPS = 10_000, 2_000
-BC_LEARNING_RATE, LEARNING_RATE = 1e-3, 4e-5
 BC_TRAJECTORIES, TRAJECTORIES = 128, 256  # per step
 WARM_UP = 300  # steps
 CHUNK = 4096  # rows of one pass that stay in cache

@@ -13,32 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from iwsft_control.base.bounds import POSITIVE, SHARE
+from iwsft_control.configs.sarsa import CARD, SarsaConfig
 from iwsft_control.datasets.transitions import FollowedTransitions, scaled_transitions, with_next_actions
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning.gradient import adam, descend
 from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.networks.mlp import TwinCritic
-
-
-@dataclasses.dataclass(frozen=True)
-class SarsaConfig:
-    """Hyper-parameters of the Q-function of the data's policy."""
-
-    steps: Annotated[int, POSITIVE] = 200_000
-    """Gradient updates."""
-    batch_size: Annotated[int, POSITIVE] = 256
-    learning_rate: Annotated[float, POSITIVE] = 3e-4
-    discount: Annotated[float, SHARE] = 0.99
-    target_rate: Annotated[float, SHARE] = 0.005
-    """Polyak rate of the target critics."""
-    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
 
 
 class SarsaState(NamedTuple):
@@ -87,15 +73,12 @@ def values(config: SarsaConfig, data: Dataset, states: SarsaState) -> dict[str, 
 
 
 METHOD = Method(
-    name="sarsa",
-    config=SarsaConfig,
+    **vars(CARD),
     prepare=prepare,
     create=create,
     update=update,
     random_update=False,
     export=None,
     values=values,
-    stream=13,
     quick=lambda config: dataclasses.replace(config, steps=min(config.steps, 1000)),
-    seconds=2.2,
 )

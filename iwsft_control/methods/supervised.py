@@ -14,99 +14,26 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iwsft_control.base.bounds import POSITIVE, SHARE
+from iwsft_control.configs.card import Card
+from iwsft_control.configs.curation import CurationConfig
+from iwsft_control.configs.supervised import CARDS, KINDS, Kind, SupervisedConfig
 from iwsft_control.datasets.transitions import Demonstrations, in_chunks
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import curation, objectives
-from iwsft_control.learning.curation import Curated, CurationConfig, Values
+from iwsft_control.learning.curation import Curated, Values
 from iwsft_control.learning.defaults import as_it_is, call_steps, fresh
 from iwsft_control.learning.gradient import descend
 from iwsft_control.learning.loop import over_seeds
-from iwsft_control.learning.method import Inputs, Method, Prepared, Published
-from iwsft_control.learning.objectives import ImportanceConfig
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.methods import released
 from iwsft_control.networks.policies import GaussianPolicy, policy_log_prob
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-    """Hyper-parameters of policy training, the same for all methods and tasks."""
-
-    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256, 256)
-    batch_size: Annotated[int, POSITIVE] = 256
-    bc_steps: Annotated[int, POSITIVE] = 20_000
-    """Gradient steps of bc and filtered-bc."""
-    bc_learning_rate: Annotated[float, POSITIVE] = 1e-3
-    fine_tune_steps: Annotated[int, POSITIVE] = 5_000
-    """Gradient steps of sft, iw-sft, sft-q and iw-sft-q, from the run's own BC policy."""
-    fine_tune_learning_rate: Annotated[float, POSITIVE] = 3e-4
-    length_weighted: bool = True
-    """A unit counts by its length, as in log p(tau) = sum_t log pi; otherwise by the mean over t (released code)."""
-    average_decay: Annotated[float, SHARE] = 0.999
-    """The policy that is evaluated is the exponential average of the parameters, for all of these methods alike."""
-
-
-class Kind(NamedTuple):
-    """One of the six methods."""
-
-    curation: str  # "everything", "filtered" (transitions of the best episodes), "binary" (those episodes), "quality"
-    fine_tunes: bool = False  # starts from BC's parameters instead of from scratch
-    importance_weighted: bool = False
-
-
-KINDS = {
-    "bc": Kind("everything"),
-    "filtered-bc": Kind("filtered"),
-    "sft": Kind("binary", fine_tunes=True),
-    "iw-sft": Kind("binary", fine_tunes=True, importance_weighted=True),
-    "sft-q": Kind("quality", fine_tunes=True),
-    "iw-sft-q": Kind("quality", fine_tunes=True, importance_weighted=True),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class SupervisedConfig:
-    """The groups of hyper-parameters that the six methods share; of bc and filtered-bc, which start from scratch."""
-
-    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
-    importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
-    curation: CurationConfig = dataclasses.field(default_factory=CurationConfig)
-    preset: Literal["", "released"] = ""
-    """"released": whole trajectories, as in :mod:`~iwsft_control.methods.released`."""
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps of the method."""
-        return self.policy.bc_steps
-
-    @property
-    def learning_rate(self) -> float:
-        """Decays to zero over all steps (cosine)."""
-        return self.policy.bc_learning_rate
-
-    @property
-    def average_decay(self) -> float:
-        """Of the exponential average of the parameters that is evaluated."""
-        return self.policy.average_decay
-
-
-class FineTuningConfig(SupervisedConfig):
-    """The same of the methods that start from BC."""
-
-    @property
-    def steps(self) -> int:
-        return self.policy.fine_tune_steps
-
-    @property
-    def learning_rate(self) -> float:
-        return self.policy.fine_tune_learning_rate
 
 
 class Own(NamedTuple):
@@ -290,24 +217,6 @@ def _released_update(
     return released.update(partial(log_prob, config), _recipe(kind, config), state, batch)
 
 
-def as_released(policy: PolicyConfig) -> dict[str, Any]:
-    """The groups of options of ``--preset released``, but for the network's width."""
-    return {
-        "policy": dataclasses.replace(
-            policy,
-            bc_steps=released.BC_STEPS,
-            bc_learning_rate=released.BC_LEARNING_RATE,
-            fine_tune_steps=released.FINE_TUNE_STEPS,
-            fine_tune_learning_rate=released.LEARNING_RATE,
-            length_weighted=False,
-            average_decay=0.0,
-        ),
-        "importance": released.IMPORTANCE,
-        "curation": CurationConfig(),
-        "preset": "released",
-    }
-
-
 # --- the records -----------------------------------------------------------------------------------------------------
 
 
@@ -318,26 +227,10 @@ def trial(config: Any) -> Any:
     return dataclasses.replace(config, policy=shorter)
 
 
-def record(kind: Kind, config: SupervisedConfig) -> dict[str, Any]:
-    """The settings that a method's own work depends on."""
-    fine_tuning = ("fine_tune_steps", "fine_tune_learning_rate", "length_weighted")
-    cloning = ("bc_steps", "bc_learning_rate")
-    left_out = cloning if kind.fine_tunes else fine_tuning
-    found: dict[str, Any] = {
-        "policy": {k: v for k, v in dataclasses.asdict(config.policy).items() if k not in left_out}
-    }
-    if kind.curation != "everything":
-        found["curation"] = dataclasses.asdict(config.curation)
-    if kind.importance_weighted:
-        found["importance"] = dataclasses.asdict(config.importance)
-    return found | {"preset": config.preset}
-
-
-def _method(name: str, stream: int, published: Published | None = None) -> Method:
-    kind = KINDS[name]
+def _method(card: Card) -> Method:
+    kind = KINDS[card.name]
     method = Method(
-        name=name,
-        config=FineTuningConfig if kind.fine_tunes else SupervisedConfig,
+        **vars(card),
         prepare=partial(prepare, kind),
         create=create,
         sample=sample,
@@ -346,14 +239,7 @@ def _method(name: str, stream: int, published: Published | None = None) -> Metho
         warm_start=partial(from_bc, kind) if kind.fine_tunes else fresh,
         refresh=refresh if kind.importance_weighted else as_it_is,
         call_steps=(lambda c: c.importance.refresh_every) if kind.importance_weighted else call_steps,
-        stream=stream,
-        option=None,
-        by_quality=kind.curation == "quality",
-        dependencies=lambda quality: ("bc",) * kind.fine_tunes + ("critic",) * (quality == "q"),
         quick=trial,
-        record=partial(record, kind),
-        seconds=1.5,
-        published=published,
     )
     if kind.curation == "filtered":  # the released code has no such method
         return method
@@ -368,11 +254,4 @@ def _method(name: str, stream: int, published: Published | None = None) -> Metho
     return dataclasses.replace(method, variant=lambda config: whole if config.preset == "released" else None)
 
 
-METHODS = (
-    _method("bc", 0, published=Published("BC", (18.1, 36.6, 26.0))),
-    _method("filtered-bc", 2, published=Published("BC 10%", (75.9, 40.6, 62.5))),
-    _method("sft", 3, published=Published("SFT", (79.0, 35.1, 58.8))),
-    _method("iw-sft", 4),
-    _method("sft-q", 5, published=Published("SFT(Q)", (84.9, 39.3, 66.2), "return")),
-    _method("iw-sft-q", 6, published=Published("iw-SFT(Q)", (85.0, 40.9, 75.8), "return")),
-)
+METHODS = tuple(map(_method, CARDS))

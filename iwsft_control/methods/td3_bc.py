@@ -15,50 +15,22 @@ Deviation: Flax's initialisation.
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+from iwsft_control.configs.td3_bc import CARD, TD3BCConfig, TD3Config
 from iwsft_control.datasets.transitions import Transitions, transitions
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning.gradient import adam, descend
-from iwsft_control.learning.method import Inputs, Method, Prepared, Published
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import TwinCritic, first_critic
 from iwsft_control.networks.policies import DeterministicPolicy, Exported
-
-
-@dataclasses.dataclass(frozen=True)
-class TD3Config:
-    """What every method on TD3's schedule has; the values are TD3+BC's."""
-
-    steps: Annotated[int, POSITIVE] = 200_000
-    """Gradient steps of the critics (paper: 1M; chosen by results/curves); the policy takes one in ``policy_delay``."""
-    batch_size: Annotated[int, POSITIVE] = 256
-    learning_rate: Annotated[float, POSITIVE] = 3e-4
-    discount: Annotated[float, SHARE] = 0.99
-    target_rate: Annotated[float, SHARE] = 0.005
-    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
-    policy_delay: Annotated[int, POSITIVE] = 2
-    noise: Annotated[float, NOT_NEGATIVE] = 0.2
-    """Standard deviation of the smoothing noise on target actions."""
-    noise_clip: Annotated[float, NOT_NEGATIVE] = 0.5
-    average_decay: Annotated[float, SHARE] = 0.0
-    """Of the exponential average of the policy's parameters that is evaluated; 0: the last parameters."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TD3BCConfig(TD3Config):
-    """Hyper-parameters."""
-
-    alpha: Annotated[float, NOT_NEGATIVE] = 2.5
-    """Weight of the Q-function against behaviour cloning."""
 
 
 class TD3State(NamedTuple):
@@ -179,14 +151,10 @@ def export(config: TD3BCConfig, data: Dataset, params: Any) -> Exported:
 
 
 METHOD = Method(
-    name="td3-bc",
-    config=TD3BCConfig,
+    **vars(CARD),
     prepare=prepare,
     create=create,
     update=update,
     export=export,
-    stream=8,
     sparse_logs=("policy_loss",),
-    seconds=2.5,
-    published=Published("TD3+BC", (60.9, 44.6, 81.8)),
 )

@@ -8,7 +8,7 @@ that the suite does not have, and the order.
 
 from __future__ import annotations
 
-from iwsft_control.learning.method import Published
+from iwsft_control.configs.card import Published
 from iwsft_control.methods import registry
 
 PUBLISHED_TASKS = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
@@ -18,12 +18,12 @@ ORDER = ("BC", "BC 10%", "SFT", "SFT(Q)", "iw-SFT(Q)", "DT", "AWAC", "OneStep", 
 
 def published() -> dict[str, tuple[float, float, float]]:
     """Every published column: its label and scores on :data:`PUBLISHED_TASKS`."""
-    own = [m.published for m in registry.every().values() if m.published is not None]
+    own = [m.published for m in registry.cards().values() if m.published is not None]
     found = {column.label: column.scores for column in (*own, *OTHERS)}
     return {label: found[label] for label in sorted(found, key=lambda x: ORDER.index(x) if x in ORDER else len(ORDER))}
 
 
 def published_as(method: str, quality: str | None) -> tuple[float, float, float] | None:
     """The published scores that mean what a row here means (the paper's quality is the return)."""
-    column = registry.every()[method].published if method in registry.every() else None
+    column = registry.cards()[method].published if method in registry.cards() else None
     return column.scores if column is not None and column.quality == quality else None

@@ -143,7 +143,7 @@ def parse_row(text: str) -> Row:
     method, _, quality = text.partition(" by ")
     if method not in registry.names():
         raise UserError(f"unknown method {method!r}: {near(method, list(registry.names()))}")
-    has_quality = registry.get(method).by_quality
+    has_quality = registry.card(method).by_quality
     if quality not in (("", "q", "return") if has_quality else ("",)):
         raise UserError(
             f"{method} does not take {quality!r}; say {method}" + (" by q or by return." if has_quality else ".")
@@ -152,7 +152,7 @@ def parse_row(text: str) -> Row:
 
 
 def _all_rows() -> list[Row]:
-    qualities = {name: ("return", "q") if registry.get(name).by_quality else (None,) for name in registry.names()}
+    qualities = {name: ("return", "q") if registry.card(name).by_quality else (None,) for name in registry.names()}
     return [Row(method, quality) for method, each in qualities.items() for quality in each]
 
 

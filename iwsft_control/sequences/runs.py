@@ -35,7 +35,7 @@ from iwsft_control.sequences.task import Task, Traces
 
 CORPUS = 131_072  # answers
 METRIC = "pass@1 in percent"
-Report = Callable[[str, int], Callable[[int], None]]  # (what, its steps) -> advance(steps done)
+Report = Callable[[str, int], loop.Progress]  # (what, its steps) -> advance(steps done, what they logged)
 
 
 class Job(NamedTuple):
@@ -225,7 +225,7 @@ class Bench:
             key = jax.random.fold_in(jax.random.key(seed), methods.METHODS["bc"].random_stream)
             answers = generate.answers(model_config, bc.arrays["params"], prompts, self.task.answer_length, key)
             reference = _log_probs(model_config, bc.arrays["params"], prompts, answers)
-            advance(count)
+            advance(count, {})
             return Artefact({"answers": answers, "log_reference": reference}, {"seconds": {}})
 
         depends = [self.configuration(Job("bc", None, seed)), count, self._protocol()]

@@ -1,0 +1,59 @@
+"""What a command costs before it does anything: processor seconds of fresh processes.
+
+    python experiments/bench/startup.py
+
+User and system time together, the least of several rounds, with the package's bytecode written before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+from rich.table import Table
+
+from iwsft_control.base import console
+
+RUN = ("-m", "iwsft_control.run", "--env")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "python -c pass": ("-c", "pass"),
+    "import iwsft_control": ("-c", "import iwsft_control"),
+    "iwsft --help": ("-m", "iwsft_control", "--help"),
+    "iwsft --version": ("-m", "iwsft_control", "--version"),
+    "iwsft rum": ("-m", "iwsft_control", "rum"),
+    "iwsft run --help": ("-m", "iwsft_control", "run", "--help"),
+    "python -m iwsft_control.run --help": ("-m", "iwsft_control.run", "--help"),
+    "iwsft run --env hoper-medium-replay": (*RUN, "hoper-medium-replay"),
+    "iwsft run ... --method iqll": (*RUN, "hopper-medium-replay", "--method", "iqll"),
+    "iwsft run ... --iql.beta much": (*RUN, "hopper-medium-replay", "--method", "iql", "--iql.beta", "much"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What to measure."""
+
+    rounds: int = 5
+
+
+def processor_seconds(arguments: tuple[str, ...]) -> float:
+    """User and system time of a process that runs Python with these arguments."""
+    before = os.times()
+    subprocess.run([sys.executable, *arguments], capture_output=True)
+    after = os.times()
+    return after.children_user - before.children_user + after.children_system - before.children_system
+
+
+def main(config: BenchConfig) -> None:
+    """Measure each in turn, print the least."""
+    table = Table("command", "processor seconds")
+    for name, arguments in COMMANDS.items():
+        processor_seconds(arguments)  # writes bytecode
+        table.add_row(name, f"{min(processor_seconds(arguments) for _ in range(config.rounds)):.2f}")
+    console.console.print(table)
+
+
+if __name__ == "__main__":
+    console.command(lambda: BenchConfig, main, "python experiments/bench/startup.py", __doc__)

@@ -1,0 +1,121 @@
+"""The run command's work: train, evaluate, write and print, on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from iwsft_control.base import console
+from iwsft_control.base.errors import UserError
+from iwsft_control.base.files import cache_home
+from iwsft_control.benchmark import checks, jobs, processes, results, stages
+from iwsft_control.benchmark.jobs import DataSource, Failure, Job
+from iwsft_control.benchmark.perform import perform
+from iwsft_control.benchmark.settings import Settings
+from iwsft_control.benchmark.store import Store
+from iwsft_control.envs import tasks
+
+
+def run(config: Any, chosen: Settings) -> None:
+    """Do what the options of the run command say.
+
+    Args:
+        config: its ``RunOptions``.
+        chosen: the settings among them, checked.
+
+    Raises:
+        UserError: the data cannot be used, or something cannot be written.
+        SystemExit: a method failed.
+    """
+    task = tasks.parse_task(config.env) if config.env else None
+    scores = None
+    if config.ref_min_score is not None and config.ref_max_score is not None:
+        scores = (config.ref_min_score, config.ref_max_score)
+    source = DataSource(config.env, config.dataset, scores, config.trust_environment)
+    data = source.load()
+    checks.check_environment(task, data)
+    folder = config.results or Path("results/quick" if config.quick else "results/runs")
+    store = Store(config.stages or cache_home() / "stages")
+    console.writable(folder)
+    checks.check_store(store)
+    if not config.quiet:
+        checks.describe(data)
+    if config.quick and not config.quiet:
+        console.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
+    wanted = [
+        Job(source, stages.method_stage(method, config.quality, group, chosen, source.task))
+        for group in jobs.groups(config.seeds)
+        for method in config.method
+    ]
+    failures: list[Failure] = []
+    processes_count = min(len(config.seeds), os.cpu_count() or 1)
+
+    def finished(job: Job, failure: Failure | None) -> None:
+        if failure is not None:
+            failures.append(failure)
+        elif job in wanted:
+            _write(folder, store, job)
+
+    with console.progress_bar(config.quiet) as bar:
+        progress = _progress_on(bar, several=len(config.seeds) > 1)
+        if jax.default_backend() == "cpu" and processes_count > 1:
+            # One process per core and seed: on a CPU that beats a vmap over seeds and one seed on all cores.
+            pool = processes.Processes(store, progress, processes_count)
+            try:
+                jobs.execute(wanted, pool, store, lambda job: None, finished)
+            finally:
+                pool.close()
+        else:
+            console.cache_compiled_programs()
+            failed: set[Job] = set()
+            for job in jobs.with_dependencies(wanted):
+                if not failed.isdisjoint(job.dependencies()):
+                    failed.add(job)
+                    continue
+                try:
+                    perform(job.stage, data, store, jobs.reporter(lambda *event, job=job: progress(job, *event)))
+                except Exception as error:  # a failed method stops only those that depend on it
+                    failed.add(job)
+                    finished(job, jobs.failure(error))
+                else:
+                    finished(job, None)
+    checks.say_unkept(store)
+    for failure in failures:
+        if failure.mistake:
+            raise UserError(failure.error)
+    if failures:
+        print(f"error: {failures[0].trace or failures[0].error}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _progress_on(bar: Any, several: bool) -> jobs.Progress:
+    """A line for every loop of every job."""
+    lines: dict[tuple[Job, str], Any] = {}
+
+    def progress(job: Job, what: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
+        if (job, what) not in lines:
+            seeds = f"seed {', '.join(map(str, job.stage.seeds))}  " if several else ""
+            lines[job, what] = bar.add_task(f"{seeds}{what}", total=steps)
+        bar.update(lines[job, what], advance=done, values=values)
+
+    return progress
+
+
+def _write(folder: Path, store: Store, job: Job) -> None:
+    for path in jobs.write_results(folder, store, job):
+        result = results.read(path)
+        start = result.diagnostics.get("bc_start")
+        if start:
+            console.console.print(
+                f"seed {result.seed}  bc (its start)  normalised score {start['normalised_score']:6.1f} "
+                f"+- {start['standard_error']:.1f}"
+            )
+        console.console.print(
+            f"seed {result.seed}  {result.method:<14}  normalised score {result.normalised_score:6.1f} "
+            f"+- {result.standard_error:.1f} (standard error over {len(result.episode_returns)} episodes) -> {path}"
+        )

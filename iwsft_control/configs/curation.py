@@ -1,0 +1,27 @@
+"""Hyper-parameters of curation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from iwsft_control.base.bounds import PERCENTILE
+
+
+@dataclasses.dataclass(frozen=True)
+class CurationConfig:
+    """Which units fine-tuning sees, and how often."""
+
+    filter_percentile: Annotated[float, PERCENTILE] = 90
+    """filtered-bc, sft, iw-sft: episodes above this percentile of return."""
+    q_unit: Literal["episode", "transition"] = "episode"
+    """--quality q: whole episodes by their mean learned Q, or single transitions by their learned advantage."""
+    episode_strata: Annotated[tuple[float, ...], PERCENTILE] = (90, 95, 98)
+    """Episodes are taken once for each of these percentiles of quality that they exceed (the paper's)."""
+    transition_strata: Annotated[tuple[float, ...], PERCENTILE] = (70, 85, 95)
+    """Likewise for transitions."""
+
+    def problem(self, option: str) -> str | None:
+        """What no single field tells."""
+        empty = not (self.episode_strata and self.transition_strata)
+        return f"--{option}.episode-strata and --{option}.transition-strata must not be empty." if empty else None

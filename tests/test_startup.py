@@ -1,0 +1,62 @@
+"""What a command imports before it has something to do: help, a version and a mistake must not cost seconds."""
+
+import json
+import subprocess
+import sys
+
+import gymnasium as gym
+import pytest
+
+import iwsft_control
+from iwsft_control.envs import physics, registration
+
+HEAVY = {"jax", "jaxlib", "flax", "optax", "mujoco", "minari", "h5py", "matplotlib", "scipy", "ray", "pandas"}
+REPORT = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})), file=sys.stderr))
+"""
+
+
+def imported(code):
+    """What a fresh process has imported at its end: (exit code, stdout, packages)."""
+    done = subprocess.run([sys.executable, "-c", REPORT + code], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, set(json.loads(done.stderr.splitlines()[-1])), done.stderr
+
+
+def command(*arguments):
+    return f"import sys; sys.argv = ['iwsft', *{arguments!r}]; from iwsft_control.__main__ import main; main()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--help",), 0),
+        (("--version",), 0),
+        (("rum",), 2),
+        (("run", "--help"), 0),
+        (("run", "--env", "hoper-medium-replay"), 2),
+        (("run", "--env", "hopper-medium-replay", "--method", "iqll"), 2),
+        (("run", "--env", "hopper-medium-replay", "--sedes", "3"), 2),
+        (("run", "--env", "hopper-medium-replay", "--policy.bc-steps", "-3"), 2),
+        (("run", "--env", "hopper-medium-replay", "--method", "iql", "--iql.beta", "much"), 2),
+    ],
+)
+def test_what_needs_no_heavy_package_imports_none(arguments, code):
+    found, _, packages, _ = imported(command(*arguments))
+    assert found == code
+    assert not HEAVY & packages
+
+
+def test_the_package_is_light_until_something_of_it_is_used():
+    assert not HEAVY & imported("import iwsft_control")[2]
+    assert "jax" in imported("import iwsft_control; iwsft_control.load")[2]  # the check sees what it should
+
+
+def test_the_environments_are_those_that_are_registered():
+    assert {env_id: cls.__name__ for env_id, cls in physics.ENVIRONMENTS.items()} == registration.CLASSES
+    assert {gym.spec(env_id).max_episode_steps for env_id in physics.ENVIRONMENTS} == {1000}
+
+
+def test_the_version_is_told():
+    code, shown, _, _ = imported(command("--version"))
+    assert (code, shown) == (0, f"iwsft_control {iwsft_control.__version__}\n")
