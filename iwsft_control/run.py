@@ -48,6 +48,8 @@ class RunOptions:
     """Return that scores 100, for a data set that declares none."""
     trust_environment: bool = False
     """Import and call what the data set's environment names (an entry point, wrappers). Look at it first."""
+    flatten_observations: bool = False
+    """Lay dict observations (a goal beside the state) end to end, in the data and in the environment."""
     results: Path | None = None
     """Folder of result files and policies; by default results/runs, or results/quick with --quick."""
     stages: Path | None = None
@@ -94,7 +96,7 @@ def main(config: RunConfig) -> None:
     scores = None
     if config.ref_min_score is not None and config.ref_max_score is not None:
         scores = (config.ref_min_score, config.ref_max_score)
-    source = DataSource(config.env, config.dataset, scores, config.trust_environment)
+    source = DataSource(config.env, config.dataset, scores, config.trust_environment, config.flatten_observations)
     data = source.load()
     checks.check_environment(task, data)
     folder = config.results or Path("results/quick" if config.quick else "results/runs")

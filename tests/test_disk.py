@@ -82,7 +82,7 @@ def test_a_full_disk_is_one_sentence_and_earlier_results_stay(disk, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["full", "read-only"])
 def test_a_cache_that_cannot_be_written_stops_nothing(disk, tmp_path, monkeypatch, way):
-    """Neither that of arrays and compiled programs nor the folder of stages: what depends on them gets them from memory."""
+    """Neither that of arrays and compiled programs nor the folder of stages, which stay in memory then."""
     cache = disk("cache", "256k", "ro" if way == "read-only" else "rw")
     if way == "full":
         fill(cache)
@@ -116,7 +116,7 @@ def test_results_that_cannot_be_written_are_said_before_anything_is_trained(disk
     for options in ("rw", "ro"):
         folder = disk(options, "64k", options)
         fill(folder)  # which a read-only one does not let itself be
-        with pytest.raises(UserError, match="cannot write into .*with space left"):
+        with pytest.raises(UserError, match=r"cannot write into .*with space left"):
             console.writable(folder)
         assert not list(folder.glob(".writable*"))
 
@@ -128,9 +128,9 @@ def test_data_sets_on_a_full_disk(disk, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(full))
     with pytest.raises(UserError, match=r"cannot write .*No space left.*MINARI_DATASETS_PATH elsewhere"):
         minari_files.write_minari("t/x/y-v0", episodes, "d4rl/Hopper-v2", {})
-    with pytest.raises(UserError, match="cannot write .*No space left.*free some space"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left.*free some space"):
         packed.pack(full / "x.hdf5", episodes, {})
-    with pytest.raises(UserError, match="No space left on device.*free some space"):
+    with pytest.raises(UserError, match=r"No space left on device.*free some space"):
         files.save_pytree(full / "y", {"a": np.ones(100_000)})
     assert not [p for p in full.rglob("*") if p.is_file()]
 

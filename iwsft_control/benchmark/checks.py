@@ -14,7 +14,7 @@ from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets.types import Dataset, describe_origin
 from iwsft_control.envs import specs
 from iwsft_control.envs.actions import ActionBox
-from iwsft_control.envs.batch import make_batch
+from iwsft_control.envs.batch import GymnasiumBatch, make_batch
 from iwsft_control.envs.tasks import Task
 from iwsft_control.methods import registry, supervised
 
@@ -74,6 +74,12 @@ def check_environment(task: Task | None, data: Dataset) -> None:
         absent = isinstance(error, ImportError | gym.error.DependencyNotInstalled)
         remedy = "install the package it comes from" if absent else "correct the data set's env_spec, or choose another"
         raise UserError(f"the environment {data.env_id} of {data.id} cannot be made ({error}); {remedy}.") from error
+    parts = batch.observation_parts if isinstance(batch, GymnasiumBatch) else {}
+    require(
+        not data.observation_parts or list(parts.items()) == list(data.observation_parts.items()),
+        f"{data.id} declares the observations {dict(data.observation_parts)}, its environment {data.env_id} has "
+        f"{parts}, or in another order; choose another data set.",
+    )
     require(
         (batch.observation_dim, batch.action_dim) == (data.observations.shape[1], data.actions.shape[1]),
         f"{data.id} does not have the observations and actions of {data.env_id}; choose another data set.",
