@@ -50,6 +50,7 @@ def load(
     dataset: str | None = None,
     reference_scores: tuple[float, float] | None = None,
     trust_environment: bool = False,
+    flatten_observations: bool = False,
 ) -> Dataset:
     """The data set of a task, or any in the local Minari root, as flat arrays.
 
@@ -58,6 +59,7 @@ def load(
         dataset: a Minari id, in place of or beside a task.
         reference_scores: returns that score 0 and 100, for a data set that declares none.
         trust_environment: whether what its environment names (an entry point, wrappers) may be imported and called.
+        flatten_observations: whether dict observations (a goal beside the state) are laid end to end.
 
     Returns:
         A :class:`~iwsft_control.datasets.types.Dataset`.
@@ -66,7 +68,13 @@ def load(
         UserError: no such task or data set, it is damaged, or its environment asks for trust.
     """
     require(task is not None or dataset is not None, "name a task or a data set.")
-    return _load(parse_task(task) if task else None, dataset, reference_scores, trust_environment=trust_environment)
+    return _load(
+        parse_task(task) if task else None,
+        dataset,
+        reference_scores,
+        trust_environment=trust_environment,
+        flatten_observations=flatten_observations,
+    )
 
 
 def train(

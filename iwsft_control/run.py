@@ -41,6 +41,8 @@ class RunOptions:
     """Return that scores 100, for a data set that declares none."""
     trust_environment: bool = False
     """Import and call what the data set's environment names (an entry point, wrappers). Look at it first."""
+    flatten_observations: bool = False
+    """Lay dict observations (a goal beside the state) end to end, in the data and in the environment."""
     results: Path | None = None
     """Folder of result files and policies; by default results/runs, or results/quick with --quick."""
     stages: Path | None = None

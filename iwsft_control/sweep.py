@@ -52,6 +52,8 @@ class PlanOptions:
     """Seeds. Tune on others (100 and up) than those that are reported."""
     trust_environment: bool = False
     """Import and call what the data sets' environments name (an entry point, wrappers). Look at it first."""
+    flatten_observations: bool = False
+    """Lay dict observations (a goal beside the state) end to end, in the data and in the environments."""
     results: Path | None = None
     """Folder of result files; by default results/sweep, or results/quick with --quick."""
     stages: Path | None = None
@@ -84,7 +86,7 @@ def plan_jobs(plan: Plan, chosen: Settings) -> list[Job]:
     """The runs of a plan, seed by seed, so that a sweep that is cut short has whole seeds."""
     return [
         Job(
-            DataSource(task, trust_environment=plan.trust_environment),
+            DataSource(task, trust_environment=plan.trust_environment, flatten_observations=plan.flatten_observations),
             stages.method_stage(method, quality, group, chosen, task),
         )
         for group in jobs.groups(plan.seeds)

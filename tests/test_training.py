@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iwsft_control.benchmark import perform, settings
+from iwsft_control.benchmark.stages import Stage
+from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.datasets import load, packed
@@ -14,7 +17,7 @@ from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.learning import curation, loop, objectives
 from iwsft_control.learning.method import Artefact, Prepared
 from iwsft_control.learning.objectives import ImportanceConfig
-from iwsft_control.methods import critic, registry, released, supervised
+from iwsft_control.methods import critic, registry, released, supervised, td3_bc
 from iwsft_control.networks import policies
 from iwsft_control.networks.policies import Exported, GaussianPolicy, policy_log_prob
 from tests.conftest import make_data, prepared
@@ -303,3 +306,40 @@ def test_units_of_each_method():
     assert sizes("sft-q", q_unit="transition") == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
     _, scores = supervised.curate(CurationConfig(), KINDS["sft-q"], "return", DATA, None)
     np.testing.assert_array_equal(scores, curation.episode_returns(DATA))
+
+
+def test_a_policy_that_has_died_is_not_scored(tmp_path):
+    """Adam's first steps of 1.0 saturate the tanh everywhere: one action for all states, and finite."""
+    dying = td3_bc.TD3BCConfig(steps=200, hidden=(16,), batch_size=16, learning_rate=1.0)
+    stage = Stage("td3-bc", None, (0,), settings.make(td3_bc=dying))
+    evaluated = []
+    with pytest.raises(perform.DeadPolicyError) as error:
+        perform.perform(
+            stage, DATA, Store(tmp_path), report=lambda what, steps: evaluated.append(what) or (lambda n: 0)
+        )
+    sentence = str(error.value)
+    assert sentence.startswith("td3-bc (seed 0) ended at step 200 in a policy that answers every state with one action")
+    assert "Last good values " in sentence and "smaller learning rate" in sentence
+    assert evaluated == ["td3-bc"] and not list(tmp_path.glob("*.safetensors"))
+
+
+def test_since_when_a_policy_is_dead_and_when_it_may_be_constant(monkeypatch):
+    """The last call in which actions differed; data of one action may lead to a policy of one action."""
+    stage = Stage("bc", None, (0, 1), settings.make())
+    constant = {"params": {"net": {"Dense_0": {"kernel": np.zeros((2, 11, 3)), "bias": np.zeros((2, 3))}}}}
+    alive = {"params": {"net": {"Dense_0": {"kernel": np.ones((2, 11, 3)), "bias": np.zeros((2, 3))}}}}
+    half = jax.tree.map(lambda a, b: np.stack([a[0], b[1]]), alive, constant)
+    trained = loop.Trained(None, half, [{"step": [10, 20, 30], "loss": [0.5, 0.25, 0.125]}] * 2)
+
+    def watch(data, *seen):
+        watching = perform._Watch(stage, registry.get("bc").export, data)
+        for step, params in zip((10, 20, 30), seen, strict=True):
+            watching(step, params, params)
+        watching.require_life(trained)
+
+    with pytest.raises(perform.DeadPolicyError, match=r"bc \(seed 1\) .* Last good values after step 20: loss 0.25"):
+        watch(DATA, half, alive, half)
+    with pytest.raises(perform.DeadPolicyError, match="Last good values none: it was so in the first steps"):
+        watch(DATA, half, half, half)
+    watch(DATA, half, half, alive)
+    watch(dataclasses.replace(DATA, actions=np.ones_like(DATA.actions)), half, half, half)

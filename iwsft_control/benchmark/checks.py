@@ -70,7 +70,10 @@ def check_environment(task: Task | None, data: Dataset) -> None:
             data.env_id == task.environment.env_id,
             f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
         )
-    from iwsft_control.envs.batch import make_batch  # loads MuJoCo: commands check their options without it
+    from iwsft_control.envs.batch import (
+        GymnasiumBatch,
+        make_batch,
+    )  # loads MuJoCo: commands check their options without it
 
     try:
         batch = make_batch(data.environment, 1)
@@ -80,6 +83,12 @@ def check_environment(task: Task | None, data: Dataset) -> None:
         absent = isinstance(error, ImportError | gym.error.DependencyNotInstalled)
         remedy = "install the package it comes from" if absent else "correct the data set's env_spec, or choose another"
         raise UserError(f"the environment {data.env_id} of {data.id} cannot be made ({error}); {remedy}.") from error
+    parts = batch.observation_parts if isinstance(batch, GymnasiumBatch) else {}
+    require(
+        not data.observation_parts or list(parts.items()) == list(data.observation_parts.items()),
+        f"{data.id} declares the observations {dict(data.observation_parts)}, its environment {data.env_id} has "
+        f"{parts}, or in another order; choose another data set.",
+    )
     require(
         (batch.observation_dim, batch.action_dim) == (data.observations.shape[1], data.actions.shape[1]),
         f"{data.id} does not have the observations and actions of {data.env_id}; choose another data set.",

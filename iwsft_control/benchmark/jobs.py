@@ -34,6 +34,8 @@ class DataSource:
     reference_scores: tuple[float, float] | None = None
     trust_environment: bool = False
     """Whether what the data set's environment names may be imported and called."""
+    flatten_observations: bool = False
+    """Whether dict observations are laid end to end."""
 
     def load(self) -> Dataset:
         """The data set, from memory where it was the last one or one before."""
@@ -48,7 +50,13 @@ class DataSource:
 @functools.lru_cache(maxsize=3)
 def _load(source: DataSource, minari_root: Path) -> Dataset:
     task = tasks.parse_task(source.env) if source.env else None
-    return load.load(task, source.dataset, source.reference_scores, trust_environment=source.trust_environment)
+    return load.load(
+        task,
+        source.dataset,
+        source.reference_scores,
+        trust_environment=source.trust_environment,
+        flatten_observations=source.flatten_observations,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

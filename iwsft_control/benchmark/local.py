@@ -36,7 +36,7 @@ def run(config: Any, chosen: Settings) -> None:
     scores = None
     if config.ref_min_score is not None and config.ref_max_score is not None:
         scores = (config.ref_min_score, config.ref_max_score)
-    source = DataSource(config.env, config.dataset, scores, config.trust_environment)
+    source = DataSource(config.env, config.dataset, scores, config.trust_environment, config.flatten_observations)
     data = source.load()
     checks.check_environment(task, data)
     folder = config.results or Path("results/quick" if config.quick else "results/runs")

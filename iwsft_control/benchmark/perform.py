@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from iwsft_control.base.errors import RunError
 from iwsft_control.benchmark import results, stages
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.benchmark.store import Store
@@ -21,6 +22,7 @@ from iwsft_control.networks import policies
 from iwsft_control.networks.policies import Exported
 
 QUICK_EPISODES = 5
+WATCHED_STATES = 256  # of the data, evenly spread
 
 Advance = Callable[[int, Mapping[str, Any]], None]  # (steps just done, what they logged)
 Report = Callable[[str, int], Advance]  # (what, its steps) -> advance
@@ -42,6 +44,7 @@ def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, 
     Raises:
         PolicyError: a trained policy answers with something that is not an action.
         DivergedError: a parameter or a loss is no longer finite.
+        DeadPolicyError: a trained policy answers every state with one action.
     """
     # First, since a damaged one is made again even where what came of it is there.
     inputs = {name: perform(each, data, store, report, threads) for name, each in stages.dependencies(stage).items()}
@@ -57,7 +60,10 @@ def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, 
         method = method.variant(config) or method
         prepared = method.prepare(config, Inputs(data, inputs, stage.quality, stage.seeds))
         advance = report(stage.method, config.steps)
-        trained = loop.train(method, config, prepared, stage.seeds, advance, snapshot=snapshot)
+        watch = None if method.export is None else _Watch(stage, method.export, data)
+        trained = loop.train(method, config, prepared, stage.seeds, advance, checkpoint=watch, snapshot=snapshot)
+        if watch is not None:
+            watch.require_life(trained)
         record: dict[str, Any] = {"logs": trained.logs, "seconds": {stage.method: round(snapshot.seconds, 3)}}
         if method.export is not None:
             exported = export(method.export, config, data, trained.policy)
@@ -77,6 +83,54 @@ def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, 
         store.write(stage, data, made)
         snapshot.remove()
     return made
+
+
+class DeadPolicyError(RunError):
+    """A trained policy answers every state with one action."""
+
+
+class _Watch:
+    """Tells policies that have died: that answer every state with one and the same action, where the data do not.
+
+    Units of a network that never fire again, or a tanh that is saturated everywhere, leave nothing but a constant. It
+    is finite, and would be scored. Policies that learned are not that: even where one action is best in every state,
+    or the data hold no other, what networks learn differs from state to state by 0.04 of [-1, 1] and more
+    (``python experiments/promises.py constant``), and :data:`~iwsft_control.networks.policies.CONSTANT` is 1e-6. Only
+    data whose own actions are constant may rightly lead to such a policy; those are left alone.
+    """
+
+    def __init__(self, stage: Stage, export: Callable[..., Exported], data: Dataset):
+        rows = np.linspace(0, len(data.observations) - 1, min(WATCHED_STATES, len(data.observations))).astype(int)
+        self.observations = data.observations[rows]
+        self.applies = len(rows) > 1 and bool((np.ptp(data.actions, axis=0) > policies.CONSTANT).any())
+        self.stage, self.export, self.data = stage, export, data
+        self.alive: list[int | None] = [None] * len(stage.seeds)  # when every seed's policy was last seen to live
+        self.constant: list[np.ndarray | None] = [None] * len(stage.seeds)
+
+    def __call__(self, step: int, averaged: Any, last: Any) -> None:
+        """Look at the policies that would be evaluated if training ended here."""
+        if self.applies:
+            for s, each in enumerate(export(self.export, self.stage.config, self.data, averaged)):
+                self.constant[s] = policies.constant_action(policies.make(each), self.observations)
+                self.alive[s] = step if self.constant[s] is None else self.alive[s]
+
+    def require_life(self, trained: loop.Trained) -> None:
+        """Refuse what would be scored.
+
+        Raises:
+            DeadPolicyError: a policy has died; the sentence says since when, and the last good values.
+        """
+        for seed, action, alive, log in zip(self.stage.seeds, self.constant, self.alive, trained.logs, strict=True):
+            if action is not None:
+                good = "none: it was so in the first steps"
+                if alive is not None:
+                    row = log["step"].index(alive)
+                    values = [f"{k} {v[row]:.4g}" for k, v in log.items() if k != "step" and isinstance(v[row], float)]
+                    good = f"after step {alive:,}: {', '.join(values)}"
+                raise DeadPolicyError(
+                    f"{self.stage.name} (seed {seed}) ended at step {log['step'][-1]:,} in a policy that answers every "
+                    f"state with one action, {action.tolist()}. Last good values {good}. Try a smaller learning rate."
+                )
 
 
 def export(export: Callable[..., Exported], config: object, data: Dataset, params: object) -> list[Exported]:

@@ -61,13 +61,13 @@ class _Source(NamedTuple):
     states: Callable[[], tuple[np.ndarray | None, np.ndarray | None] | None]  # as in :class:`Episodes`
 
 
-def _source(name: str) -> _Source:
+def _source(name: str, flatten: bool) -> _Source:
     if name in minari_files.local_ids():  # a user's own copy goes before the embedded one
         metadata = minari_files.read_metadata(name)
         return _Source(
             minari_files.digest(name),
             metadata,
-            lambda: minari_files.read(name, metadata),
+            lambda: minari_files.read(name, metadata, flatten),
             lambda: minari_files.read_states(name),
         )
     path, digest = packed.embedded_file(name)
@@ -82,6 +82,7 @@ def load(
     reference_scores: tuple[float, float] | None = None,
     cache: Path | None = None,
     trust_environment: bool = False,
+    flatten_observations: bool = False,
 ) -> Dataset:
     """Load a data set as flat arrays; the second time from a cache of ready arrays, keyed by its files' sha256.
 
@@ -91,19 +92,24 @@ def load(
         reference_scores: (min, max) for a data set that declares none.
         cache: folder; by default ``~/.cache/iwsft_control/datasets`` (``XDG_CACHE_HOME`` is honoured).
         trust_environment: whether what the data set's environment names may be imported and called.
+        flatten_observations: whether dict observations are laid end to end, as gymnasium.wrappers.FlattenObservation
+            does; observations that are vectors stay as they are.
 
     Raises:
         UserError: no such data set, it is damaged, declares no environment or one that is not to be trusted, has no
             reference scores, or actions outside its bounds.
     """
     name = resolve(task, dataset_id)
-    source = _source(name)
+    source = _source(name, flatten_observations)
+    parts = minari_files.observation_parts(name, source.metadata, flatten_observations)
     scores = _reference_scores(name, source.metadata, reference_scores)
     stem = f"{source.digest}-{CACHE_FORMAT}"
     folder = cache or files.cache_home() / "datasets"
     episodes, content = _episodes(name, source, folder / f"{stem}.safetensors")
     # Last, so that nobody is asked to trust an environment for data that cannot be used.
     environment = _environment(name, source.metadata, trust_environment)
+    if parts:
+        environment = specs.flattened(environment)
     box = _action_box(name, source.metadata, environment, episodes.actions)
     starts = episodes.starts  # alone: the closure must not keep the arrays in memory
 
@@ -126,6 +132,7 @@ def load(
         starts=starts,
         task=task.name if task else name,
         action_box=box,
+        observation_parts=parts,
         read_states=states,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from iwsft_control.datasets import hdf5
 from iwsft_control.datasets.types import Episodes, check
 
 MAX_METADATA = 64 << 20  # bytes of a metadata.json
+MAX_DEPTH = 20  # of dicts in dict observations
 PER_STEP = ("actions", "rewards", "terminations", "truncations")
 
 
@@ -178,25 +180,26 @@ def _every_file(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def read(dataset_id: str, metadata: Mapping[str, Any]) -> Episodes:
+def read(dataset_id: str, metadata: Mapping[str, Any], flatten: bool = False) -> Episodes:
     """The episodes of a data set.
 
     Args:
         metadata: what :func:`read_metadata` gave.
+        flatten: whether dict observations are flattened; others stay as they are.
 
     Raises:
         UserError: it is damaged, or of a kind that is not supported.
     """
     data = minari_path(dataset_id) / "data"
-    _require_vectors(dataset_id, metadata)
+    parts = observation_parts(dataset_id, metadata, flatten)
     kind, total = metadata.get("data_format", "hdf5"), metadata.get("total_episodes")
     if not isinstance(total, int) or isinstance(total, bool) or total < 1:
         raise UserError(f"{dataset_id} declares {total!s:.40} episodes; correct total_episodes in its metadata.")
     try:
         if kind == "hdf5":
-            return whole.join(_hdf5_episodes(data / "main_data.hdf5", total, dataset_id), dataset_id)
+            return whole.join(_hdf5_episodes(data / "main_data.hdf5", total, parts, dataset_id), dataset_id)
         if kind in ("arrow", "parquet"):
-            return whole.join(_arrow_episodes(data, kind, total, dataset_id), dataset_id)
+            return whole.join(_arrow_episodes(data, kind, total, parts, dataset_id), dataset_id)
     except UserError:
         raise
     except Exception as error:  # whatever HDF5, Arrow and NumPy raise at bytes that are not theirs
@@ -249,21 +252,76 @@ def action_bounds(metadata: Mapping[str, Any], name: str) -> tuple[np.ndarray, n
     return low, high
 
 
-def _require_vectors(dataset_id: str, metadata: Mapping[str, Any]) -> None:
+def observation_parts(dataset_id: str, metadata: Mapping[str, Any], flatten: bool) -> dict[str, int]:
+    """Names ("achieved_goal") and widths of what a dict observation consists of, {} where observations are vectors.
+
+    The order is the declared one, in which Gymnasium's FlattenObservation lays them end to end too.
+
+    Args:
+        flatten: whether dict observations are asked for as vectors.
+
+    Raises:
+        UserError: observations or actions are of a kind that is not supported; the sentence says which, and how dict
+            observations are flattened.
+    """
     for which, what in (("observation_space", "observations"), ("action_space", "actions")):
         space = declared_space(metadata, which, dataset_id)
-        if space is not None:
-            kind, shape = space["type"], space.get("shape")
-            is_vector = kind == "Box" and isinstance(shape, list) and len(shape) == 1
-            article = f"of shape {shape!r:.40}" if kind == "Box" else f"of kind {kind:.40}"
+        if space is None:
+            continue
+        parts = dict(_boxes(space)) if what == "observations" and space["type"] == "Dict" else {}
+        if parts and None not in parts.values():
             require(
-                is_vector,
-                f"{dataset_id} has {what} {article}, which are not supported; choose a data set whose {what} are "
-                "vectors.",
+                flatten,
+                f"{dataset_id} has dict observations ({', '.join(parts):.200}); give --flatten-observations to lay "
+                "them end to end, in the data and in its environment.",
             )
+            return {name: width for name, width in parts.items() if width is not None}
+        kind, shape = space["type"], space.get("shape")
+        unfit = ", ".join(name for name, width in parts.items() if width is None)
+        article = f"of shape {shape!r:.40}" if kind == "Box" else f"of kind {kind:.40}"
+        require(
+            kind == "Box" and isinstance(shape, list) and len(shape) == 1,
+            f"{dataset_id} has {what} {article}{f' ({unfit:.80} is no box)' if unfit else ''}, which are not "
+            f"supported; choose a data set whose {what} are vectors.",
+        )
+    return {}
 
 
-def _hdf5_episodes(path: Path, total: int, name: str) -> Iterator[dict[str, np.ndarray]]:
+def _boxes(space: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, int | None]]:
+    """The parts of a space in order and their widths, None for one that is no box of numbers."""
+    subspaces = space.get("subspaces") if isinstance(space, dict) else None
+    if isinstance(space, dict) and space.get("type") == "Dict" and isinstance(subspaces, dict) and depth < MAX_DEPTH:
+        for key, each in subspaces.items():
+            yield from _boxes(each, f"{name}/{key}" if name else key, depth + 1)
+        return
+    shape = space.get("shape") if isinstance(space, dict) and space.get("type") == "Box" else None
+    is_box = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
+    yield name, math.prod(shape) if is_box and shape is not None else None
+
+
+def _flat(found: Mapping[str, np.ndarray], parts: Mapping[str, int], name: str) -> dict[str, np.ndarray]:
+    """What is read of an episode with the parts of its observations end to end: (T + 1, sum of widths)."""
+    if not parts:
+        return dict(found)
+    columns = []
+    for part, width in parts.items():
+        array = found[f"observations/{part}"]
+        rows = len(found[f"observations/{next(iter(parts))}"]) if array.ndim else 0
+        require(
+            array.ndim > 0 and len(array) == rows and array.size == rows * width,
+            f"{name}: its observations/{part} have the shape {array.shape}, and {width} values for each of {rows} "
+            "states are declared; it is damaged: fetch or collect it again.",
+        )
+        columns.append(array.reshape(rows, width))
+    return {"observations": np.concatenate(columns, axis=1), **{key: found[key] for key in PER_STEP}}
+
+
+def _stored(parts: Mapping[str, int]) -> tuple[str, ...]:
+    """The paths of what is read of an episode."""
+    return (*(f"observations/{part}" for part in parts), *PER_STEP) if parts else ("observations", *PER_STEP)
+
+
+def _hdf5_episodes(path: Path, total: int, parts: Mapping[str, int], name: str) -> Iterator[dict[str, np.ndarray]]:
     with hdf5.open_file(path) as file:
         there = sum(bool(re.fullmatch(r"episode_\d+", key)) for key in file)
         require(
@@ -273,12 +331,14 @@ def _hdf5_episodes(path: Path, total: int, name: str) -> Iterator[dict[str, np.n
         room = hdf5.max_bytes()
         for e in range(total):
             group = hdf5.find(file, f"episode_{e}", name)
-            found = hdf5.arrays(group, ("observations", *PER_STEP), f"{name}, episode_{e}", room)
+            found = hdf5.arrays(group, _stored(parts), f"{name}, episode_{e}", room)
             room -= sum(x.nbytes for x in found.values())
-            yield found
+            yield _flat(found, parts, f"{name}, episode_{e}")
 
 
-def _arrow_episodes(data: Path, kind: str, total: int, name: str) -> Iterator[dict[str, np.ndarray]]:
+def _arrow_episodes(
+    data: Path, kind: str, total: int, parts: Mapping[str, int], name: str
+) -> Iterator[dict[str, np.ndarray]]:
     try:
         import pyarrow.dataset
     except ImportError as error:
@@ -293,14 +353,34 @@ def _arrow_episodes(data: Path, kind: str, total: int, name: str) -> Iterator[di
         episode = pyarrow.dataset.dataset(
             str(data / str(e)), format=kind, ignore_prefixes=["_", ".", "metadata.json"]
         )  # as Minari does
-        widths = {n: getattr(episode.schema.field(n).type, "list_size", 1) for n in ("observations", *PER_STEP)}
-        declared = episode.count_rows() * 8 * sum(widths.values())
+        declared = episode.count_rows() * 8 * sum(_width(episode.schema, path) for path in _stored(parts))
         hdf5.require_room(declared, f"{name}, episode {e}", room)
         room -= declared
-        table = episode.to_table(columns=list(widths))
-        columns = {n: _vectors(table[n].to_numpy()) for n in widths}
+        table = episode.to_table(columns=["observations", *PER_STEP])
+        found = _flat({path: _vectors(_column(table, path)) for path in _stored(parts)}, parts, f"{name}, episode {e}")
         # Minari pads what a step has to the length of the observations, one more.
-        yield {n: x if n == "observations" else x[:-1] for n, x in columns.items()}
+        yield {n: x if n == "observations" else x[:-1] for n, x in found.items()}
+
+
+def _width(schema: Any, path: str) -> int:
+    """Values in a row of a column of Arrow's, or of a field a/b of a struct."""
+    first, *rest = path.split("/")
+    kind = schema.field(first).type
+    for key in rest:
+        kind = kind.field(key).type
+    return getattr(kind, "list_size", 1)
+
+
+def _column(table: Any, path: str) -> np.ndarray:
+    """A column of Arrow's, or a field a/b of a struct."""
+    first, *rest = path.split("/")
+    column = table[first]
+    if rest:
+        column = column.combine_chunks()
+        for key in rest:
+            column = column.field(key)
+        return column.to_numpy(zero_copy_only=False)
+    return column.to_numpy()
 
 
 def _vectors(column: np.ndarray) -> np.ndarray:

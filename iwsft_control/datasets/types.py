@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -70,6 +70,8 @@ class Dataset:
     terminations: np.ndarray  # (N,) bool
     starts: np.ndarray  # (E + 1,) int64; episode e is rows starts[e]:starts[e + 1]
     action_box: ActionBox | None = None  # that the actions were scaled from; None where it is [-1, 1]
+    # Names and widths of what dict observations consist of, in the order of their columns; {} where they were vectors.
+    observation_parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     task: str = ""  # name of the task, or the id where it was loaded without one
     read_states: Callable[[], SimulatorStates | None] = lambda: None  # see :meth:`states`
 

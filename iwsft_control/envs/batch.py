@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base.errors import require
-from iwsft_control.envs import physics
+from iwsft_control.envs import physics, specs
 from iwsft_control.envs.actions import ActionBox, action_box
 from iwsft_control.envs.registration import MAX_EPISODE_STEPS
 
@@ -150,6 +150,9 @@ class GymnasiumBatch:
         limit = env.spec.max_episode_steps if env.spec else None
         self.max_steps = max_steps or limit or MAX_EPISODE_STEPS
         observed, acted = env.observation_space, env.action_space
+        self.observation_parts: dict[str, int] = {}
+        if isinstance(env, gym.wrappers.FlattenObservation):
+            self.observation_parts = specs.parts(env.env.observation_space)
         name = spec if isinstance(spec, str) else spec.id
         for what, space in (("observations", observed), ("actions", acted)):
             require(

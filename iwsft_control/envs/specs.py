@@ -25,6 +25,9 @@ NEUTRAL_WRAPPERS = {
     "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "HumanRendering", "RenderCollection", "RecordEpisodeStatistics"
 }  # fmt: skip
 
+_flattening = gym.wrappers.FlattenObservation
+FLATTENING = WrapperSpec(_flattening.__name__, f"{_flattening.__module__}:{_flattening.__name__}", {})
+
 
 def declared(text: Any, name: str, trust: bool = False) -> str | EnvSpec:
     """The environment that a data set declares.
@@ -57,7 +60,7 @@ def declared(text: Any, name: str, trust: bool = False) -> str | EnvSpec:
     kwargs = {k: known[k] if k in known and _in_json(known[k]) == v else v for k, v in kwargs.items()}
     foreign = {k: v for k, v in kwargs.items() if not _is_plain(v) and not (k in known and known[k] is v)}
     imported = [] if registered is not None else [fields["entry_point"]]
-    imported += [w["entry_point"] for w in wrappers]
+    imported += [w["entry_point"] for w in wrappers if WrapperSpec(**w) != FLATTENING]  # Gymnasium's own
     if registered is None and fields["entry_point"] is None:
         raise UserError(
             f"{name} declares the environment {env_id}, which is not registered here; install the package it comes "
@@ -76,6 +79,21 @@ def declared(text: Any, name: str, trust: bool = False) -> str | EnvSpec:
     spec.max_episode_steps = limit
     spec.additional_wrappers += tuple(WrapperSpec(**w) for w in wrappers)
     return env_id if spec == registered else spec
+
+
+def flattened(environment: str | EnvSpec) -> EnvSpec:
+    """An environment whose dict observations are laid end to end, by Gymnasium's own wrapper."""
+    spec = copy.deepcopy(gym.spec(environment) if isinstance(environment, str) else environment)
+    spec.additional_wrappers += (FLATTENING,)
+    return spec
+
+
+def parts(space: gym.Space, name: str = "") -> dict[str, int]:
+    """Names and widths of what a dict observation consists of, in the order in which Gymnasium flattens it."""
+    if not isinstance(space, gym.spaces.Dict):
+        return {name: gym.spaces.flatdim(space)}
+    inner = (parts(each, f"{name}/{key}" if name else str(key)) for key, each in space.spaces.items())
+    return {key: width for each in inner for key, width in each.items()}
 
 
 def describe(environment: str | EnvSpec) -> Any:

@@ -19,6 +19,7 @@ from iwsft_control.networks.mlp import MLP, numpy_mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of the offline policies: iw-SFT's released code
 SAC_LOG_STD_MIN, SAC_LOG_STD_MAX = -20.0, 2.0  # of SAC's policy: rlkit
+CONSTANT = 1e-6  # how far actions of [-1, 1] may lie apart by rounding
 
 
 class GaussianPolicy(nn.Module):
@@ -157,6 +158,12 @@ class FunctionPolicy:
 def as_policy(policy: Policy | Callable[[np.ndarray], np.ndarray]) -> Policy:
     """A policy as it is, a plain function as a :class:`FunctionPolicy`."""
     return policy if hasattr(policy, "act") else FunctionPolicy(policy)  # type: ignore[arg-type, return-value]
+
+
+def constant_action(policy: Policy, observations: np.ndarray) -> np.ndarray | None:
+    """The one action (A,) with which a policy begins whatever it observes, (N, O), N > 1; None where actions differ."""
+    actions, _ = policy.act(policy.initial(len(observations)), observations, np.random.default_rng(0))
+    return actions[0] if (np.ptp(actions, axis=0) <= CONSTANT).all() else None
 
 
 class Exported(NamedTuple):
