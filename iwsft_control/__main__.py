@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "run": "train methods on a data set and score them",
     "sweep": "tasks x methods x seeds",
+    "finetune": "go on from an offline policy in the simulator (UFT, Prefix-RFT, PPO)",
     "table": "result files to tables and figures",
     "collect": "reconstruct D4RL's locomotion data",
     "accept": "which candidate for a reconstruction behaves like D4RL's data",

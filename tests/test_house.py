@@ -29,7 +29,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "iwsft_control"
 XQL = ROOT / "experiments" / "xql.py"
 # From the ground up: a room imports from itself and from those before it.
-ROOMS = ("base", "networks", "envs", "datasets", "learning", "reconstruction", "methods", "benchmark", "report")
+ROOMS = (
+    "base",
+    "networks",
+    "envs",
+    "datasets",
+    "learning",
+    "online",
+    "reconstruction",
+    "methods",
+    "benchmark",
+    "report",
+)
 
 
 def imports(path):
@@ -71,8 +82,8 @@ def test_objectives_know_nothing_of_policies():
 
 
 def test_there_is_one_training_loop():
-    """Only SAC's replay, which grows while it trains, has a loop of its own."""
-    scans = [p for p in PACKAGE.rglob("*.py") if "lax.scan" in p.read_text()]
+    """But for SAC, whose replay grows while it trains, and what is online and trains on its own episodes."""
+    scans = [p for p in PACKAGE.rglob("*.py") if "lax.scan" in p.read_text() and p.parent.name != "online"]
     assert {p.name for p in scans} == {"loop.py", "sac.py"}
 
 
