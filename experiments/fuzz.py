@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -474,7 +475,7 @@ def serve(pipe: Any, names: list[str], seed: int, counts: list[int], done: list[
         original = target.read(place, changed)
         block, tried = 0, start
 
-        def one(change: Callable[[], None]) -> None:
+        def one(change: Callable[[], Any]) -> None:
             nonlocal tried
             for path, content in whole.items():  # noqa: B023 (used at once, here and below)
                 if not path.is_file() or path.read_bytes() != content:
@@ -492,7 +493,7 @@ def serve(pipe: Any, names: list[str], seed: int, counts: list[int], done: list[
                 for _ in range(size):
                     path = changed[rng.integers(len(changed))]
                     content = change_bytes(whole[path], rng)
-                    one(lambda path=path, content=content: path.write_bytes(content) and None)
+                    one(functools.partial(path.write_bytes, content))
             else:
                 _structures(int(rng.integers(2**32)), size, changed, whole, one)
             block += 1

@@ -11,6 +11,7 @@ from iwsft_control.base.errors import near
 COMMANDS = {
     "run": "train methods on a data set and score them",
     "sweep": "tasks x methods x seeds",
+    "finetune": "go on from an offline policy in the simulator (UFT, Prefix-RFT, PPO)",
     "table": "result files to tables and figures",
     "collect": "reconstruct D4RL's locomotion data",
     "accept": "which candidate for a reconstruction behaves like D4RL's data",

@@ -108,16 +108,21 @@ class D4RLBatch:
         self._x[active] = qpos[:, 0]
         control_cost = env._ctrl_cost_weight * np.square(actions).sum(axis=-1)
         forward_reward = env._forward_reward_weight * x_velocity
+        terminated = self.terminal(qpos, qvel)
         if not self._terminates:
-            return self._observe(qpos, qvel), forward_reward - control_cost, np.zeros(len(active), bool), truncated
+            return self._observe(qpos, qvel), forward_reward - control_cost, terminated, truncated
         # The -v4 rule: the alive bonus is paid on the falling step too.
         rewards = (forward_reward + env._healthy_reward) - control_cost
-        return self._observe(qpos, qvel), rewards, ~self._healthy(qpos, qvel), truncated
+        return self._observe(qpos, qvel), rewards, terminated, truncated
 
     def state(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions (K, nq) and velocities (K, nv) of the environments ``active``, float64, not clipped."""
         indices = active.tolist()
         return np.array([self._qpos[i] for i in indices]), np.array([self._qvel[i] for i in indices])
+
+    def terminal(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        """Whether an episode ends in states (K, nq), (K, nv), (K,)."""
+        return ~self._healthy(qpos, qvel) if self._terminates else np.zeros(len(qpos), bool)
 
     def _observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         velocity = np.clip(qvel, -10, 10) if self._terminates else qvel

@@ -7,7 +7,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,14 @@ def to_markdown(report: Report) -> str:
     parts = ["# Results", "", *(f"- {_markdown(line)}" for line in notes(report)), ""]
     for section in sections(report):
         parts += [f"## {_markdown(section.title)}", "", _markdown(section.text), ""]
-        parts += ["| " + " | ".join(map(_markdown, section.header)) + " |", "|" + "---|" * len(section.header)]
-        parts += ["| " + " | ".join(map(_markdown, row)) + " |" for row in section.rows] + [""]
+        parts += [markdown_table(section.header, section.rows), ""]
     return "\n".join(parts)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, without a line break at its end."""
+    lines = ["| " + " | ".join(map(_markdown, header)) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(map(_markdown, row)) + " |" for row in rows)])
 
 
 def _line(text: str) -> str:

@@ -67,6 +67,11 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
             f"no result files in {', '.join(map(str, folders))}; make some with python -m iwsft_control.sweep."
         )
     for path, run in runs.items():
+        if "simulator_steps" in run.evaluation:
+            raise UserError(
+                f"{path} was trained in the simulator ({run.method}): it has no place in an offline table; "
+                "python experiments/online.py makes the table of such runs."
+            )
         if run.quick and not quick:
             raise UserError(
                 f"{path} is a trial (--quick), not a score; remove it, or make a table of trials (--quick)."

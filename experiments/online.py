@@ -1,0 +1,79 @@
+"""Online fine-tuning under one budget of simulator steps: every method, reward and seed, a table and a figure.
+
+    python experiments/online.py
+    python experiments/online.py --tasks hopper-medium-replay --seeds 0 1 --steps 40000
+
+Runs ``python -m iwsft_control.finetune`` for every combination that has no result yet (a killed run goes on where it
+was), seed by seed, so that the methods can be compared whenever it is stopped. Then it writes table.md, score.svg and
+success.svg beside the results. ``--only-report`` makes these alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from iwsft_control import finetune
+from iwsft_control.base import console
+from iwsft_control.base.bounds import POSITIVE
+from iwsft_control.base.files import atomic_path
+from iwsft_control.online.learner import PPOConfig
+from iwsft_control.online.methods import METHODS
+from iwsft_control.online.prefixes import PrefixConfig
+from iwsft_control.online.training import Reward
+from iwsft_control.report import figures, online
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+    """What to compare."""
+
+    tasks: tuple[str, ...] = ("hopper-medium-replay", "walker2d-medium-replay")
+    methods: tuple[str, ...] = tuple(METHODS)
+    rewards: tuple[Reward, ...] = ("dense", "sparse")
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    steps: Annotated[int, POSITIVE] = 300_000
+    """Simulator steps of every run."""
+    out: Path = Path("results/online")
+    stages: Path | None = None
+    """Folder of finished stages, as of ``run``."""
+    only_report: bool = False
+    """Make the table and the figures of what is there."""
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    prefix: PrefixConfig = dataclasses.field(default_factory=PrefixConfig)
+
+
+def main(config: OnlineConfig) -> None:
+    """Make what is missing, then the report."""
+    wanted = [
+        finetune.FinetuneConfig(
+            env=task,
+            method=config.methods,
+            seeds=(seed,),
+            reward=reward,
+            steps=config.steps,
+            results=config.out,
+            stages=config.stages,
+            ppo=config.ppo,
+            prefix=config.prefix,
+        )
+        for seed in config.seeds
+        for task in config.tasks
+        for reward in config.rewards
+    ]
+    for each in wanted:  # a mistake is told before hours are spent
+        finetune.validate(each)
+    for each in wanted if not config.only_report else []:
+        finetune.main(each)
+    found = online.find(config.out)
+    table = online.to_markdown(found)
+    with atomic_path(config.out / "table.md") as path:
+        path.write_text(table + "\n", encoding="utf-8")
+    figures.save(online.draw(found), config.out, "score")
+    figures.save(online.draw(found, "success"), config.out, "success")
+    console.console.print(table)
+
+
+if __name__ == "__main__":
+    console.command(lambda: OnlineConfig, main, "python experiments/online.py", __doc__)

@@ -1,0 +1,1 @@
+"""Online fine-tuning: UFT, Prefix-RFT and what they are compared with. It queries a reward; the rest never does."""

@@ -1,0 +1,152 @@
+"""Results of online fine-tuning: score and successes against simulator steps, in a table and a figure of their own.
+
+Never beside offline scores: these runs query a reward in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from iwsft_control.base.errors import UserError, is_finite
+from iwsft_control.benchmark import results
+from iwsft_control.benchmark.results import RunResult
+from iwsft_control.online.methods import METHODS
+from iwsft_control.report import figures, formats, statistics
+from iwsft_control.report.statistics import Estimate
+
+GRID = 41  # points of a curve at which seeds are averaged
+
+
+class Panel(NamedTuple):
+    """Runs that may be compared: one task, reward and budget of simulator steps."""
+
+    task: str
+    reward: str
+    budget: int
+
+
+Online = dict[Panel, dict[str, list[RunResult]]]  # panel -> method -> runs, seeds in order
+
+
+def find(folder: Path, quick: bool = False) -> Online:
+    """The online results in a folder, at any depth.
+
+    Raises:
+        UserError: there are none, one is damaged or of another kind, or two cannot stand in one table.
+    """
+    found: Online = {}
+    for path in sorted(folder.rglob("*.json")):
+        run = results.read(path)
+        _check(path, run)
+        if run.quick == quick:
+            panel = Panel(run.task, run.config["reward"], run.config["steps"])
+            found.setdefault(panel, {}).setdefault(run.method, []).append(run)
+    if not found:
+        raise UserError(f"no online results in {folder}; make some with python -m iwsft_control.finetune.")
+    for panel, methods in found.items():
+        every = [run for runs in methods.values() for run in runs]
+        for what, of in (
+            ("data sets", lambda run: run.dataset),
+            ("physics", lambda run: run.physics),
+            ("configurations", lambda run: run.config),
+        ):
+            if any(of(run) != of(every[0]) for run in every):
+                raise UserError(f"runs of {panel.task} ({panel.reward}) in {folder} have different {what}; part them.")
+        for runs in methods.values():
+            runs.sort(key=lambda run: run.seed)
+    order = list(METHODS)
+    return {panel: dict(sorted(found[panel].items(), key=lambda pair: order.index(pair[0]))) for panel in sorted(found)}
+
+
+def _check(path: Path, run: RunResult) -> None:
+    """Refuse a file that holds no curve against simulator steps."""
+    curve = run.diagnostics.get("curve")
+    names = ("step", "normalised_score", "success")
+    columns: list[Any] = [curve.get(name) for name in names] if isinstance(curve, dict) else []
+    whole = bool(columns) and all(isinstance(c, list) and c and len(c) == len(columns[0]) for c in columns)
+    numbers = whole and all(is_finite(x) for c in columns for x in c)
+    known = is_finite(run.evaluation.get("simulator_steps")) and is_finite(run.diagnostics.get("success"))
+    budget = isinstance(run.config.get("steps"), int) and isinstance(run.config.get("reward"), str)
+    if not (numbers and known and budget and run.method in METHODS):
+        raise UserError(f"{path} is no result of online training, or damaged; remove it or run it again.")
+
+
+def starts(methods: Mapping[str, Sequence[RunResult]], what: str) -> np.ndarray:
+    """What the offline policies that the runs of a panel start from reach, without a simulator step: one per seed."""
+    found = {}
+    for run in (run for runs in methods.values() for run in runs):
+        start = run.diagnostics.get(f"{run.config['start']}_start")
+        if isinstance(start, dict) and is_finite(start.get(what)):
+            found[run.seed] = start[what]
+    return np.array([found[seed] for seed in sorted(found)])
+
+
+def to_markdown(online: Online) -> str:
+    """The table: final score and share of successes of every method, mean over seeds with its 95% interval."""
+    rows = []
+    for panel, methods in online.items():
+        first = next(run for runs in methods.values() for run in runs)
+        offline = starts(methods, "normalised_score")
+        if len(offline):
+            successes = starts(methods, "success")
+            rows.append([panel.task, panel.reward, first.config["start"], *_cells(offline, successes, [0])])
+        for method, runs in methods.items():
+            scores = np.array([run.normalised_score for run in runs])
+            successes = np.array([run.diagnostics["success"] for run in runs])
+            steps = [run.evaluation["simulator_steps"] for run in runs]
+            rows.append([panel.task, panel.reward, method, *_cells(scores, successes, steps)])
+    header = ["task", "reward", "method", "seeds", "simulator steps", "normalised score", "successes, %"]
+    return formats.markdown_table(header, rows)
+
+
+def _cells(scores: np.ndarray, successes: np.ndarray, steps: Sequence[int]) -> list[str]:
+    score, success = statistics.mean_interval(scores), statistics.mean_interval(100 * successes)
+    return [str(len(scores)), f"{np.mean(steps):,.0f}", _shown(score), _shown(success)]
+
+
+def _shown(estimate: Estimate) -> str:
+    if np.isnan(estimate.low):
+        return f"{estimate.value:.1f}"
+    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+
+
+def draw(online: Online, what: str = "normalised_score") -> Figure:
+    """Score (or ``success``) against simulator steps: mean over seeds and its standard error, a panel for each task and
+    reward. Seeds are evaluated at different steps, so their curves are interpolated."""
+    figure, axes = plt.subplots(1, len(online), figsize=(3.4 * len(online) + 1.6, 3.2), squeeze=False)
+    order = list(METHODS)
+    for axis, (panel, methods) in zip(axes[0], online.items(), strict=True):
+        grid = np.linspace(0, panel.budget, GRID)
+        for method, runs in methods.items():
+            curves = np.array([_curve(run, what, grid) for run in runs])
+            mean, x = curves.mean(axis=0), order.index(method)
+            colour = figures.COLOURS[1 + x]
+            line = figures.LINES[x % len(figures.LINES)]
+            axis.plot(grid / 1000, mean, line, color=colour, label=method, linewidth=1.4)
+            if len(runs) > 1:
+                error = curves.std(axis=0, ddof=1) / len(runs) ** 0.5
+                axis.fill_between(grid / 1000, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+        offline = starts(methods, what)
+        if len(offline):
+            axis.axhline(offline.mean(), color="#bbbbbb", linewidth=0.9, zorder=0)
+        axis.set(xlabel="thousand simulator steps", title=f"{panel.task}, {panel.reward}")
+    axes[0, 0].set_ylabel(what.replace("_", " "))
+    handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0, -1].legend(handles.values(), handles.keys(), frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _curve(run: RunResult, what: str, grid: np.ndarray) -> np.ndarray:
+    """A run's evaluations at the steps ``grid``; it begins where its offline policy is, where it has one."""
+    curve = run.diagnostics["curve"]
+    steps, values = list(curve["step"]), list(curve[what])
+    start = run.diagnostics.get(f"{run.config['start']}_start")
+    if isinstance(start, dict):
+        steps, values = [0, *steps], [start[what], *values]
+    return np.interp(grid, steps, values)
