@@ -8,27 +8,55 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iwsft_control.envs.registration import register
 
-__all__ = ["Recorder", "evaluate", "load", "load_policy", "method_names", "train"]
+__all__ = [
+    "Recorder",
+    "Run",
+    "TrainedPolicy",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_policy",
+    "load_results",
+    "method_names",
+    "record_video",
+    "train",
+]
 
-_PLACES = dict.fromkeys(("evaluate", "load", "method_names", "train"), "iwsft_control.api")
-_PLACES["Recorder"] = "iwsft_control.envs.evaluation"
-_PLACES["load_policy"] = "iwsft_control.networks.policies"
+_PLACES = {
+    "iwsft_control.api": ("Run", "evaluate", "load", "method_names", "train"),
+    "iwsft_control.base.errors": ("UserError",),
+    "iwsft_control.envs.evaluation": ("Recorder",),
+    "iwsft_control.envs.video": ("record_video",),
+    "iwsft_control.networks.policies": ("TrainedPolicy", "load_policy"),
+    "iwsft_control.report.frame": ("load_results",),
+}
+_PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
+if TYPE_CHECKING:
+    from iwsft_control.api import Run, evaluate, load, method_names, train
+    from iwsft_control.base.errors import UserError
+    from iwsft_control.envs.evaluation import Recorder
+    from iwsft_control.envs.video import record_video
+    from iwsft_control.networks.policies import TrainedPolicy, load_policy
+    from iwsft_control.report.frame import load_results
+
+    __version__: str
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.metadata.version(__name__)
-    if name not in _PLACES:
+    if name not in _PLACE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    return getattr(importlib.import_module(_PLACE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PLACES]
+    return [*globals(), *_PLACE_OF, "__version__"]
 
 
 register()

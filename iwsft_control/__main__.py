@@ -13,6 +13,7 @@ COMMANDS = {
     "sweep": "tasks x methods x seeds",
     "finetune": "go on from an offline policy in the simulator (UFT, Prefix-RFT, PPO)",
     "table": "result files to tables and figures",
+    "video": "a video of a trained policy",
     "collect": "reconstruct D4RL's locomotion data",
     "accept": "which candidate for a reconstruction behaves like D4RL's data",
     "d4rl": "bring D4RL's own data into the local Minari root",

@@ -47,6 +47,8 @@ Command = (
 
 def main(config: Download | Import) -> None:
     """Download or import one data set."""
+    if isinstance(config, Import):
+        require(config.file.is_file(), f"{config.file} does not exist; check the path.")
     known = official_files()
     name = config.task if config.task is not None else Path(getattr(config, "file", "")).stem
     task = tasks.parse_task(name)

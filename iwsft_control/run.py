@@ -51,6 +51,8 @@ class RunOptions:
     """Python files with methods of your own (METHOD = Method(...)), which --method may then name."""
     quiet: bool = False
     """No bars and no log of progress: results and errors alone."""
+    track: Literal["csv", "tensorboard", "wandb"] | None = None
+    """Send losses and scores on, into the folder of results: track.csv, TensorBoard's or (offline) W&B's files."""
     quick: bool = False
     """A trial of a few steps and 5 episodes, marked as such in its result; within a minute."""
     preset: Literal["", "released"] = ""

@@ -88,7 +88,8 @@ def writable(folder: Path) -> None:
             probe.unlink(missing_ok=True)
     except OSError as error:
         remedy = "choose a folder that you may write, with space left"
-        raise UserError(f"cannot write into {folder}: {error.strerror}; {remedy}.") from error
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"cannot write into {folder}: {why}; {remedy}.") from error
 
 
 def progress_bar(quiet: bool = False) -> Bars:

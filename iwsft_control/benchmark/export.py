@@ -118,7 +118,8 @@ def write_results(
             continue
         params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays)
         description = {"task": task, "method": result.method, "seed": result.seed, "dataset": data.id}
-        description |= {"policy": described}
+        description |= {"score": result.normalised_score, "commit": result.git_commit, "policy": described}
+        description |= {"observation_dim": data.observations.shape[1]}
         files.save_pytree(path.with_suffix(".safetensors"), params["params"], description)
         results.write(path, result)
     return paths

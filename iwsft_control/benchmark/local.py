@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import jax
 from iwsft_control.base import console
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import cache_home
-from iwsft_control.benchmark import checks, jobs, processes, results, stages
+from iwsft_control.benchmark import checks, jobs, processes, results, stages, track
 from iwsft_control.benchmark.jobs import DataSource, Failure, Job
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.settings import Settings
@@ -59,10 +60,18 @@ def run(config: Any, chosen: Settings) -> None:
         if failure is not None:
             failures.append(failure)
         elif job in wanted:
-            _write(folder, store, job)
+            for result in _write(folder, store, job):
+                if tracker is not None:
+                    run = f"{result.task}/{result.method}/seed{result.seed}"
+                    last = result.diagnostics["training"]["step"][-1]
+                    tracker.log(run, last, {"normalised_score": result.normalised_score})
 
-    with console.progress_bar(config.quiet) as bar:
-        progress = _progress_on(bar, several=len(config.seeds) > 1)
+    tracker = track.open_tracker(config.track, folder) if config.track else None
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(console.progress_bar(config.quiet))
+        if tracker is not None:
+            stack.callback(tracker.close)
+        progress = _progress_on(bar, several=len(config.seeds) > 1, tracker=tracker)
         if jax.default_backend() == "cpu" and processes_count > 1:
             # One process per core and seed: on a CPU that beats a vmap over seeds and one seed on all cores.
             pool = processes.Processes(store, progress, processes_count)
@@ -93,8 +102,8 @@ def run(config: Any, chosen: Settings) -> None:
         raise SystemExit(1)
 
 
-def _progress_on(bar: Any, several: bool) -> jobs.Progress:
-    """A line for every loop of every job."""
+def _progress_on(bar: Any, several: bool, tracker: track.Tracker | None) -> jobs.Progress:
+    """A line for every loop of every job; what it logs goes to the tracker too."""
     lines: dict[tuple[Job, str], Any] = {}
 
     def progress(job: Job, what: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
@@ -102,13 +111,19 @@ def _progress_on(bar: Any, several: bool) -> jobs.Progress:
             seeds = f"seed {', '.join(map(str, job.stage.seeds))}  " if several else ""
             lines[job, what] = bar.add_task(f"{seeds}{what}", total=steps)
         bar.update(lines[job, what], advance=done, values=values)
+        if tracker is not None and values:
+            for i, seed in enumerate(job.stage.seeds):
+                tracker.log(f"{job.source.task}/{what}/seed{seed}", values["step"], track.scalars(values, i))
 
     return progress
 
 
-def _write(folder: Path, store: Store, job: Job) -> None:
+def _write(folder: Path, store: Store, job: Job) -> list[results.RunResult]:
+    """Write and print the results of a job."""
+    found = []
     for path in jobs.write_results(folder, store, job):
         result = results.read(path)
+        found.append(result)
         start = result.diagnostics.get("bc_start")
         if start:
             console.console.print(
@@ -119,3 +134,4 @@ def _write(folder: Path, store: Store, job: Job) -> None:
             f"seed {result.seed}  {result.method:<14}  normalised score {result.normalised_score:6.1f} "
             f"+- {result.standard_error:.1f} (standard error over {len(result.episode_returns)} episodes) -> {path}"
         )
+    return found

@@ -208,20 +208,72 @@ def make(exported: Exported) -> Policy:
     return KINDS[exported.kind](exported.params, exported.layout)
 
 
-def load_policy(path: str | Path) -> Any:
-    """The policy of a run, from the safetensors file beside its result.
+@dataclasses.dataclass(frozen=True)
+class TrainedPolicy:
+    """A policy from a file, and what is known of it. It acts in [-1, 1]; an environment's other box wants scaling.
 
-    Returns:
-        A :class:`Policy`. Those of the methods here may also be called: observations (K, O) or (O,) to actions (K, A)
-        or (A,) in [-1, 1]; an environment whose box is another wants them scaled to it.
+    What a file of an earlier version does not tell is None.
+    """
+
+    acting: Policy
+    """What acts; its kind is in ``kind``."""
+    kind: str
+    task: str | None = None
+    """The task, or the data set's id where there was none."""
+    method: str | None = None
+    seed: int | None = None
+    dataset: str | None = None
+    """Id of the data that it was trained on."""
+    score: float | None = None
+    """Mean normalised score over the evaluation episodes of its run."""
+    commit: str | None = None
+    """Git commit of the code that trained it."""
+    observation_dim: int | None = None
+
+    def initial(self, n: int) -> Any:
+        return self.acting.initial(n)
+
+    def act(self, carry: Any, observations: np.ndarray, key: np.random.Generator) -> tuple[np.ndarray, Any]:
+        self._check(observations)
+        return self.acting.act(carry, observations, key)
+
+    def __call__(self, observations: np.ndarray) -> np.ndarray:
+        """Observations (K, O) or (O,) to actions (K, A) or (A,) in [-1, 1].
+
+        Raises:
+            UserError: observations of another size, or a policy with a memory or random actions.
+        """
+        if not callable(self.acting):
+            raise UserError(f"a policy of kind {self.kind} has a memory or is random: use its initial() and act().")
+        self._check(observations)
+        return self.acting(observations)
+
+    def _check(self, observations: np.ndarray) -> None:
+        given, wanted = np.shape(observations)[-1:], self.observation_dim
+        if wanted is not None and given != (wanted,):
+            raise UserError(
+                f"the policy of {self.method} for {self.task} takes observations of {wanted} numbers, these have "
+                f"{given[0] if given else 'none'}; give those of its own environment."
+            )
+
+
+def load_policy(path: str | Path) -> TrainedPolicy:
+    """The policy of a run, from the safetensors file beside its result.
 
     Raises:
         UserError: no such file, it is damaged, or it is not a policy of this project.
     """
-    arrays, metadata = files.load_arrays(Path(path))
+    path = Path(path)
+    if path.exists() and path.suffix != ".safetensors":
+        raise UserError(f"{path} is no policy; give the .safetensors file beside a result.")
+    arrays, known = files.load_arrays(path)
     try:
-        params, described = files.nest(arrays), metadata.get("policy", {})
+        params, described = files.nest(arrays), known.get("policy", {})
         kind = described.get("kind", "tanh-mlp")  # files of version 0.1.0 name none
-        return make(Exported(params, kind, described.get("layout", {})))
+        acting = make(Exported(params, kind, described.get("layout", {})))
+        facts = {name: known.get(name) for name in ("task", "method", "seed", "dataset", "score", "commit")}
+        layers = getattr(acting, "layers", None)
+        width = known.get("observation_dim") or (layers["Dense_0"]["kernel"].shape[0] if layers else None)
+        return TrainedPolicy(acting, kind, **facts, observation_dim=width)
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # other arrays than a policy's
         raise UserError(f"{path} does not hold a policy; give the .safetensors file beside a result.") from error

@@ -1,0 +1,133 @@
+"""Videos of policies: an episode played in Gymnasium's renderer and written by imageio."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from iwsft_control.base.errors import UserError, require
+from iwsft_control.base.files import atomic_path
+from iwsft_control.envs.evaluation import FIRST_RESET_SEED
+from iwsft_control.networks.policies import Policy, as_policy
+
+FRAMES_PER_SECOND = 30  # at most; faster environments leave frames out
+KINDS = (".mp4", ".gif")
+
+
+def choose_renderer() -> None:
+    """Let MuJoCo draw without a screen by what this machine has; who has set MUJOCO_GL, or has a screen, is left alone.
+
+    Must come before the first environment that draws.
+    """
+    if sys.platform == "linux" and not any(os.environ.get(v) for v in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
+        for name in ("EGL", "OSMesa"):
+            if ctypes.util.find_library(name):
+                os.environ["MUJOCO_GL"] = name.lower()
+                return
+
+
+def record_video(
+    policy: Policy | Callable[[np.ndarray], np.ndarray],
+    environment: str | EnvSpec,
+    path: str | Path,
+    *,
+    seed: int = FIRST_RESET_SEED,
+    steps: int | None = None,
+    size: int = 480,
+) -> float:
+    """Play one episode and write it as a video, in the environment's own time.
+
+    Args:
+        policy: as for :func:`~iwsft_control.envs.evaluation.evaluate`.
+        environment: Gymnasium id or spec.
+        path: of an .mp4 or a .gif.
+        seed: of the reset; by default that of the first evaluation episode.
+        steps: ends the video before the episode.
+        size: width and height in pixels.
+
+    Returns:
+        The undiscounted return of what the video shows.
+
+    Raises:
+        UserError: another kind of file, nothing here draws, or imageio is missing.
+    """
+    path = Path(path)
+    require(path.suffix in KINDS, f"{path} is not {' or '.join(KINDS)}; give a name that ends so.")
+    frames, seconds, total = play(policy, environment, seed=seed, steps=steps, size=size)
+    write(path, frames, seconds)
+    return total
+
+
+def play(
+    policy: Policy | Callable[[np.ndarray], np.ndarray],
+    environment: str | EnvSpec,
+    *,
+    seed: int = FIRST_RESET_SEED,
+    steps: int | None = None,
+    size: int = 480,
+) -> tuple[list[np.ndarray], float, float]:
+    """One episode: its frames (size, size, 3) uint8, the seconds from one to the next, and its return.
+
+    Raises:
+        UserError: nothing here draws.
+    """
+    from iwsft_control.envs.batch import make_batch
+
+    choose_renderer()
+    acting, box = as_policy(policy), make_batch(environment, 1).action_box
+    try:
+        env = gym.make(environment, render_mode="rgb_array", width=size, height=size)
+        observation, _ = env.reset(seed=seed)
+        frames = [_frame(env)]
+    except Exception as error:  # whatever the drivers of a display raise
+        raise UserError(
+            f"nothing here draws {environment} ({type(error).__name__}: {error}); install EGL or OSMesa (libegl1, "
+            "libosmesa6), or set MUJOCO_GL."
+        ) from error
+    rate = float(env.metadata.get("render_fps", FRAMES_PER_SECOND))
+    every = max(1, round(rate / FRAMES_PER_SECOND))
+    carry, key, total, step, over = acting.initial(1), np.random.default_rng(seed), 0.0, 0, False
+    while not over and (steps is None or step < steps):
+        actions, carry = acting.act(carry, np.asarray(observation, np.float32)[None], key)
+        action = box.from_unit(actions)[0].astype(env.action_space.dtype or np.float32)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, step, over = total + float(reward), step + 1, terminated or truncated
+        if step % every == 0:
+            frames.append(_frame(env))
+    env.close()
+    return frames, every / rate, total
+
+
+def _frame(env: Any) -> np.ndarray:
+    frame = np.asarray(env.render())
+    if frame.ndim != 3:
+        raise ValueError("it gives no picture")
+    return frame
+
+
+def write(path: Path, frames: list[np.ndarray], seconds: float) -> None:
+    """Write frames (H, W, 3), ``seconds`` from one to the next, as .mp4 or .gif.
+
+    Raises:
+        UserError: imageio is missing, or the folder cannot be written.
+    """
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise UserError("imageio is not installed; pip install 'iwsft_control[video]'.") from error
+    options: dict[str, Any] = {"fps": 1 / seconds} if path.suffix == ".mp4" else {"duration": 1000 * seconds, "loop": 0}
+    with atomic_path(path) as temporary:
+        try:
+            imageio.imwrite(temporary, np.stack(frames), extension=path.suffix, **options)
+        except (ImportError, ValueError, OSError) as error:
+            raise UserError(
+                f"cannot write {path} ({error}); for .mp4 pip install 'iwsft_control[video]', .gif needs no more."
+            ) from error

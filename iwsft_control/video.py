@@ -1,0 +1,76 @@
+"""``python -m iwsft_control.video``: a video of a trained policy.
+
+iwsft video results/runs/hopper-medium-replay/iw-sft-q-by-q-seed0-....safetensors
+iwsft video POLICY --env hopper-medium-replay --out hopper.gif --steps 300
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from iwsft_control.base import console
+from iwsft_control.base.errors import require
+from iwsft_control.envs import tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoConfig:
+    """Whose video, and of what."""
+
+    policy: Annotated[Path, tyro.conf.Positional]
+    """The .safetensors file beside a result."""
+    env: str | None = None
+    """Task or Gymnasium id; by default the task that the policy was trained on."""
+    out: Path | None = None
+    """File to write, .mp4 or .gif; by default the policy's name with .mp4, in this folder."""
+    episode: int = 0
+    """Which of the evaluation's episodes: it decides the reset."""
+    steps: int | None = None
+    """End the video after so many steps; by default with the episode."""
+    size: int = 480
+    """Width and height in pixels."""
+
+
+def environment_of(name: str) -> str:
+    """The Gymnasium id that a task or id stands for.
+
+    Raises:
+        UserError: neither a task nor an id.
+    """
+    return name if ":" in name or "-v" in name.rpartition("/")[2] else tasks.parse_task(name).environment.env_id
+
+
+def main(config: VideoConfig) -> None:
+    """Check, play, write."""
+    require(config.episode >= 0, "--episode must not be negative.")
+    require(config.size > 0 and (config.steps is None or config.steps > 0), "--size and --steps must be positive.")
+    from iwsft_control.envs import evaluation, video  # here: help needs no MuJoCo
+    from iwsft_control.networks.policies import load_policy
+
+    policy = load_policy(config.policy)
+    name = config.env or policy.task
+    require(name is not None, f"{config.policy} does not say its task; give --env.")
+    out = config.out or Path(config.policy.stem + ".mp4")
+    console.writable(out.parent)
+    total = video.record_video(
+        policy,
+        environment_of(str(name)),
+        out,
+        seed=evaluation.FIRST_RESET_SEED + config.episode,
+        steps=config.steps,
+        size=config.size,
+    )
+    console.console.print(f"{policy.method or 'policy'} in {name}: return {total:.0f} -> {out}")
+
+
+def cli() -> None:
+    """The command line."""
+    console.command(lambda: VideoConfig, main, "python -m iwsft_control.video", __doc__)
+
+
+if __name__ == "__main__":
+    cli()

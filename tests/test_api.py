@@ -1,0 +1,187 @@
+"""What Python code may rely on: names, policies that know what they are, results as a table, videos, trackers."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import iwsft_control
+from iwsft_control import run
+from iwsft_control.__main__ import COMMANDS
+from iwsft_control.base import console
+from iwsft_control.base.errors import UserError
+from iwsft_control.base.files import save_pytree
+from iwsft_control.benchmark import results, track
+from iwsft_control.envs import video as rendering
+from iwsft_control.networks import policies
+from tests.test_run import ID, command, config, small
+
+
+def layers(observation_dim=11, action_dim=3):
+    rng = np.random.default_rng(0)
+    return {
+        "Dense_0": {
+            "kernel": rng.normal(size=(observation_dim, 8)).astype(np.float32),
+            "bias": np.zeros(8, np.float32),
+        },
+        "Dense_1": {"kernel": rng.normal(size=(8, action_dim)).astype(np.float32), "bias": np.zeros(3, "f4")},
+    }
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    path = tmp_path / "policy.safetensors"
+    save_pytree(path, {"params": {"net": layers()}}, {"task": "hopper-medium-replay", "method": "bc", "score": 12.5})
+    return path
+
+
+def test_every_public_name_is_there_and_typed():
+    assert all(getattr(iwsft_control, name) is not None for name in iwsft_control.__all__)
+    assert set(iwsft_control.__all__) <= set(dir(iwsft_control))
+    assert (Path(iwsft_control.__file__).parent / "py.typed").is_file()
+
+
+def test_a_policy_says_what_it_is(tmp_path):
+    small()
+    run.main(config(tmp_path, method=("bc",), seeds=(3,), track="csv"))
+    (path,) = (tmp_path / "results").rglob("*.safetensors")
+    policy, result = iwsft_control.load_policy(path), results.read(path.with_suffix(".json"))
+    assert (policy.task, policy.method, policy.seed, policy.dataset) == (ID, "bc", 3, ID)
+    assert policy.score == result.normalised_score and policy.commit == result.git_commit
+    assert policy.observation_dim == 11
+
+    rows = list(csv.DictReader((tmp_path / "results" / "track.csv").read_text().splitlines()))
+    assert tuple(rows[0]) == track.COLUMNS
+    assert {row["run"] for row in rows} == {f"{ID}/bc/seed3"}
+    assert [row["name"] for row in rows] == ["loss", "normalised_score"]
+    assert float(rows[0]["value"]) == pytest.approx(result.diagnostics["training"]["loss"][0])
+    assert float(rows[1]["value"]) == result.normalised_score
+
+
+def test_a_wrong_observation_names_both_sizes(policy_file):
+    policy = iwsft_control.load_policy(policy_file)
+    assert policy(np.zeros((2, 11))).shape == (2, 3) and policy(np.zeros(11)).shape == (3,)
+    for observations in (np.zeros(17), np.zeros((2, 17))):
+        with pytest.raises(UserError, match="observations of 11 numbers, these have 17"):
+            policy(observations)
+    with pytest.raises(UserError, match="observations of 11 numbers, these have 17"):
+        iwsft_control.evaluate(policy, "d4rl/Walker2d-v2", episodes=1)
+
+
+def test_a_random_policy_is_not_called():
+    policy = policies.TrainedPolicy(policies.SampledTanhGaussian(layers()), "sampled-tanh-gaussian")
+    with pytest.raises(UserError, match="use its initial"):
+        policy(np.zeros(11))
+
+
+def test_wrong_paths_are_called_so(tmp_path, capsys, monkeypatch):
+    (tmp_path / "x.py").write_text("print(1)")
+    with pytest.raises(UserError, match=r"x.py is no policy; give the .safetensors file") as error:
+        iwsft_control.load_policy(tmp_path / "x.py")
+    assert "delete" not in str(error.value)
+    with pytest.raises(UserError, match="it is a file"):
+        console.writable(tmp_path / "x.py")
+    monkeypatch.setattr(sys, "argv", ["d4rl", "import", "missing.hdf5"])
+    from iwsft_control import d4rl
+
+    with pytest.raises(SystemExit):
+        d4rl.cli()
+    assert "missing.hdf5 does not exist" in capsys.readouterr().err
+
+
+def test_results_as_a_table(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    from tests.test_report import make_run
+
+    for method, seed in (("iql", 1), ("bc", 2), ("bc", 0)):
+        results.write(tmp_path / "runs" / f"{method}{seed}.json", make_run(method=method, quality=None, seed=seed))
+    table = iwsft_control.load_results(tmp_path / "runs")
+    assert isinstance(table, pandas.DataFrame)
+    assert list(zip(table.method, table.seed, strict=True)) == [("bc", 0), ("bc", 2), ("iql", 1)]
+    one = results.read(tmp_path / "runs" / "iql1.json")
+    assert table.score.iloc[2] == one.normalised_score and table.episode_returns.iloc[2] == one.episode_returns
+    with pytest.raises(UserError, match="does not exist"):
+        iwsft_control.load_results(tmp_path / "nowhere")
+
+
+def draws() -> bool:
+    """Whether something draws here, asked in a process of its own: MuJoCo looks at MUJOCO_GL once."""
+    code = (
+        "import iwsft_control.envs.video as v; import numpy as np; import iwsft_control; "
+        "v.play(lambda o: np.zeros((1, 3)), 'd4rl/Hopper-v2', steps=1, size=32)"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_video_shows_the_episode(policy_file, tmp_path):
+    if not draws():
+        pytest.skip("nothing draws here")
+    out = tmp_path / "hop.gif"
+    arguments = ["video", str(policy_file), "--out", str(out), "--steps", "9", "--size", "32"]
+    done = subprocess.run([sys.executable, "-m", "iwsft_control", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bc in hopper-medium-replay: return" in done.stdout
+    import imageio.v3 as imageio
+
+    frames = imageio.imread(out)  # the start and every fourth of 9 steps; a GIF drops what is equal
+    assert frames.shape[1:] == (32, 32, 3) and 2 <= len(frames) <= 3
+
+
+def test_what_cannot_be_drawn_is_one_sentence(policy_file, tmp_path, monkeypatch):
+    policy = iwsft_control.load_policy(policy_file)
+    with pytest.raises(UserError, match=r"is not .mp4 or .gif"):
+        iwsft_control.record_video(policy, "d4rl/Hopper-v2", tmp_path / "a.avi")
+    make = rendering.gym.make
+
+    def without_display(*arguments, **options):
+        if "render_mode" in options:
+            raise RuntimeError("no display")
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(rendering.gym, "make", without_display)
+    with pytest.raises(UserError, match=r"nothing here draws d4rl/Hopper-v2 .*no display.*MUJOCO_GL"):
+        iwsft_control.record_video(policy, "d4rl/Hopper-v2", tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize(
+    ("found", "present", "wanted"),
+    [({"EGL", "OSMesa"}, {}, "egl"), ({"OSMesa"}, {}, "osmesa"), (set(), {}, None), ({"EGL"}, {"DISPLAY": ":0"}, None)],
+)
+def test_the_renderer_is_what_is_there(found, present, wanted, monkeypatch):
+    monkeypatch.setattr(rendering.sys, "platform", "linux")
+    monkeypatch.setattr(rendering.ctypes.util, "find_library", lambda name: name if name in found else None)
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in present.items():
+        monkeypatch.setenv(name, value)
+    rendering.choose_renderer()
+    assert rendering.os.environ.get("MUJOCO_GL") == wanted
+
+
+def test_trackers(tmp_path):
+    pytest.importorskip("tensorboardX")
+    tracker = track.open_tracker("tensorboard", tmp_path)
+    tracker.log("task/bc/seed0", 500, {"loss": 1.5})
+    tracker.close()
+    (events,) = (tmp_path / "tensorboard" / "task" / "bc" / "seed0").iterdir()
+    assert b"loss" in events.read_bytes()
+    entry = {"step": 5, "loss": [1.0, 2.0], "weight_quantiles": [[0.0], [1.0]], "temperature": [3.0, None]}
+    assert track.scalars(entry, 1) == {"loss": 2.0}
+    with pytest.raises(UserError, match="cannot write"):
+        track.open_tracker("csv", tmp_path / "missing")
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    small()
+    with pytest.raises(UserError, match=r"pip install 'iwsft_control\[wandb\]'"):
+        run.main(config(tmp_path, method=("bc",), track="wandb"))
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_every_command_answers_to_help():
+    assert set(COMMANDS) >= {"run", "sweep", "table", "video", "collect", "accept", "d4rl"}
+    assert command("--help").returncode == 0
