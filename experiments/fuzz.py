@@ -191,10 +191,10 @@ def read_results(folder: Path, changed: list[Path]) -> Any:
     """The texts of a table; of some also the figures."""
     bc, iw = grouped.parse_row("bc"), grouped.parse_row("iw-sft-q")
     report = grouped.collect(grouped.find([folder / "runs"]), bc, iw, grouped.find_failures([folder / "runs"]))
-    drawn: dict[str, tuple[str, str]] = {}
+    drawn: list[formats.Picture] = []
     if zlib.crc32(b"".join(path.read_bytes() for path in changed)) % FIGURES_EVERY == 0:
-        for name, figure in (("bars", figures.bars(report)), ("t", figures.training(figures.pick(report, iw)))):
-            drawn[name] = figures.save(figure, folder / "figures", name), name
+        for name, figure in (("scores", figures.scores(report)), ("t", figures.training(figures.pick(report, iw)))):
+            drawn.append(formats.Picture(name, name, name, figures.save(figure, folder / "figures", name)))
     made = formats.to_markdown, formats.to_latex, formats.to_csv, lambda r: formats.to_json(formats.to_rliable(r))
     return [*(each(report) for each in made), formats.to_html(report, drawn) and ""]
 

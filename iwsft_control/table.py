@@ -3,8 +3,8 @@
     python -m iwsft_control.table                                  # results/sweep -> results/
     python -m iwsft_control.table my/runs --out my/table --baseline sft-q --focus iw-sft-q
 
-Writes table.md, table.tex, table.csv, scores.json (rliable's layout), report.html and figures/. From the same files it
-writes the same bytes.
+Writes table.md, short.md, table.tex, table.csv, scores.json (rliable's layout), report.html and figures/; learning
+curves from the folder curves beside them join the page. From the same files it writes the same bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from iwsft_control.benchmark import results
 from iwsft_control.methods import registry
 from iwsft_control.report import figures, formats
 from iwsft_control.report import runs as grouped
+from iwsft_control.report.curves import read as read_curves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,35 +53,50 @@ def main(config: TableConfig) -> None:
     table = grouped.collect(runs, baseline, focus, grouped.find_failures(config.folders))
     shown = results.read(config.run) if config.run else figures.pick(table, focus)
     console.writable(config.out)
-    pages = {
-        "Scores": (figures.bars(table), "bars", "Mean over seeds, 95% t interval, and every seed."),
-        "Performance profile": (
-            figures.profiles(table),
+    curves = config.out / "curves"
+    drawn = [
+        ("scores", "Who scores what?", figures.scores(table), "Mean over seeds, 95% t interval, and every seed."),
+        (
+            "differences",
+            f"Whom does {focus.label} beat?",
+            figures.differences(table),
+            "Its score minus the method's, paired by seed, with the corrected 95% interval of the tables. Right of "
+            "zero it is better; an interval that holds zero shows no difference.",
+        ),
+        (
             "profile",
+            "How do runs spread?",
+            figures.profiles(table),
             "Share of runs above a score, averaged over data sets; pointwise 95% band of a stratified bootstrap.",
         ),
-        "What evaluation episodes buy": (
-            figures.budgets(table),
+        (
             "budget",
+            "What do evaluation episodes buy?",
+            figures.budgets(table),
             "Score of the policy that is chosen among a method's seeds by its mean over n evaluation episodes, which "
             "the policies share equally; 0 episodes: one at random.",
         ),
-        "One run": (
-            figures.training(shown),
+        (
             "training",
-            "Losses along training, effective sample size of the importance weights, and their distribution.",
+            "What happens in one run?",
+            figures.training(shown),
+            "Losses along training; of importance weights the effective sample size, quantiles, bound and gap.",
         ),
-    }
-    drawn = {
-        title: (figures.save(figure, config.out / "figures", name), caption)
-        for title, (figure, name, caption) in pages.items()
-    }
+    ]
+    if curves.is_dir():
+        caption = "Score against updates on tuning seeds, which no table uses; band: standard error."
+        drawn.insert(3, ("learning", "How long do baselines learn?", figures.curves(read_curves(curves)), caption))
+    pictures = [
+        formats.Picture(name, question, caption, figures.save(figure, config.out / "figures", name))
+        for name, question, figure, caption in drawn
+    ]
     texts = {
         "table.md": formats.to_markdown(table),
+        "short.md": formats.to_short_markdown(table),
         "table.tex": formats.to_latex(table),
         "table.csv": formats.to_csv(table),
         grouped.SCORES_FILE: formats.to_json(formats.to_rliable(table)),
-        "report.html": formats.to_html(table, drawn),
+        "report.html": formats.to_html(table, pictures),
     }
     for name, text in texts.items():
         with atomic_path(config.out / name) as path:

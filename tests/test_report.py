@@ -2,19 +2,23 @@
 
 import csv
 import dataclasses
+import html
 import json
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import readme
 from iwsft_control import table
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import results
-from iwsft_control.report import figures, formats, statistics, tables
+from iwsft_control.report import figures, formats, looks, statistics, tables
 from iwsft_control.report import runs as grouped
 from iwsft_control.report.runs import Row
 
@@ -227,11 +231,15 @@ def test_the_command_writes_the_same_bytes_twice(runs, tmp_path):
     for name in ("a", "b"):
         table.main(table.TableConfig((tmp_path / "runs",), tmp_path / name))
     first, second = written(tmp_path / "a"), written(tmp_path / "b")
-    figure_files = {f"figures/{n}.{e}" for n in ("bars", "profile", "budget", "training") for e in ("svg", "png")}
-    assert set(first) == {"table.md", "table.tex", "table.csv", "scores.json", "report.html"} | figure_files
+    names = ("scores", "differences", "profile", "budget", "training")
+    figure_files = {f"figures/{n}.{e}" for n in names for e in ("svg", "png")}
+    texts = {"table.md", "short.md", "table.tex", "table.csv", "scores.json", "report.html"}
+    assert set(first) == texts | figure_files
     assert first == second
     page = first["report.html"].decode()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == page.count('aria-label="Figure. ') == 5
+    for name in names:
+        assert f'<h2 id="{name}">' in page and f'href="#{name}"' in page
     assert not re.search(r'(src|href)="(?!#|data:)', page)  # self-contained
     for name in figure_files:
         if name.endswith("svg"):
@@ -296,7 +304,7 @@ def test_the_drawn_run_is_the_focus(runs, tmp_path):
     assert figures.pick(found, IW).seed == 0
     assert figures.pick(found, IW).task == "hopper-medium-replay"
     panels = figures.training(figures.pick(found, IW)).axes
-    assert len([a for a in panels if a.get_title()]) == 4
+    assert len([a for a in panels if a.get_title()]) == 5
     assert len(figures.training(figures.pick(found, BC)).axes) == 1
     log = {"step": [500, 501], "critic_loss": [2.0, 1.0], "policy_loss": [0.5, None]}
     baseline = make_run(method="td3-bc", diagnostics={"training": log})
@@ -309,6 +317,7 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
     found = grouped.collect(grouped.find([RESULTS / "sweep"]), BC, IW)
     made = {
         "table.md": formats.to_markdown(found),
+        "short.md": formats.to_short_markdown(found),
         "table.tex": formats.to_latex(found),
         "table.csv": formats.to_csv(found),
         "scores.json": formats.to_json(formats.to_rliable(found)),
@@ -319,7 +328,61 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
 
 @pytest.mark.skipif(not (RESULTS / "sweep").is_dir(), reason="results/ is not part of an installed package")
 def test_the_readme_shows_the_committed_table():
-    lines = (RESULTS / "table.md").read_text().splitlines()
-    rows = [line for line in lines[: lines.index("## Every method minus bc")] if line.startswith("|")]
-    assert len(rows) > 2
-    assert "\n".join(rows) in (RESULTS.parent / "README.md").read_text()
+    """Between its marks; `python experiments/readme.py` puts it there."""
+    assert (
+        readme.with_scores((RESULTS.parent / "README.md").read_text(), RESULTS)
+        == (RESULTS.parent / "README.md").read_text()
+    )
+
+
+def test_the_message_comes_first_and_says_what_is_not_shown(runs, tmp_path):
+    found = grouped.collect(runs, BC, IW)
+    headline, *message = tables.messages(found)
+    assert headline.startswith("iw-sft-q (q) scores highest over 2 data sets: ")
+    assert message[0].startswith("By the interval of paired differences, iw-sft-q (q) is shown to beat bc (+")
+    assert "not D4RL's own" in message[-1]
+    level = [make_run(seed=i, mean=50.0 + i % 3) for i in range(4)]
+    level += [make_run(method="sft-q", quality="return", seed=i, mean=50.0 + (i + 1) % 3) for i in range(4)]
+    tied = grouped.collect({Path(str(i)): run for i, run in enumerate(level)}, BC, SFT)
+    assert any("sft-q (return) is not shown to differ from bc" in line for line in tables.messages(tied))
+    page = formats.to_html(found, [])
+    assert (
+        page.index("<h1>") < page.index("is shown to beat") < page.index('id="tables"') < page.index('id="provenance"')
+    )
+
+
+def test_no_two_methods_look_alike():
+    """Every method has a look of its own, also in grey or without colour; a stranger's gets a spare one."""
+    rows = [row.label for row in grouped._all_rows()]
+    assert set(rows) <= set(looks.LOOKS)
+    found = list(looks.LOOKS.values())
+    assert len({each.colour for each in found}) == len(found)
+    assert (
+        len({(each.group, each.marker) for each in found}) == len({(e.group, str(e.line)) for e in found}) == len(found)
+    )
+    assert looks.look("mine", ["bc", "mine", "theirs"]) != looks.look("theirs", ["bc", "mine", "theirs"])
+
+
+def test_text_of_results_is_shown_in_the_page_and_not_obeyed(tmp_path):
+    run = make_run(dataset=make_run().dataset | {"id": "<script>alert(1)</script>"})
+    page = formats.to_html(grouped.collect({Path("a"): run}, BC, BC), [])
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [500, 900, 1600])
+def test_the_page_in_a_browser(runs, tmp_path, width):
+    """No horizontal overflow and no missing figure, as a browser lays the page out."""
+    table.main(table.TableConfig((tmp_path / "runs",), tmp_path))
+    measure = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+        overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
+        figures: [...document.querySelectorAll("figure svg")].map(x => x.getBoundingClientRect().width)
+    }) })</script>"""
+    page = tmp_path / "measured.html"
+    page.write_text((tmp_path / "report.html").read_text().replace("</body>", measure + "</body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    shown = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", shown)[1]))
+    assert found["width"] == width
+    assert found["overflow"] <= 0
+    assert len(found["figures"]) == 5 and min(found["figures"]) > 300

@@ -51,9 +51,15 @@ def add_point(path: Path, record: dict[str, Any], **point: float) -> None:
 
 def draw(folder: Path) -> None:
     """A figure of all curves in a folder, into it, and their :func:`quarters` and :func:`averages` printed."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    figures.save(figures.curves(list(_grouped(records).values())), folder, "curves")
+    figures.save(figures.curves(read(folder)), folder, "curves")
+    records = [record for group in read(folder) for record in group]
     print(quarters(records), averages(records), sep="\n\n")
+
+
+def read(folder: Path) -> list[list[Mapping[str, Any]]]:
+    """The curves in a folder, in groups that differ in their seed only."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return list(_grouped(records).values())
 
 
 def quarters(records: Sequence[Mapping[str, Any]]) -> str:

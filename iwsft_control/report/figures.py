@@ -1,6 +1,6 @@
-"""Figures of a report: bars, performance profile, evaluation budget, and one run's training.
+"""Figures of a report, one for each question: who scores what, who beats whom, how runs spread, what evaluation buys.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; lines differ in style as well.
+Methods look the same in all of them (:mod:`.looks`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iwsft_control.base.files import atomic_path
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.report import statistics
-from iwsft_control.report.runs import Report, Row, metric, strata, titles
+from iwsft_control.report.looks import GROUPS, Look, look
+from iwsft_control.report.runs import Report, Row, metric, overall, strata, titles
+from iwsft_control.report.runs import differences as paired
+from iwsft_control.report.statistics import Estimate
 
 matplotlib.use("Agg")
 
@@ -39,76 +43,168 @@ plt.rcParams.update(
 )
 
 
-def _line(x: int) -> str:
-    """Line style of the x-th row: two rows of one colour differ in it."""
-    return LINES[(x + x // len(COLOURS)) % len(LINES)]
-
-
 def _shown(text: str) -> str:
     """Text of a result file as a figure's: a dollar sign would begin mathematics."""
     return " ".join(text.split()).replace("$", "\\$")
 
 
-def bars(report: Report) -> Figure:
-    """Mean score with its 95% interval and a point for every seed, a panel per data set."""
-    rows = list(report.scores)
+def _looks(report: Report) -> dict[Row, Look]:
+    labels = [row.label for row in report.scores]
+    return {row: look(row.label, labels) for row in report.scores}
+
+
+def _grouped(report: Report) -> list[tuple[str, list[Row]]]:
+    """The rows of a report by group, in the order of the table."""
+    looks = _looks(report)
+    found = [(group, [row for row in report.scores if looks[row].group == group]) for group in GROUPS]
+    return [(group, rows) for group, rows in found if rows]
+
+
+def _forest(axis: Axes, report: Report, rows: Sequence[Row], estimates: Mapping[Row, Estimate | None]) -> list[float]:
+    """A row for every method, from top to bottom, with a gap between groups; returns their heights."""
+    looks, heights, height = _looks(report), [], 0.0
+    for before, row in zip([rows[0], *rows], rows, strict=False):
+        height -= 1.0 + 0.6 * (looks[before].group != looks[row].group)
+        heights.append(height)
+        estimate = estimates.get(row)
+        if estimate is None:
+            continue
+        if not np.isnan(estimate.low):
+            axis.plot([estimate.low, estimate.high], [height] * 2, color=looks[row].colour, linewidth=2.2, alpha=0.8)
+        axis.plot(estimate.value, height, looks[row].marker, color=looks[row].colour, markersize=6.5)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(heights[-1] - 0.8, heights[0] + 0.8)
+    return heights
+
+
+def _panels(report: Report, rows: Sequence[Row]) -> tuple[Figure, list[Axes]]:
+    several = len(report.datasets) > 1
+    panels = len(report.datasets) + several
     figure, axes = plt.subplots(
-        1, len(report.datasets), figsize=(3.4 * len(report.datasets), 3.6), squeeze=False, sharey=False
+        1, panels, figsize=(1.7 + 2.5 * panels, 1.1 + 0.27 * (len(rows) + 3)), squeeze=False, sharey=True
     )
-    rng = np.random.default_rng(0)
-    for i, (axis, title) in enumerate(zip(axes[0], titles(report), strict=True)):
-        for x, row in enumerate(rows):
-            scores = strata(report, row)[i]
-            if not len(scores):
-                continue
-            estimate = statistics.mean_interval(scores)
-            axis.bar(x, estimate.value, 0.75, color=COLOURS[x % len(COLOURS)], alpha=0.45)
-            if not np.isnan(estimate.low):
-                ends = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-                axis.errorbar(x, estimate.value, ends, color="black", capsize=3, linewidth=1.2)
-            jitter = x + rng.uniform(-0.22, 0.22, len(scores))
-            axis.scatter(jitter, scores, 9, color=COLOURS[x % len(COLOURS)], edgecolor="white", linewidth=0.4, zorder=3)
-        axis.set_xticks(range(len(rows)), [_shown(row.label) for row in rows], rotation=50, ha="right")
-        axis.set_title(_shown(title))
-    axes[0, 0].set_ylabel(_shown(metric(report)))
+    for axis, title in zip(axes[0], [*titles(report), *(["mean of all"] * several)], strict=True):
+        axis.set_title(_shown(title).replace(" ", "\n", 1), fontsize=9)
+    return figure, list(axes[0])
+
+
+def scores(report: Report) -> Figure:
+    """Who scores what: mean over seeds, its 95% interval and every seed, a panel per data set and one of their mean."""
+    rows = [row for _, group in _grouped(report) for row in group]
+    figure, axes = _panels(report, rows)
+    rng, looks = np.random.default_rng(0), _looks(report)
+    each = {row: strata(report, row) for row in rows}
+    for i, axis in enumerate(axes[: len(report.datasets)]):
+        found = {row: statistics.mean_interval(each[row][i]) if len(each[row][i]) else None for row in rows}
+        heights = _forest(axis, report, rows, found)
+        for row, height in zip(rows, heights, strict=True):
+            runs = each[row][i]
+            jitter = height + rng.uniform(-0.25, 0.25, len(runs))
+            axis.scatter(runs, jitter, 7, color=looks[row].colour, alpha=0.35, linewidth=0)
+        axis.set_yticks(heights, [_shown(row.label) for row in rows])
+    if len(axes) > len(report.datasets):
+        means = {row: overall(report, row) for row in rows}
+        _forest(axes[-1], report, rows, {row: mean[0] if mean else None for row, mean in means.items()})
+    for axis in axes:
+        axis.set_xlabel(_shown(metric(report)))
+    return figure
+
+
+def differences(report: Report) -> Figure:
+    """Whom the focus beats: its score minus every other method's, paired by seed, intervals as in the table."""
+    rows = [row for _, group in _grouped(report) for row in group if row != report.focus]
+    figure, axes = _panels(report, rows)
+    pairs = {row: paired(report, report.focus, row) for row in rows}
+    count = len(rows)
+    for axis, dataset in zip(axes, report.datasets, strict=False):
+        found = {
+            row: statistics.mean_interval(pairs[row][dataset], count) if dataset in pairs[row] else None for row in rows
+        }
+        heights = _forest(axis, report, rows, found)
+        axis.set_yticks(heights, [_shown(row.label) for row in rows])
+    if len(axes) > len(report.datasets):
+        whole = {
+            row: statistics.stratified_mean(list(pairs[row].values()), count)
+            if len(pairs[row]) == len(report.datasets)
+            else None
+            for row in rows
+        }
+        _forest(axes[-1], report, rows, whole)
+    for axis in axes:
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_xlabel(f"{_shown(report.focus.label)} minus the method")
     return figure
 
 
 def profiles(report: Report) -> Figure:
-    """Share of runs above a score, mean over data sets, with a pointwise 95% bootstrap band."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.8))
+    """Share of runs above a score, mean over data sets, with a pointwise 95% bootstrap band: a panel per group."""
     complete = [row for row in report.scores if all(len(x) for x in strata(report, row))]
     everything = np.concatenate([np.zeros(1), *(s for row in complete for s in strata(report, row))])
     thresholds = np.linspace(min(0.0, everything.min()), everything.max() * 1.02, 300)
-    for x, row in enumerate(report.scores):
-        if row not in complete:
-            continue
-        share, low, high = statistics.profile(strata(report, row), thresholds)
-        axis.plot(thresholds, share, _line(x), color=COLOURS[x % len(COLOURS)], label=_shown(row.label), linewidth=1.6)
-        axis.fill_between(thresholds, low, high, color=COLOURS[x % len(COLOURS)], alpha=0.08, linewidth=0)
-    what = f"{_shown(metric(report))} $\\tau$"
-    axis.set(xlabel=what, ylabel="share of runs with a score above $\\tau$", ylim=(0, 1.02))
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    found = {row: statistics.profile(strata(report, row), thresholds) for row in complete}
+    groups, looks = _grouped(report), _looks(report)
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(0.6 + 2.9 * len(groups), 3.1), squeeze=False, sharey=True, sharex=True
+    )
+    for axis, (group, rows) in zip(axes[0], groups, strict=True):
+        for row in complete:  # those of the other groups stand behind, in grey
+            share, low, high = found[row]
+            if row not in rows:
+                axis.plot(thresholds, share, color="#dddddd", linewidth=0.8, zorder=0)
+                continue
+            style = looks[row]
+            axis.plot(
+                thresholds, share, linestyle=style.line, color=style.colour, label=_shown(row.label), linewidth=1.7
+            )
+            axis.fill_between(thresholds, low, high, color=style.colour, alpha=0.12, linewidth=0)
+        axis.set(xlabel=f"{_shown(metric(report))} $\\tau$", title=group, ylim=(0, 1.02))
+        if any(row in complete for row in rows):
+            axis.legend(frameon=False, loc="lower left", fontsize=8)
+    axes[0, 0].set_ylabel("share of runs with a score above $\\tau$")
     return figure
 
 
 def budgets(report: Report) -> Figure:
-    """Score of the policy chosen among a method's seeds by n evaluation episodes, a panel per data set."""
+    """Score of the policy chosen among a method's seeds by n evaluation episodes: a row per group of methods."""
     spent = [0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300]
-    figure, axes = plt.subplots(1, len(report.datasets), figsize=(3.2 * len(report.datasets) + 1.6, 3.4), squeeze=False)
-    for axis, dataset, title in zip(axes[0], report.datasets, titles(report), strict=True):
-        for x, row in enumerate(report.scores):
+    groups, looks = _grouped(report), _looks(report)
+    figure, axes = plt.subplots(
+        len(groups),
+        len(report.datasets),
+        figsize=(1.8 + 2.7 * len(report.datasets), 0.5 + 1.9 * len(groups)),
+        squeeze=False,
+        sharex=True,
+        sharey="col",
+    )
+    for column, (dataset, title) in enumerate(zip(report.datasets, titles(report), strict=True)):
+        values = {}
+        for row in report.scores:
             runs = [r for r in report.runs.values() if r.dataset["id"] == dataset and Row(r.method, r.quality) == row]
-            if not runs:
-                continue
-            episodes = np.stack([_normalised(r) for r in sorted(runs, key=lambda r: r.seed)])
-            values = statistics.best_of(episodes, spent)
-            axis.plot(spent, values, _line(x), color=COLOURS[x % len(COLOURS)], label=_shown(row.label), linewidth=1.4)
-        axis.set_xscale("symlog", linthresh=1)
-        axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        axis.set(xlabel="evaluation episodes spent", title=_shown(title))
-    axes[0, 0].set_ylabel("score of the chosen policy")
-    axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            if runs:
+                episodes = np.stack([_normalised(r) for r in sorted(runs, key=lambda r: r.seed)])
+                values[row] = statistics.best_of(episodes, spent)
+        for axis, (_, rows) in zip(axes[:, column], groups, strict=True):
+            for row, found in values.items():
+                style = looks[row]
+                if row not in rows:
+                    axis.plot(spent, found, color="#dddddd", linewidth=0.8, zorder=0)
+                    continue
+                axis.plot(
+                    spent, found, linestyle=style.line, marker=style.marker, markersize=3, color=style.colour,
+                    label=_shown(row.label), linewidth=1.4,
+                )  # fmt: skip
+            axis.set_xscale("symlog", linthresh=1)
+            axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+        axes[0, column].set_title(_shown(title), fontsize=9)
+        axes[-1, column].set_xlabel("evaluation episodes spent")
+    for axis, (group, _) in zip(axes[:, 0], groups, strict=True):
+        axis.set_ylabel(f"{group}\nscore", fontsize=8)
+    for line in axes:
+        handles = {h.get_label(): h for axis in line for h in axis.get_lines() if not h.get_label().startswith("_")}
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8}
+        line[-1].legend(handles.values(), handles.keys(), frameon=False, **place)
     return figure
 
 
@@ -191,10 +287,12 @@ def curves(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
             score, error, steps = scores.mean(axis=0), np.array(first["standard_error"]), np.array(first["step"]) / 1000
             if len(group) > 1:
                 error = scores.std(axis=0, ddof=1) / len(group) ** 0.5
-            x = methods.index(first["method"])
-            colour = COLOURS[1 + x % (len(COLOURS) - 1)]
-            axis.plot(steps, score, _line(x), color=colour, label=_shown(first["method"]), linewidth=1.4)
-            axis.fill_between(steps, score - error, score + error, color=colour, alpha=0.15, linewidth=0)
+            style = look(first["method"], methods)
+            axis.plot(
+                steps, score, linestyle=style.line, marker=style.marker, markersize=3, color=style.colour,
+                label=_shown(first["method"]), linewidth=1.4,
+            )  # fmt: skip
+            axis.fill_between(steps, score - error, score + error, color=style.colour, alpha=0.12, linewidth=0)
         axis.set(xlabel="thousand updates", title=_shown(name))
     axes[0, 0].set_ylabel("normalised score")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -7,14 +7,16 @@ import html
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jinja2
+import markupsafe
 import numpy as np
 
 from iwsft_control.report import statistics
-from iwsft_control.report.runs import Report, differences, notes, strata
-from iwsft_control.report.tables import sections
+from iwsft_control.report.runs import Report, differences, notes, overall, strata
+from iwsft_control.report.tables import caveat, cell, messages, sections
 
 
 def to_markdown(report: Report) -> str:
@@ -108,44 +110,51 @@ def to_rliable(report: Report) -> dict[str, Any]:
     return {"tasks": report.datasets, "scores": matrices}
 
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 88rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.8rem; }
-th, td { padding: 0.3rem 0.5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child, .words { text-align: left; }
-thead th { border-bottom: 2px solid #444; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
-figcaption, li, p { max-width: 50rem; } figcaption { color: #555; font-size: 0.9rem; }
-"""
+class Picture(NamedTuple):
+    """A figure of the page."""
+
+    name: str
+    """Of its files."""
+    question: str
+    """That it answers."""
+    caption: str
+    svg: str
 
 
-def to_html(report: Report, figures: Mapping[str, tuple[str, str]]) -> str:
-    """One self-contained page. ``figures`` maps a title to its SVG and its caption."""
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>iwsft_control: results</title>',
-        f"<style>{STYLE}</style></head><body><h1>Results</h1><ul>",
-        *(f"<li>{html.escape(line)}</li>" for line in notes(report)),
-        "</ul>",
+def to_html(report: Report, pictures: Sequence[Picture]) -> str:
+    """One self-contained page: the message, a figure for each question, the tables, and where all comes from."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("iwsft_control.report"),
+        autoescape=True,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    shown = [
+        {
+            "name": each.name,
+            "question": each.question,
+            "caption": each.caption,
+            "alt": f"Figure. {each.question} {each.caption}",
+            # Without the XML header, which has no place inside a page; our own figures, not a file's text.
+            "svg": markupsafe.Markup(each.svg[each.svg.index("<svg") :].replace("<svg", '<svg role="img"', 1)),
+        }
+        for each in pictures
     ]
-    for section in sections(report):
-        parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
-        # Columns of words, not of numbers.
-        kinds = [' class="words"' if name.startswith(("verdict", "published")) else "" for name in section.header]
-        head = "".join(f"<th{k}>{html.escape(cell)}</th>" for k, cell in zip(kinds, section.header, strict=True))
-        parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>')
-        for row in section.rows:
-            cells = "".join(f"<td{k}>{html.escape(cell)}</td>" for k, cell in zip(kinds, row, strict=True))
-            parts.append(f"<tr>{cells}</tr>")
-        parts.append("</tbody></table></div>")
-    for title, (svg, caption) in figures.items():
-        svg = svg[svg.index("<svg") :]  # without the XML header, which has no place inside a page
-        parts.append(
-            f"<h2>{html.escape(title)}</h2><figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-    return "\n".join([*parts, "</body></html>", ""])
+    headline, *message = messages(report)
+    return environment.get_template("report.html.j2").render(
+        headline=headline, message=message, figures=shown, sections=sections(report), notes=notes(report)
+    )
+
+
+def to_short_markdown(report: Report) -> str:
+    """A short table for a front page: method, seeds, mean over data sets with its interval; and one line of caveat."""
+    lines = ["| method | seeds | mean [95% interval] |", "|---|---|---|"]
+    for row in report.scores:
+        total = overall(report, row)
+        counts = {len(x) for x in strata(report, row)}
+        if total is not None:
+            lines.append(f"| {_markdown(row.label)} | {min(counts)} | {cell(total[0])} |")
+    return "\n".join([*lines, "", _markdown(caveat(report)), ""])
 
 
 def to_json(value: Any) -> str:

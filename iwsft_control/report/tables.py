@@ -39,7 +39,8 @@ def verdict(difference: Estimate) -> str:
     return "worse" if difference.high < 0 else "no difference shown"
 
 
-def _cell(estimate: Estimate | None, signed: bool = False) -> str:
+def cell(estimate: Estimate | None, signed: bool = False) -> str:
+    """An estimate with its interval, as tables show it."""
     if estimate is None:
         return "-"
     sign = "+" if signed else ""
@@ -74,6 +75,47 @@ def sections(report: Report) -> list[Section]:
     return [*found, published] if published else found
 
 
+def messages(report: Report) -> list[str]:
+    """What a reader should take away: who scores highest, whom the focus beats and by how much, what is not shown."""
+    trial = "Trial runs, not scores: " if any(run.quick for run in report.runs.values()) else ""
+    totals = {row: overall(report, row) for row in report.scores}
+    known = {row: total[0] for row, total in totals.items() if total is not None}
+    if not known:
+        return [f"{trial}no method has runs on every data set", caveat(report)]
+    best = max(known, key=lambda row: known[row].value)
+    several = f"over {len(report.datasets)} data sets" if len(report.datasets) > 1 else f"on {titles(report)[0]}"
+    lines = [f"{trial}{best.label} scores highest {several}: {cell(known[best])}"]
+    rivals = [row for row in report.scores if row != report.focus]
+    found: dict[str, list[str]] = {}
+    for row in rivals:
+        pairs = differences(report, report.focus, row)
+        if len(pairs) == len(report.datasets):
+            difference = statistics.stratified_mean(list(pairs.values()), len(rivals))
+            found.setdefault(verdict(difference), []).append(f"{row.label} ({cell(difference, True)})")
+    subject = f"By the interval of paired differences, {report.focus.label}"
+    for outcome, words in (
+        ("better", "is shown to beat"),
+        ("worse", "is shown to be worse than"),
+        ("no difference shown", "is not shown to differ from"),
+    ):
+        if outcome in found:
+            lines.append(f"{subject} {words} {', '.join(found[outcome])}.")
+    return [*lines, caveat(report)]
+
+
+def caveat(report: Report) -> str:
+    """What the scores are of, in one line."""
+    origins = {run.dataset["origin"] for run in report.runs.values()}
+    mujoco = next(iter(report.runs.values())).physics["mujoco"]
+    data = {
+        "D4RL": "D4RL's own data",
+        "reconstruction": "reconstructions of D4RL's data, not D4RL's own: these scores have no place in a column of "
+        "D4RL scores",
+        "Minari": "Minari data sets",
+    }
+    return f"{metric(report).capitalize()} on {' and '.join(data.get(o, o) for o in sorted(origins))}; MuJoCo {mujoco}."
+
+
 def _scores(report: Report) -> Section:
     several = len(report.datasets) > 1
     tasks_of = _tasks_of(report)
@@ -83,9 +125,9 @@ def _scores(report: Report) -> Section:
         each = strata(report, row)
         counts = sorted({len(x) for x in each if len(x)})
         seeds = "-".join(map(str, (counts[0], counts[-1])[: len(counts)]))
-        cells = [_cell(statistics.mean_interval(x) if len(x) else None) for x in each]
+        cells = [cell(statistics.mean_interval(x) if len(x) else None) for x in each]
         total = overall(report, row) if several else None
-        extra = [_cell(total[0]), _cell(total[1])] if total else ["-", "-"]
+        extra = [cell(total[0]), cell(total[1])] if total else ["-", "-"]
         steps = " or ".join(sorted({updates(r) for r in report.runs.values() if Row(r.method, r.quality) == row}))
         published_as = [_published_as(row, report.datasets, tasks_of)] * beside
         rows.append([row.label, seeds, steps, *cells, *(extra * several), *published_as])
@@ -144,7 +186,7 @@ def _difference_row(report: Report, row: Row, other: Row, label: str, comparison
     several = len(report.datasets) > 1
     by_dataset = differences(report, row, other)
     cells = [
-        _cell(statistics.mean_interval(by_dataset[d], comparisons), True) if d in by_dataset else "-"
+        cell(statistics.mean_interval(by_dataset[d], comparisons), True) if d in by_dataset else "-"
         for d in report.datasets
     ]
     if not by_dataset:
@@ -155,7 +197,7 @@ def _difference_row(report: Report, row: Row, other: Row, label: str, comparison
         (strata(report, row)[i], strata(report, other)[i]) for i, d in enumerate(report.datasets) if d in by_dataset
     ]
     chance = f"{statistics.probability_of_improvement(scores):.2f}" if mean else "-"
-    return [label, *cells, *([_cell(mean, True)] * several), chance, verdict(mean) if mean else "-"]
+    return [label, *cells, *([cell(mean, True)] * several), chance, verdict(mean) if mean else "-"]
 
 
 def _published(report: Report) -> Section | None:
