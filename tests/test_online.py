@@ -23,7 +23,7 @@ from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob
 from iwsft_control.online import learner, objectives, prefixes, rollouts, schedules, training
 from iwsft_control.online.learner import PPOConfig, Setup
 from iwsft_control.online.methods import METHODS
-from iwsft_control.online.policy import Actor, OnlinePolicy, create, fit_spread
+from iwsft_control.online.policy import Actor, OnlinePolicy, create, fit_spread, scale_std
 from iwsft_control.online.prefixes import PrefixConfig
 from iwsft_control.report import online as report
 from iwsft_control.report import runs as grouped
@@ -228,6 +228,7 @@ def test_the_policy_begins_as_bcs_and_its_spread_follows_the_data():
     in_numpy = Actor.of(fitted).mean_std(x)
     np.testing.assert_allclose(in_numpy[0], mean, atol=1e-5)
     np.testing.assert_allclose(in_numpy[1], np.exp(log_std), rtol=1e-4)
+    np.testing.assert_allclose(Actor.of(scale_std(fitted, 0.3)).mean_std(x)[1], 0.3 * in_numpy[1], rtol=1e-4)
 
 
 # --- prefixes in the simulator ----------------------------------------------------------------------------------------
