@@ -55,7 +55,7 @@ class PPOConfig:
     """Of the ratio of densities; that of a prefix's steps is not clipped, as in Prefix-RFT's code."""
     target_kl: Annotated[float, POSITIVE] = 0.02
     """An update ends when the policy has moved so far from where it began."""
-    policy_learning_rate: Annotated[float, POSITIVE] = 1e-4
+    policy_learning_rate: Annotated[float, POSITIVE] = 3e-5
     critic_learning_rate: Annotated[float, POSITIVE] = 1e-3
     critic_hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
     critic_warmup: Annotated[int, NOT_NEGATIVE] = 3
