@@ -14,11 +14,11 @@ from iwsft_control import finetune
 from iwsft_control.base import bounds, snapshot
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import results
+from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets.transitions import Demonstrations as Pairs
 from iwsft_control.datasets.types import SimulatorStates
 from iwsft_control.envs.batch import D4RLBatch, make_batch
 from iwsft_control.learning import objectives as offline
-from iwsft_control.methods.supervised import PolicyConfig
 from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob
 from iwsft_control.online import learner, objectives, prefixes, rollouts, schedules, training
 from iwsft_control.online.learner import PPOConfig, Setup
