@@ -267,7 +267,7 @@ def run(
 
 
 def starting_policy(setup: Setup, config: FinetuneConfig, data: Dataset, started: Artefact | None, seed: int) -> Any:
-    """Parameters of the online policy at the beginning: those of the offline one, its spread fitted to what it learned
+    """Parameters of the online policy at the beginning: those of the offline one, its spread a part of what it learned
     from; fresh ones where there is none."""
     key = jax.random.fold_in(jax.random.key(seed), 0)
     start = None if started is None else jax.tree.map(lambda x: x[0], started.arrays["params"])
@@ -278,7 +278,8 @@ def starting_policy(setup: Setup, config: FinetuneConfig, data: Dataset, started
     if config.start == "sft":
         rows = np.flatnonzero(np.isin(data.episode_of, curation.above(data.returns, config.prefix.percentile)))
     pairs = Pairs(jnp.asarray(data.observations[rows]), jnp.asarray(data.actions[rows]))
-    return policy.fit_spread(setup.policy, config.ppo.spread_steps, params, pairs, jax.random.fold_in(key, 1))
+    fitted = policy.fit_spread(setup.policy, config.ppo.spread_steps, params, pairs, jax.random.fold_in(key, 1))
+    return policy.scale_std(fitted, config.ppo.start_std)
 
 
 def _skeleton(

@@ -49,16 +49,16 @@ class PPOConfig:
     trace: Annotated[float, SHARE] = 0.95
     """GAE's lambda."""
     epochs: Annotated[int, POSITIVE] = 4
-    minibatch: Annotated[int, POSITIVE] = 1024
+    minibatch: Annotated[int, POSITIVE] = 256
     """Steps in a minibatch."""
     clip: Annotated[float, POSITIVE] = 0.2
     """Of the ratio of densities; that of a prefix's steps is not clipped, as in Prefix-RFT's code."""
     target_kl: Annotated[float, POSITIVE] = 0.02
     """An update ends when the policy has moved so far from where it began."""
-    policy_learning_rate: Annotated[float, POSITIVE] = 1e-4
+    policy_learning_rate: Annotated[float, POSITIVE] = 3e-5
     critic_learning_rate: Annotated[float, POSITIVE] = 1e-3
     critic_hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
-    critic_warmup: Annotated[int, NOT_NEGATIVE] = 2
+    critic_warmup: Annotated[int, NOT_NEGATIVE] = 3
     """First updates, in which only the critic learns."""
     max_gradient_norm: Annotated[float, POSITIVE] = 1.0
     kl_weight: Annotated[float, NOT_NEGATIVE] = 0.01
@@ -67,6 +67,9 @@ class PPOConfig:
     """UFT: of the mean log-likelihood of the demonstration's actions on the prefix."""
     spread_steps: Annotated[int, NOT_NEGATIVE] = 1000
     """Gradient steps that fit the standard deviation's dependence on the state to the data, before training."""
+    start_std: Annotated[float, POSITIVE] = 0.3
+    """Share of that standard deviation that training starts with. The data's is the spread between all the policies
+    behind them, too wide to explore with: a policy that samples with it falls early."""
 
 
 @dataclasses.dataclass(frozen=True)

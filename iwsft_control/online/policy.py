@@ -7,6 +7,7 @@ likelihood of the data with the mean held, which stands in for what BC does not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -70,6 +71,12 @@ def fit_spread(policy: OnlinePolicy, steps: int, params: Any, rows: Demonstratio
 
     (own, _), _ = jax.lax.scan(step, (own, optimiser.init(own)), jax.random.split(key, steps))
     return whole(own)
+
+
+def scale_std(params: Any, factor: float) -> Any:
+    """The parameters with all standard deviations times ``factor``."""
+    own = params["params"]
+    return {"params": {**own, "log_std": own["log_std"] + math.log(factor)}}
 
 
 class Actor(NamedTuple):
