@@ -218,15 +218,21 @@ def flat_data() -> Dataset:
     )  # fmt: skip
 
 
+@functools.cache
+def kept_stage() -> tuple[stages.Stage, Dataset]:
+    """A stage and what it learned from."""
+    return stages.Stage("bc", None, (0,), settings.make()), flat_data()
+
+
 def make_stages(folder: Path) -> list[Path]:
-    store, stage, data = Store(folder), stages.Stage("bc", None, (0,), settings.make()), flat_data()
+    store, (stage, data) = Store(folder), kept_stage()
     arrays = {"params": {"net": {"kernel": np.arange(12.0).reshape(3, 4)}}}
     store.write(stage, data, Artefact(arrays, {"logs": [{"step": [1], "loss": [0.5]}], "returns": [[1.0, 2.0]]}))
     return [store.path(stage, data)]
 
 
 def read_stages(folder: Path, changed: list[Path]) -> Any:
-    found = Store(folder).read(stages.Stage("bc", None, (0,), settings.make()), flat_data())
+    found = Store(folder).read(*kept_stage())
     return None if found is None else [files.flatten(found.arrays), found.record]
 
 
@@ -425,9 +431,8 @@ def change_structure(path: Path, whole: bytes, draw: Callable[..., Any]) -> None
     """Another structure for a file that holds ``whole``, by its kind."""
     path.write_bytes(whole)
     if path.suffix == ".hdf5":
-        with contextlib.suppress(
-            OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError
-        ):  # as far as HDF5 lets it
+        # As far as HDF5 lets it.
+        with contextlib.suppress(OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError):
             change_hdf5(path, draw)
     elif path.suffix == ".json":
         path.write_bytes(change_json(whole, draw))
