@@ -410,7 +410,7 @@ def change_hdf5(path: Path, draw: Callable[..., Any]) -> None:
                     )
                     continue
                 case 8:
-                    kept = kept[:, : draw(st.integers(0, kept.shape[1]))] if kept.ndim > 1 else kept[::-1]
+                    kept = kept[:, : draw(st.integers(0, kept.shape[1]))] if kept.ndim > 1 else kept.reshape(-1)[::-1]
                 case _:
                     kept = kept.astype(float)
                     if kept.size:
@@ -432,7 +432,7 @@ def change_structure(path: Path, whole: bytes, draw: Callable[..., Any]) -> None
     path.write_bytes(whole)
     if path.suffix == ".hdf5":
         # As far as HDF5 lets it.
-        with contextlib.suppress(OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError):
             change_hdf5(path, draw)
     elif path.suffix == ".json":
         path.write_bytes(change_json(whole, draw))
