@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import h5py
@@ -879,6 +880,7 @@ def test_a_source_carries_trust_to_the_workers():
 # --- damage at random ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="bounds a process by what /proc says of it")
 def test_a_slice_of_the_fuzzer(tmp_path, capsys):
     """Every reader, a few of the inputs of ``python experiments/fuzz.py``."""
     config = fuzz.FuzzConfig(inputs=320, seed=0, faults=tmp_path / "faults")
