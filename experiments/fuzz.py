@@ -6,8 +6,8 @@
 A valid small file of every kind is changed, half of the time byte by byte (flipped bits, cut, repeated, moved, extreme
 numbers) and half of the time in its structure (by hypothesis: other types, shapes, values, names, depths), and read by
 the function that the commands read it with. A fault is any exception but ``UserError``, a crash, more than ten seconds
-or four GiB, and, of files that carry a checksum, other values than were written. Faults are kept in ``--faults``. Every
-input follows from the seed.
+of computing or four GiB, and, of files that carry a checksum, other values than were written. Faults are kept in
+``--faults``. Every input follows from the seed. Linux alone, whose /proc it reads.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from iwsft_control.report import figures, formats
 from iwsft_control.report import runs as grouped
 
 SECONDS, MEMORY = 10.0, 4 << 30  # that reading one input may take
+PATIENCE = 1800.0  # seconds without a word, on a machine that does other things
 BLOCK = 500  # inputs of one kind of change in a row
 FIGURES_EVERY = 500  # result files of which figures are drawn too, which takes a second
 ID, ENVIRONMENT = "fuzz/car/small-v0", "MountainCarContinuous-v0"
@@ -218,15 +219,21 @@ def flat_data() -> Dataset:
     )  # fmt: skip
 
 
+@functools.cache
+def kept_stage() -> tuple[stages.Stage, Dataset]:
+    """A stage and what it learned from."""
+    return stages.Stage("bc", None, (0,), settings.make()), flat_data()
+
+
 def make_stages(folder: Path) -> list[Path]:
-    store, stage, data = Store(folder), stages.Stage("bc", None, (0,), settings.make()), flat_data()
+    store, (stage, data) = Store(folder), kept_stage()
     arrays = {"params": {"net": {"kernel": np.arange(12.0).reshape(3, 4)}}}
     store.write(stage, data, Artefact(arrays, {"logs": [{"step": [1], "loss": [0.5]}], "returns": [[1.0, 2.0]]}))
     return [store.path(stage, data)]
 
 
 def read_stages(folder: Path, changed: list[Path]) -> Any:
-    found = Store(folder).read(stages.Stage("bc", None, (0,), settings.make()), flat_data())
+    found = Store(folder).read(*kept_stage())
     return None if found is None else [files.flatten(found.arrays), found.record]
 
 
@@ -404,7 +411,7 @@ def change_hdf5(path: Path, draw: Callable[..., Any]) -> None:
                     )
                     continue
                 case 8:
-                    kept = kept[:, : draw(st.integers(0, kept.shape[1]))] if kept.ndim > 1 else kept[::-1]
+                    kept = kept[:, : draw(st.integers(0, kept.shape[1]))] if kept.ndim > 1 else kept.reshape(-1)[::-1]
                 case _:
                     kept = kept.astype(float)
                     if kept.size:
@@ -425,9 +432,8 @@ def change_structure(path: Path, whole: bytes, draw: Callable[..., Any]) -> None
     """Another structure for a file that holds ``whole``, by its kind."""
     path.write_bytes(whole)
     if path.suffix == ".hdf5":
-        with contextlib.suppress(
-            OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError
-        ):  # as far as HDF5 lets it
+        # As far as HDF5 lets it.
+        with contextlib.suppress(OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError):
             change_hdf5(path, draw)
     elif path.suffix == ".json":
         path.write_bytes(change_json(whole, draw))
@@ -461,11 +467,8 @@ def serve(pipe: Any, names: list[str], seed: int, counts: list[int], done: list[
     os.environ |= {"XDG_CACHE_HOME": str(folder / "home"), "IWSFT_MAX_BYTES": str(1 << 28)}
     registry.every()
     np.seterr(all="ignore")
-    used = (
-        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
-    )
-    if used:
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     for name, count, start in zip(names, counts, done, strict=True):
         target, place = TARGETS[name], folder / name
         shutil.rmtree(place, ignore_errors=True)
@@ -544,16 +547,21 @@ def main(config: FuzzConfig) -> int:
             )
             process.start()
             other.close()
-            trying, since = False, time.monotonic()
+            trying, since, cpu = False, time.monotonic(), 0.0
             while True:
-                limit = SECONDS if trying else 120.0
                 try:
-                    message = pipe.recv() if pipe.poll(limit) else "hang"
+                    if not pipe.poll(SECONDS):
+                        patient = not trying or _cpu_seconds(process.pid) - cpu < SECONDS
+                        if patient and time.monotonic() - since < PATIENCE:  # it starts, or the machine is busy
+                            continue
+                        message = "hang"
+                    else:
+                        message = pipe.recv()
                 except EOFError:
                     process.join()
                     message = f"crash: exit code {process.exitcode}"
                 if message == "try":
-                    trying, since = True, time.monotonic()
+                    trying, since, cpu = True, time.monotonic(), _cpu_seconds(process.pid)
                     continue
                 if message is None or message in names:
                     current += 1 if message else 0
@@ -592,6 +600,12 @@ def main(config: FuzzConfig) -> int:
         "covers it, so that other data would be a fault."
     )
     return totals["fault"]
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    """Seconds that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _keep(folder: Path, name: str, place: Path, message: str, kept: Counter[str]) -> None:

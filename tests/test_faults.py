@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import h5py
@@ -15,6 +16,7 @@ from minari.serialization import serialize_space
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from experiments import fuzz
 from iwsft_control import load_policy, sweep, table
 from iwsft_control.base import console, files, snapshot
 from iwsft_control.base.errors import UserError
@@ -873,3 +875,29 @@ def test_the_command_asks_for_trust(tmp_path, stranger, option):
 def test_a_source_carries_trust_to_the_workers():
     plan = sweep.Plan(tasks=("hopper-medium-replay",), methods=("bc",), seeds=(0,), trust_environment=True)
     assert all(job.source.trust_environment for job in sweep.plan_jobs(plan, settings.make()))
+
+
+# --- damage at random ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="bounds a process by what /proc says of it")
+def test_a_slice_of_the_fuzzer(tmp_path, capsys):
+    """Every reader, a few of the inputs of ``python experiments/fuzz.py``."""
+    config = fuzz.FuzzConfig(inputs=320, seed=0, faults=tmp_path / "faults")
+    assert fuzz.main(config) == 0, capsys.readouterr().out
+    assert not (tmp_path / "faults").exists()
+
+
+def test_the_fuzzer_finds_a_reader_that_believes_damage(tmp_path, monkeypatch):
+    """A reader without its checksum, and one with an error of its own: both are faults."""
+    monkeypatch.setattr(files, "_seal", lambda arrays, record: "0" * 64)
+    (path,) = fuzz.make_policies(tmp_path)
+    target, whole = fuzz.TARGETS["policies"], path.read_bytes()
+    original = target.read(tmp_path, [path])
+    assert fuzz.attempt(target, tmp_path, [path], original) == "equal"
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 64]))
+    assert fuzz.attempt(target, tmp_path, [path], original) == "other values were accepted under a checksum"
+    broken = dataclasses.replace(target, read=lambda folder, changed: {}["x"])
+    assert "KeyError" in fuzz.attempt(broken, tmp_path, [path], original)
+    path.write_bytes(whole[:100])
+    assert fuzz.attempt(target, tmp_path, [path], original) == "refused"

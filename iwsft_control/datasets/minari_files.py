@@ -357,6 +357,7 @@ def _arrow_episodes(
         hdf5.require_room(declared, f"{name}, episode {e}", room)
         room -= declared
         table = episode.to_table(columns=["observations", *PER_STEP])
+        table.validate(full=True)  # Arrow ends the whole process at lengths that cannot be
         found = _flat({path: _vectors(_column(table, path)) for path in _stored(parts)}, parts, f"{name}, episode {e}")
         # Minari pads what a step has to the length of the observations, one more.
         yield {n: x if n == "observations" else x[:-1] for n, x in found.items()}
