@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -28,6 +29,13 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """The programs of a module's tests are let go after it: they would add up to gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(params=["hopper", "halfcheetah", "walker2d"])

@@ -486,7 +486,7 @@ def test_a_number_of_episodes_that_is_not_the_files(total):
         (
             "observation_space",
             serialize_space(gym.spaces.Dict(observation=gym.spaces.Box(-1, 1, (2,)), goal=gym.spaces.Box(-1, 1, (2,)))),
-            "observations of kind Dict, which are not supported",
+            "has dict observations .observation, goal.; give --flatten-observations",
         ),
         ("observation_space", serialize_space(gym.spaces.Box(-1, 1, (2, 2))), "of shape .2, 2., which are not"),
     ],

@@ -315,7 +315,10 @@ def test_a_policy_that_has_died_is_not_scored(tmp_path):
     evaluated = []
     with pytest.raises(perform.DeadPolicyError) as error:
         perform.perform(
-            stage, DATA, Store(tmp_path), report=lambda what, steps: evaluated.append(what) or (lambda n: 0)
+            stage,
+            DATA,
+            Store(tmp_path),
+            report=lambda what, steps: evaluated.append(what) or (lambda done, values: None),
         )
     sentence = str(error.value)
     assert sentence.startswith("td3-bc (seed 0) ended at step 200 in a policy that answers every state with one action")
