@@ -1,0 +1,103 @@
+"""The documentation: what it links to is there, what it runs is understood, and every method has its page."""
+
+import importlib.util
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from iwsft_control import run, sweep
+from iwsft_control.__main__ import COMMANDS
+from iwsft_control.base import console
+from iwsft_control.benchmark import settings
+from iwsft_control.methods import registry
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="docs/ is not part of an installed package")
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs/site/hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    made = {"figures", "methods"}  # by the site's hooks, as is the page of results
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http") and target != "results.md" and target.split("/")[0] not in made:
+            assert (page.parent / target).exists(), target
+
+
+def commands():
+    """Every command of the package in a block of shell of the documentation, comments left out."""
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["iwsft"]:
+                    yield page.name, words[1], words[2:]
+                elif words[:2] == ["python", "-m"] and words[2].startswith("iwsft_control."):
+                    yield page.name, words[2].removeprefix("iwsft_control."), words[3:]
+
+
+@pytest.mark.parametrize(("page", "name", "arguments"), [*commands()], ids=lambda x: x if isinstance(x, str) else "")
+def test_commands_are_understood(page, name, arguments, monkeypatch):
+    """Their options exist and have an effect; nothing is run."""
+    assert name in COMMANDS
+    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
+    monkeypatch.setattr(registry, "_files", [])
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.chdir(ROOT)
+    bases = {
+        "run": (run.RunOptions, "method", "quality", "env"),
+        "sweep": (sweep.PlanOptions, "methods", "qualities", "tasks"),
+    }
+    seen = []
+    if name in bases:
+        base, *names, positional = bases[name]
+        console.command(lambda: settings.command_line(base, *names), seen.append, name, "", positional)
+    else:
+        module = importlib.import_module(f"iwsft_control.{name}")
+        monkeypatch.setattr(module, "main", seen.append)
+        module.cli()
+    assert len(seen) == 1
+
+
+def test_every_method_has_a_page(hooks):
+    pages = {module: hooks.page(module, cards, []) for module, cards in hooks.modules().items()}
+    named = {card.name for cards in hooks.modules().values() for card in cards}
+    assert named == {card.name for card in registry.OURS}
+    for module, text in pages.items():
+        assert ("## Hyper-parameters" in text and "Deviation" in text) or module == "critic"
+    row = {"method": "iql", "quality": "", "dataset": "iwsft/hopper/medium-replay-v0", "n_seeds": "5", "mean": "31.66"}
+    row |= {"low": "27.7", "high": "35.7", "difference": "-15.6"}
+    text = hooks.page("iql", hooks.modules()["iql"], [row])
+    assert "| hopper medium-replay | iql | 5 | 31.7 [27.7, 35.7] | -15.6 |" in text
+    assert "| IQL | 94.7 | 44.2 | 73.9 |" in text
+
+
+def test_the_readme_is_short_and_holds_both_commands():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) < 1100
+    lines = text.splitlines()
+    begin = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e "
+    assert f"{begin}. && .venv/bin/python -m iwsft_control.run --env hopper-medium-replay" in lines
+    assert f"{begin}'.[dev]' && .venv/bin/python -m pytest" in lines
+
+
+def test_every_extra_that_an_error_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        extra
+        for path in (ROOT / "iwsft_control").rglob("*.py")
+        for extra in re.findall(r"iwsft_control\[(\w+)\]'", path.read_text())
+    }
+    assert {"video", "pandas", "tensorboard", "wandb", "ray"} <= named <= set(extras)
