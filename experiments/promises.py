@@ -33,12 +33,13 @@ from iwsft_control import sweep
 from iwsft_control.base import console
 from iwsft_control.base.console import cache_compiled_programs
 from iwsft_control.benchmark import perform
+from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import minari_files
 from iwsft_control.datasets.types import Dataset, Episodes
 from iwsft_control.learning import loop
 from iwsft_control.learning.method import Inputs
-from iwsft_control.methods import critic, registry
+from iwsft_control.methods import registry
 from iwsft_control.networks import policies
 
 TASK, ID = "hopper-medium-replay", "D4RL/hopper/medium-replay-v2"
@@ -287,7 +288,7 @@ def soak(config: Soak) -> int:
         os.environ["XDG_CACHE_HOME"] = f"{temporary}/cache"
         small_data(Path(temporary))
         policy = PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
-        small = {"policy": policy, "critic": critic.CriticConfig(steps=20, hidden=(8,), batch_size=16)}
+        small = {"policy": policy, "critic": CriticConfig(steps=20, hidden=(8,), batch_size=16)}
         for i in range(config.rounds):
             folders = {"results": Path(temporary) / f"{i}", "stages": Path(temporary) / f"{i}-stages"}
             sweep.main(sweep.Plan(quick=True, tasks=(TASK,), seeds=(0,), workers=1, **small, **folders))
