@@ -141,12 +141,13 @@ def details(found: Mapping[Path, RunResult]) -> str:
     """
     some = next(iter(found.values()))
     report = grouped.collect(found, Row(some.method, some.quality), Row(some.method, some.quality))
-    titles = [title for title, _, _ in COLUMNS.values()] + ["effective sample size (%)"]
+    titles = [title for title, _, _ in COLUMNS.values()] + ["T in D+ (%)", "effective sample size (%)"]
     lines = [
         "# What pass@1 is made of",
         "",
-        "Mean over seeds [95% interval, Student's t]. Shares, lengths and KL are of the sampled answers; the effective "
-        "sample size is that of the importance weights over training.",
+        "Mean over seeds [95% interval, Student's t]. Shares, lengths and KL are of the sampled answers. T in D+ is "
+        "the share of curated answers that think, repeated ones counted each time: what SFT and SFT(Q) come to in the "
+        "limit of an exact fit. The effective sample size is that of the importance weights, a mean over training.",
         "",
         "| " + " | ".join(["task", "method", "seeds", *titles]) + " |",
         "|" + "---|" * (3 + len(titles)),
@@ -156,6 +157,7 @@ def details(found: Mapping[Path, RunResult]) -> str:
         if not of:
             continue
         cells = [_cell([r.diagnostics["figures"][name] for r in of], *how) for name, (_, *how) in COLUMNS.items()]
+        cells.append(_cell([r.diagnostics.get("curated_think_share") for r in of], 100, 1))
         logs = [r.diagnostics["training"].get("effective_sample_size") for r in of]
         cells.append(_cell([None if log is None else float(np.mean(log)) for log in logs], 100, 1))
         lines.append(f"| {of[0].task} | {row.label} | {len(of)} | " + " | ".join(cells) + " |")

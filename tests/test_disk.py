@@ -149,7 +149,7 @@ def test_files_that_may_not_grow_are_one_sentence(tmp_path):
     """A quota, as far as a process can have one: no file larger than 500 bytes."""
     where = ["--results", tmp_path / "results", "--stages", tmp_path / "stages", "--workers", "1", "--seeds", "0"]
     answer = subprocess.run(
-        [sys.executable, "-c", LIMITED, "--tasks", TASK, "--methods", "sft", *OPTIONS, *map(str, where)],
+        [sys.executable, "-c", LIMITED, "--tasks", TASK, "--methods", "sft-q", *OPTIONS, *map(str, where)],
         capture_output=True, text=True, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert answer.returncode == 2, answer.stderr

@@ -65,7 +65,8 @@ def test_all_baselines(tmp_path):
         assert result.diagnostics["training"]["step"] == [20]
         assert list(result.seconds) == [result.method, f"{result.method} evaluation"]
         again = evaluation.evaluate(load_policy(path.with_suffix(".safetensors")), "d4rl/Hopper-v2", 5)
-        np.testing.assert_array_equal(again, result.episode_returns)
+        # Up to the rounding of matrix products: the parameters lie elsewhere in memory.
+        np.testing.assert_allclose(again, result.episode_returns, rtol=1e-8)
 
 
 def test_rebrac_tuned_takes_its_settings_from_the_task(tmp_path):

@@ -63,7 +63,7 @@ def _grouped(report: Report) -> list[tuple[str, list[Row]]]:
 def _forest(axis: Axes, report: Report, rows: Sequence[Row], estimates: Mapping[Row, Estimate | None]) -> list[float]:
     """A row for every method, from top to bottom, with a gap between groups; returns their heights."""
     looks, heights, height = _looks(report), [], 0.0
-    for before, row in zip([rows[0], *rows], rows, strict=False):
+    for before, row in zip([*rows[:1], *rows], rows, strict=False):
         height -= 1.0 + 0.6 * (looks[before].group != looks[row].group)
         heights.append(height)
         estimate = estimates.get(row)
@@ -75,7 +75,8 @@ def _forest(axis: Axes, report: Report, rows: Sequence[Row], estimates: Mapping[
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
-    axis.set_ylim(heights[-1] - 0.8, heights[0] + 0.8)
+    if heights:
+        axis.set_ylim(heights[-1] - 0.8, heights[0] + 0.8)
     return heights
 
 
