@@ -125,8 +125,13 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
         if row not in scores:
             known_rows = ", ".join(sorted(r.label.replace(" (", " by ").rstrip(")") for r in scores))
             raise UserError(f"there is no run of {option} {row.label}; choose one of {known_rows}.")
-    order = {row: i for i, row in enumerate(_all_rows())}
-    scores = {row: scores[row] for row in sorted(scores, key=lambda r: order.get(r, len(order)))}
+    rows, names = _all_rows(), list(registry.names())
+    order = {row: (names.index(row.method), i) for i, row in enumerate(rows)}
+
+    def place_of(row: Row) -> tuple[int, int]:  # a quality of another task comes after the method's own
+        return order.get(row, (names.index(row.method) if row.method in names else len(names), len(rows)))
+
+    scores = {row: scores[row] for row in sorted(scores, key=place_of)}
     tasks_of = {run.dataset["id"]: run.task for run in runs.values()}
     place = {task: i for i, task in enumerate(PUBLISHED_TASKS)}
     datasets = sorted(tasks_of, key=lambda d: (place.get(tasks_of[d], len(place)), d))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iwsft_control.benchmark.results import RunResult
+from iwsft_control.benchmark.results import NO_PHYSICS, RunResult
 from iwsft_control.report import statistics
 from iwsft_control.report.published import PUBLISHED_TASKS, published, published_as
 from iwsft_control.report.runs import (
@@ -112,8 +112,10 @@ def caveat(report: Report) -> str:
         "reconstruction": "reconstructions of D4RL's data, not D4RL's own: these scores have no place in a column of "
         "D4RL scores",
         "Minari": "Minari data sets",
+        "generated": "data that this suite generates",
     }
-    return f"{metric(report).capitalize()} on {' and '.join(data.get(o, o) for o in sorted(origins))}; MuJoCo {mujoco}."
+    physics = "no physics" if mujoco == NO_PHYSICS else f"MuJoCo {mujoco}"
+    return f"{metric(report).capitalize()} on {' and '.join(data.get(o, o) for o in sorted(origins))}; {physics}."
 
 
 def _scores(report: Report) -> Section:
