@@ -14,6 +14,8 @@ COMMANDS = {
     "finetune": "go on from an offline policy in the simulator (UFT, Prefix-RFT, PPO)",
     "table": "result files to tables and figures",
     "video": "a video of a trained policy",
+    "push": "a data set or a policy to the Hugging Face Hub",
+    "pull": "a data set or a policy from it",
     "collect": "reconstruct D4RL's locomotion data",
     "accept": "which candidate for a reconstruction behaves like D4RL's data",
     "d4rl": "bring D4RL's own data into the local Minari root",

@@ -1,0 +1,16 @@
+"""``python -m iwsft_control.pull``: data sets and policies on the Hugging Face Hub; :mod:`.hub` does it."""
+
+from __future__ import annotations
+
+from iwsft_control import hub
+from iwsft_control.base import console
+from iwsft_control.hub import Pull, main
+
+
+def cli() -> None:
+    """The command line."""
+    console.command(lambda: Pull, main, "python -m iwsft_control.pull", hub.__doc__)
+
+
+if __name__ == "__main__":
+    cli()
