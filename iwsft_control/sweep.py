@@ -117,7 +117,7 @@ class Board:
         self.lines: dict[tuple[Job, str], Any] = {}
         columns = TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn()
         self.bar = Bars(*columns, TimeElapsedColumn(), console=console, quiet=quiet)
-        self.total = self.bar.add_task("", total=len(jobs) + done, completed=done)
+        self.total = self.bar.add_task("", total=len(jobs) + done, completed=done, logged=False)  # it has its own lines
         self._describe()
 
     def _describe(self) -> None:

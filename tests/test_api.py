@@ -116,18 +116,26 @@ def draws() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_a_video_shows_the_episode(policy_file, tmp_path):
+@pytest.mark.parametrize("kind", ["gif", "mp4"])
+def test_a_video_shows_the_episode(policy_file, tmp_path, kind):
     if not draws():
         pytest.skip("nothing draws here")
-    out = tmp_path / "hop.gif"
-    arguments = ["video", str(policy_file), "--out", str(out), "--steps", "9", "--size", "32"]
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    out = tmp_path / f"hop.{kind}"
+    arguments = ["video", str(policy_file), "--out", str(out), "--steps", "9", "--size", "64"]
     done = subprocess.run([sys.executable, "-m", "iwsft_control", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "bc in hopper-medium-replay: return" in done.stdout
-    import imageio.v3 as imageio
+    if kind == "mp4":
+        frames, seconds = ffmpeg.count_frames_and_secs(str(out))  # the start and every fourth of 9 steps of 8 ms
+        assert 2 <= frames <= 3 and seconds == pytest.approx(frames * 0.032, abs=0.01)  # ffmpeg may drop the last
+    else:
+        import imageio.v3 as imageio
 
-    frames = imageio.imread(out)  # the start and every fourth of 9 steps; a GIF drops what is equal
-    assert frames.shape[1:] == (32, 32, 3) and 2 <= len(frames) <= 3
+        pictures = imageio.imread(out)  # a GIF drops what is equal
+        assert pictures.shape[1:] == (64, 64, 3) and 2 <= len(pictures) <= 3
+        assert pictures[0].std() > 10  # a picture, not a black page
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == out.suffix or p.name.startswith(".")] == [out.name]
 
 
 def test_what_cannot_be_drawn_is_one_sentence(policy_file, tmp_path, monkeypatch):

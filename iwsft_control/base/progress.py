@@ -32,7 +32,8 @@ def to_stderr(quiet: bool = False) -> None:
 class Bars(Progress):
     """Rich's progress; where there is no terminal it draws nothing and logs instead.
 
-    A task's field ``values`` may hold what its loop logs (see :func:`losses`).
+    A task's field ``values`` may hold what its loop logs (see :func:`losses`); one whose field ``logged`` is false is
+    only drawn.
     """
 
     def __init__(self, *columns: str | ProgressColumn, console: Any, quiet: bool = False):
@@ -58,7 +59,7 @@ class Bars(Progress):
 
     def _line(self, task_id: Any) -> None:
         task = next((task for task in self.tasks if task.id == task_id), None)
-        if not self._logs or task is None or not task.total:
+        if not self._logs or task is None or not task.total or not task.fields.get("logged", True):
             return
         now = time.monotonic()
         began, before = self._first.setdefault(task_id, (now, task.completed))

@@ -124,10 +124,11 @@ def write(path: Path, frames: list[np.ndarray], seconds: float) -> None:
     except ImportError as error:
         raise UserError("imageio is not installed; pip install 'iwsft_control[video]'.") from error
     options: dict[str, Any] = {"fps": 1 / seconds} if path.suffix == ".mp4" else {"duration": 1000 * seconds, "loop": 0}
+    try:
+        encoded = imageio.imwrite("<bytes>", np.stack(frames), extension=path.suffix, **options)
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(
+            f"cannot make {path} ({error}); for .mp4 pip install 'iwsft_control[video]', .gif needs no more."
+        ) from error
     with atomic_path(path) as temporary:
-        try:
-            imageio.imwrite(temporary, np.stack(frames), extension=path.suffix, **options)
-        except (ImportError, ValueError, OSError) as error:
-            raise UserError(
-                f"cannot write {path} ({error}); for .mp4 pip install 'iwsft_control[video]', .gif needs no more."
-            ) from error
+        temporary.write_bytes(encoded)
