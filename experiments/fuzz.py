@@ -346,7 +346,8 @@ def change_json(whole: bytes, draw: Callable[..., Any]) -> bytes:
         for key in parents:
             place = place[key]
         if isinstance(place[last], str) and place[last].startswith("{") and draw(st.integers(0, 4)):
-            place[last] = change_json(place[last].encode(), draw).decode(errors="replace")
+            with contextlib.suppress(ValueError):  # text that only begins like JSON
+                place[last] = change_json(place[last].encode(), draw).decode(errors="replace")
             continue
         match draw(st.integers(0, 4)):
             case 0:
@@ -559,6 +560,7 @@ def main(config: FuzzConfig) -> int:
                         message = pipe.recv()
                 except EOFError:
                     process.join()
+                    assert trying, "the fuzzer itself failed: see above"
                     message = f"crash: exit code {process.exitcode}"
                 if message == "try":
                     trying, since, cpu = True, time.monotonic(), _cpu_seconds(process.pid)
