@@ -50,6 +50,7 @@ from iwsft_control.report import figures, formats
 from iwsft_control.report import runs as grouped
 
 SECONDS, MEMORY = 10.0, 4 << 30  # that reading one input may take
+OUTCOMES = ("refused", "equal", "other")
 PATIENCE = 1800.0  # seconds without a word, on a machine that does other things
 BLOCK = 500  # inputs of one kind of change in a row
 FIGURES_EVERY = 500  # result files of which figures are drawn too, which takes a second
@@ -346,7 +347,8 @@ def change_json(whole: bytes, draw: Callable[..., Any]) -> bytes:
         for key in parents:
             place = place[key]
         if isinstance(place[last], str) and place[last].startswith("{") and draw(st.integers(0, 4)):
-            place[last] = change_json(place[last].encode(), draw).decode(errors="replace")
+            with contextlib.suppress(ValueError):  # text that only begins like JSON
+                place[last] = change_json(place[last].encode(), draw).decode(errors="replace")
             continue
         match draw(st.integers(0, 4)):
             case 0:
@@ -486,7 +488,10 @@ def serve(pipe: Any, names: list[str], seed: int, counts: list[int], done: list[
                     path.write_bytes(content)
             change()
             pipe.send("try")
-            pipe.send(attempt(target, place, changed, original))  # noqa: B023
+            outcome = attempt(target, place, changed, original)  # noqa: B023
+            pipe.send(outcome)
+            if outcome not in OUTCOMES:
+                pipe.recv()  # until the input is kept
             tried += 1
 
         while tried < count:
@@ -559,6 +564,7 @@ def main(config: FuzzConfig) -> int:
                         message = pipe.recv()
                 except EOFError:
                     process.join()
+                    assert trying, "the fuzzer itself failed: see above"
                     message = f"crash: exit code {process.exitcode}"
                 if message == "try":
                     trying, since, cpu = True, time.monotonic(), _cpu_seconds(process.pid)
@@ -570,12 +576,14 @@ def main(config: FuzzConfig) -> int:
                     continue
                 name = names[current]
                 slowest = max(slowest, time.monotonic() - since)
-                outcome = message if message in ("refused", "equal", "other") else "fault"
+                outcome = message if message in OUTCOMES else "fault"
                 found[name][outcome] += 1
                 bar.advance(lines[name])
                 trying = False
                 if outcome == "fault":
                     _keep(config.faults, name, folder / name, message, kept)
+                    with contextlib.suppress(OSError):  # it has died of it
+                        pipe.send("go on")
                 if message == "hang" or message.startswith("crash"):
                     if process.is_alive():
                         os.kill(process.pid or 0, signal.SIGKILL)

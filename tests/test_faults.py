@@ -749,6 +749,19 @@ def test_a_policy_of_an_earlier_version_has_no_checksum(tmp_path):
         files.load_arrays(tmp_path / "p.safetensors", sealed=True)
 
 
+def test_a_checksum_cannot_be_damaged_away(tmp_path):
+    """Another name for the metadata, or for the checksum in them, makes no file of an earlier version of a new one."""
+    path = tmp_path / "p.safetensors"
+    files.save_pytree(path, {"a": np.arange(4.0)}, {"b": 1})
+    whole = path.read_bytes()
+    for old, new in ((b'"sealed"', b'"sealer"'), (b"sha256", b"sha257"), (b"__metadata__", b"__metadato__")):
+        assert whole.count(old) == 1
+        path.write_bytes(whole.replace(old, new)[:-1] + b"\x41")
+        with pytest.raises(UserError, match="is damaged"):
+            files.load_arrays(path)
+        assert files.read_metadata(path) == {}
+
+
 def test_a_stage_with_a_flipped_bit_is_made_again_and_what_needs_it_stays(tmp_path):
     data, kept = make_data(), Store(tmp_path)
     policy = PolicyConfig(hidden=(8,), bc_steps=4, fine_tune_steps=2, batch_size=8)

@@ -17,6 +17,10 @@ from safetensors.numpy import save_file
 
 from iwsft_control.base.errors import UserError
 
+# Where the record stands in a file's metadata. A name of its own tells files with a checksum from those of earlier
+# versions, so that damage to the checksum's name does not make one of the latter of it.
+SEALED, UNSEALED = "sealed", "json"
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -112,7 +116,7 @@ def save_pytree(path: Path, tree: Any, metadata: dict[str, Any] | None = None) -
     text = json.dumps({**record, "sha256": _seal(arrays, record)})
     with atomic_path(path) as temporary:
         try:
-            save_file(arrays, temporary, metadata={"json": text})
+            save_file(arrays, temporary, metadata={SEALED: text})
         except SafetensorError as error:  # what it makes of a full disk
             raise UserError(f"cannot write {path} ({error}); free some space or choose another folder.") from error
 
@@ -125,6 +129,22 @@ def _seal(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> str:
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _described(metadata: Mapping[str, str] | None) -> tuple[dict[str, Any], str | None]:
+    """The record and the checksum in a file's metadata; None for the checksum where an earlier version wrote it.
+
+    Raises:
+        ValueError: neither this version nor an earlier one wrote them.
+    """
+    found = metadata or {}
+    if set(found) not in ({SEALED}, {UNSEALED}):
+        raise ValueError("its metadata are not as this package writes them")
+    record = dict(parse_json(found.get(SEALED) or found[UNSEALED]))
+    kept = record.pop("sha256", None)
+    if SEALED in found and kept is None:
+        raise ValueError("it has no checksum")
+    return record, kept
 
 
 def load_arrays(path: Path, sealed: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -141,8 +161,7 @@ def load_arrays(path: Path, sealed: bool = False) -> tuple[dict[str, np.ndarray]
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-            record = dict(parse_json((file.metadata() or {}).get("json", "{}")))
-        kept = record.pop("sha256", None)
+            record, kept = _described(file.metadata())
         if sealed and kept is None:
             raise ValueError("it has no checksum")
         if kept is not None and kept != _seal(arrays, record):
@@ -156,9 +175,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Only the metadata of a file that :func:`save_pytree` wrote, not verified; empty if it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            record = dict(parse_json((file.metadata() or {}).get("json", "{}")))
-            record.pop("sha256", None)
-            return record
+            return _described(file.metadata())[0]
     except Exception:  # as above
         return {}
 
