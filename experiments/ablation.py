@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
-from rich.table import Table
 
 from iwsft_control import sweep
 from iwsft_control.base import console, files
@@ -27,7 +26,8 @@ from iwsft_control.benchmark.results import RunResult
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.envs import tasks
 from iwsft_control.learning.objectives import ImportanceConfig
-from iwsft_control.report import figures, statistics
+from iwsft_control.report import figures, formats, statistics
+from iwsft_control.report.tables import cell
 
 TARGETS = (0.9, 0.7, 0.5, 0.3, 0.14, 0.05)
 EARLIER = ImportanceConfig(None, temperature=1.0, relative=False, low=0.2, high=1.8)  # the defaults up to 0.1
@@ -100,9 +100,9 @@ def main(config: AblationConfig) -> None:
         }
         sweep.main(sweep.Plan(**options, **dict(variant.settings)))
     found = {v: read(config, v) for v in chosen}
-    lines = table(config, found)
-    with files.atomic_path(config.out / "ablation.md") as path:
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    header, rows = table(config, found)
+    console.print_table(header, rows)
+    files.write_text(config.out / "ablation.md", formats.markdown_table(header, rows) + "\n")
     figures.save(figure(config, found), config.out, "effective-sample-size")
 
 
@@ -126,30 +126,23 @@ def scores(found: Mapping[int, RunResult], seeds: Sequence[int]) -> np.ndarray:
     return np.array([found[s].normalised_score for s in seeds])
 
 
-def table(config: AblationConfig, found: Found) -> list[str]:
-    """Lines of Markdown; printed too."""
+def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of cells."""
     names = [tasks.parse_task(t).name for t in config.tasks]
     header = ["quality, unit", "weights", *(c for n in names for c in (n, "minus no weights"))]
-    shown, lines = Table(*header), ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    rows = []
     base = {v.group: v for v in found if v.weights == "none"}
     for variant, by_task in found.items():
         cells = [variant.group, variant.weights]
         for name in names:
             mine, other = by_task.get(name, {}), found[base[variant.group]].get(name, {})
             shared = sorted(set(mine) & set(other))
-            cells.append(_text(statistics.mean_interval(scores(mine, sorted(mine)))) if mine else "-")
+            cells.append(cell(statistics.mean_interval(scores(mine, sorted(mine)))) if mine else "-")
             differences = scores(mine, shared) - scores(other, shared)
             alike = variant is base[variant.group] or not shared
-            cells.append("-" if alike else _text(statistics.mean_interval(differences), "+"))
-        shown.add_row(*cells)
-        lines.append("| " + " | ".join(cells) + " |")
-    console.console.print(shown)
-    return lines
-
-
-def _text(estimate: statistics.Estimate, sign: str = "") -> str:
-    interval = "" if np.isnan(estimate.low) else f" [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
-    return f"{estimate.value:{sign}.1f}{interval}"
+            cells.append("-" if alike else cell(statistics.mean_interval(differences), signed=True))
+        rows.append(cells)
+    return header, rows
 
 
 def figure(config: AblationConfig, found: Found) -> Any:

@@ -20,13 +20,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.table import Table
 from scipy import stats
 
 from iwsft_control import api
@@ -34,13 +32,13 @@ from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.benchmark import checks, results
-from iwsft_control.datasets.transitions import Demonstrations, in_chunks, reward_scale
+from iwsft_control.datasets.transitions import Demonstrations, reward_scale
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.learning import loop
+from iwsft_control.learning import curation, loop
 from iwsft_control.learning.defaults import CALL_STEPS
 from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.methods import critic, registry, sarsa
-from iwsft_control.networks.mlp import TwinCritic
+from iwsft_control.report import formats
 
 HELD_OUT = 10  # every tenth episode
 UNKNOWN = 0.05  # share of the discounted horizon that may lie beyond an episode's cut
@@ -104,7 +102,7 @@ def truth(data: Dataset, scale: float, discount: float) -> Truth:
 def judge(q: np.ndarray, data: Dataset, known: Truth) -> dict[str, float]:
     """The measures at the module's head, of Q (N,) on held-out episodes."""
     mine, theirs = q[known.known].astype(np.float64), known.returns_to_go[known.known]
-    mean_q = np.add.reduceat(q.astype(np.float64), data.starts[:-1]) / data.lengths
+    mean_q = curation.episode_values(data, q)
     best = max(1, len(mean_q) // 10)
     top = [set(np.argsort(-x, kind="stable")[:best].tolist()) for x in (mean_q, known.episode_returns)]
     return {
@@ -126,14 +124,6 @@ def critics(config: CriticQualityConfig) -> Iterator[tuple[str, str, Any]]:
                 critic.CriticConfig(expectile=expectile, discount=discount),
             )
         yield f"SARSA, discount {discount:g}", "sarsa", sarsa.SarsaConfig(discount=discount)
-
-
-@partial(jax.jit, static_argnums=0)
-def values(hidden: tuple[int, ...], target: Any, rows: Demonstrations) -> jax.Array:
-    """min_i Q_i (N,) of the target critics of one seed."""
-    net = TwinCritic(hidden)
-    chunks = jax.lax.map(lambda x: net.apply(target, x.observations, x.actions).min(axis=0), in_chunks(rows))
-    return chunks.reshape(-1)[: rows.actions.shape[0]]
 
 
 def stages(method: Method, config: Any, data: Prepared, seed: int, updates: Sequence[int], path: Path) -> Iterator[Any]:
@@ -170,7 +160,7 @@ def main(config: CriticQualityConfig) -> None:
                     updates, stages(method, chosen, prepared, seed, updates, work / kept), strict=True
                 ):
                     bar.update(line, completed=steps)
-                    q = np.asarray(values(chosen.hidden, state.target, rows))
+                    q = np.asarray(critic.min_q(chosen.hidden, state.target, rows))
                     found.setdefault((label, steps), []).append(judge(q, held_out, known))
                 (work / kept).unlink()
     write(config, data, found)
@@ -178,20 +168,17 @@ def main(config: CriticQualityConfig) -> None:
 
 def write(config: CriticQualityConfig, data: Dataset, found: dict[tuple[str, int], list[dict[str, float]]]) -> None:
     """The table, printed and as Markdown, and the figures as JSON."""
-    header = ("critic", "updates", *MEASURES)
-    shown, lines = Table(*header), ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    header, rows = ["critic", "updates", *MEASURES], []
     for (label, updates), each in found.items():
         cells = [label, f"{updates:,}"]
         for measure in MEASURES:
             scores = np.array([x[measure] for x in each])
             spread = f" ({scores.min():.2f} to {scores.max():.2f})" if len(scores) > 1 else ""
             cells.append(f"{scores.mean():.2f}{spread}")
-        shown.add_row(*cells)
-        lines.append("| " + " | ".join(cells) + " |")
-    console.console.print(shown)
+        rows.append(cells)
+    console.print_table(header, rows)
     name = data.task.replace("/", "-")
-    with files.atomic_path(config.out / f"{name}.md") as path:
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.write_text(config.out / f"{name}.md", formats.markdown_table(header, rows) + "\n")
     record = [{"critic": label, "updates": n, "seeds": config.seeds, "found": x} for (label, n), x in found.items()]
     identity = {"id": data.id, "sha256": data.sha256}
     files.write_json(config.out / f"{name}.json", {"dataset": identity, "critics": record, **results.provenance()})

@@ -17,7 +17,7 @@ from typing import Annotated
 from iwsft_control import finetune
 from iwsft_control.base import console
 from iwsft_control.base.bounds import POSITIVE
-from iwsft_control.base.files import atomic_path
+from iwsft_control.base.files import write_text
 from iwsft_control.online.learner import PPOConfig
 from iwsft_control.online.methods import METHODS
 from iwsft_control.online.prefixes import PrefixConfig
@@ -68,8 +68,7 @@ def main(config: OnlineConfig) -> None:
         finetune.main(each)
     found = online.find(config.out)
     table = online.to_markdown(found)
-    with atomic_path(config.out / "table.md") as path:
-        path.write_text(table + "\n", encoding="utf-8")
+    write_text(config.out / "table.md", table + "\n")
     figures.save(online.draw(found), config.out, "score")
     figures.save(online.draw(found, "success"), config.out, "success")
     console.console.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from iwsft_control.base.files import atomic_path
+from iwsft_control.base.files import write_text
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- scores: results/short.md -->", "<!-- end of scores -->"
@@ -20,5 +20,4 @@ def with_scores(text: str, results: Path) -> str:
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     made = with_scores(readme.read_text(encoding="utf-8"), ROOT / "results")
-    with atomic_path(readme) as path:
-        path.write_text(made, encoding="utf-8")
+    write_text(readme, made)

@@ -97,8 +97,7 @@ def main(config: SequencesConfig) -> None:
                 bar.console.print(_line(job, result, path))
             bar.advance(total)
     if len(wanted) > failed:  # of all that lie there, from other calls too
-        with files.atomic_path(folder / "details.md") as path:
-            path.write_text(details(grouped.find([folder / "runs"], config.quick)), encoding="utf-8")
+        files.write_text(folder / "details.md", details(grouped.find([folder / "runs"], config.quick)))
         console.console.print(f"{len(wanted) - failed} runs -> {folder / 'runs'}, {folder / 'details.md'}")
     if failed:
         sys.exit(1)

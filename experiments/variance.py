@@ -26,7 +26,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from rich.table import Table
 
 from iwsft_control import api
 from iwsft_control.base import console, files
@@ -40,6 +39,7 @@ from iwsft_control.learning import loop
 from iwsft_control.learning.method import Artefact, Inputs
 from iwsft_control.methods import registry, supervised
 from iwsft_control.networks import policies
+from iwsft_control.report import formats
 
 COMPONENTS = ("bc", "critic", "fine-tune", "rounding", "evaluation", "all")
 ROUNDING = 1e-7
@@ -150,22 +150,20 @@ def main(config: VarianceConfig) -> None:
                     bar.advance(line)
     identity = {"id": data.id, "sha256": data.sha256}
     files.write_json(record, {"dataset": identity, "scores": found, "quick": config.quick, **results.provenance()})
-    with files.atomic_path(record.with_suffix(".md")) as path:
-        path.write_text("\n".join(table(found)) + "\n", encoding="utf-8")
+    header, rows = table(found)
+    console.print_table(header, rows)
+    files.write_text(record.with_suffix(".md"), formats.markdown_table(header, rows) + "\n")
 
 
-def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """Lines of Markdown; printed too."""
-    header = ("method", *COMPONENTS, "seeds for 5 points", "for 10 points")
-    shown, lines = Table(*header), ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of cells."""
+    header, rows = ["method", *COMPONENTS, "seeds for 5 points", "for 10 points"], []
     for name, components in found.items():
         deviations = {c: float(np.std(x, ddof=1)) for c, x in components.items()}
         cells = [name, *(f"{deviations[c]:.1f}" if c in deviations else "-" for c in COMPONENTS)]
         cells += [str(seeds_needed(deviations["all"], points)) for points in (5, 10)]
-        shown.add_row(*cells)
-        lines.append("| " + " | ".join(cells) + " |")
-    console.console.print(shown)
-    return lines
+        rows.append(cells)
+    return header, rows
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,11 +97,7 @@ def validate(config: FinetuneConfig) -> settings.Settings:
     checks.check_seeds(config.seeds)
     for name in ("steps", "evaluations", "evaluation_episodes"):
         require(getattr(config, name) > 0, f"--{name.replace('_', '-')} must be positive, not {getattr(config, name)}.")
-    scores = (config.ref_min_score, config.ref_max_score)
-    require((scores[0] is None) == (scores[1] is None), "give both --ref-min-score and --ref-max-score, or neither.")
-    if scores[0] is not None and scores[1] is not None:
-        finite = math.isfinite(scores[0]) and math.isfinite(scores[1])
-        require(finite and scores[0] < scores[1], "--ref-min-score must be below --ref-max-score, both finite.")
+    checks.reference_scores(config.ref_min_score, config.ref_max_score)
     bounds.check(config.ppo, "ppo")
     bounds.check(config.prefix, "prefix")
     one = config.ppo.group_size == 1 and "prefix-rft" in config.method
@@ -129,9 +124,7 @@ def main(config: FinetuneConfig) -> None:
     chosen = validate(config)
     config = shortened(config)
     task = tasks.parse_task(config.env) if config.env else None
-    scores = None
-    if config.ref_min_score is not None and config.ref_max_score is not None:
-        scores = (config.ref_min_score, config.ref_max_score)
+    scores = checks.reference_scores(config.ref_min_score, config.ref_max_score)
     source = DataSource(config.env, config.dataset, scores)
     data = source.load()
     checks.check_environment(task, data)
@@ -295,13 +288,7 @@ def _skeleton(
         quality=None,
         seed=seed,
         quick=config.quick,
-        dataset={
-            "id": data.id,
-            "sha256": data.sha256,
-            "origin": data.origin,
-            "transitions": len(data.rewards),
-            "episodes": len(data.starts) - 1,
-        },
+        dataset=results.describe_data(data),
         physics=physics.describe(data.env_id),
         evaluation={
             "first_reset_seed": evaluation.FIRST_RESET_SEED,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,11 +76,7 @@ def validate(config: RunConfig) -> Settings:
         tasks.parse_task(config.env)
     checks.check_methods(config.method)
     checks.check_seeds(config.seeds)
-    scores = (config.ref_min_score, config.ref_max_score)
-    require((scores[0] is None) == (scores[1] is None), "give both --ref-min-score and --ref-max-score, or neither.")
-    if scores[0] is not None and scores[1] is not None:
-        finite = math.isfinite(scores[0]) and math.isfinite(scores[1])
-        require(finite and scores[0] < scores[1], "--ref-min-score must be below --ref-max-score, both finite.")
+    checks.reference_scores(config.ref_min_score, config.ref_max_score)
     chosen = settings.of_options(config)
     checks.check_preset(config.method, config.quality, chosen)
     return chosen

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from iwsft_control.base import console
-from iwsft_control.base.files import atomic_path
+from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
 from iwsft_control.methods import registry
 from iwsft_control.report import figures, formats
@@ -99,8 +99,7 @@ def main(config: TableConfig) -> None:
         "report.html": formats.to_html(table, pictures),
     }
     for name, text in texts.items():
-        with atomic_path(config.out / name) as path:
-            path.write_text(text, encoding="utf-8")
+        write_text(config.out / name, text)
     console.console.print(f"{len(runs)} runs -> {', '.join(texts)} and figures in {config.out}")
 
 

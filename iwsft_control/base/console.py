@@ -11,6 +11,7 @@ from typing import Any
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import cache_home
@@ -66,6 +67,14 @@ def given(arguments: Sequence[str]) -> dict[str, list[str]]:
         if argument:
             values.append(argument)
     return found
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells below a header."""
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def printable(text: str) -> str:

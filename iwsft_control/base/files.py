@@ -62,6 +62,16 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically, as UTF-8.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys in their order, readable by people.
 
@@ -72,8 +82,7 @@ def write_json(path: Path, value: Any) -> None:
         text = json.dumps(value, indent=1, allow_nan=False)
     except ValueError as error:
         raise UserError(f"{path} would hold a number that is not finite ({error}); nothing was written.") from error
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def sha256(path: Path) -> str:

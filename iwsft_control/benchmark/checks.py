@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,20 @@ def check_seeds(seeds: Sequence[int]) -> None:
     require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
 
 
+def reference_scores(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """The reference scores that options give, or None.
+
+    Raises:
+        UserError: one without the other, or they are not finite, the lower one first.
+    """
+    require((low is None) == (high is None), "give both --ref-min-score and --ref-max-score, or neither.")
+    if low is None or high is None:
+        return None
+    finite = math.isfinite(low) and math.isfinite(high)
+    require(finite and low < high, "--ref-min-score must be below --ref-max-score, both finite.")
+    return low, high
+
+
 def check_preset(methods: Sequence[str], quality: str, settings: Settings) -> None:
     """Refuse ``--preset released`` for what the released code does not do.
 
@@ -70,10 +85,8 @@ def check_environment(task: Task | None, data: Dataset) -> None:
             data.env_id == task.environment.env_id,
             f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
         )
-    from iwsft_control.envs.batch import (
-        GymnasiumBatch,
-        make_batch,
-    )  # loads MuJoCo: commands check their options without it
+    # Here, since it loads MuJoCo: commands check their options without it.
+    from iwsft_control.envs.batch import GymnasiumBatch, make_batch
 
     try:
         batch = make_batch(data.environment, 1)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from iwsft_control.base import errors, files
+from iwsft_control.base import files
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.stages import Stage, configuration, dependencies
 from iwsft_control.datasets.types import Dataset
@@ -69,13 +69,7 @@ def run_results(
                 quality=stage.quality,
                 seed=seed,
                 quick=settings.quick,
-                dataset={
-                    "id": data.id,
-                    "sha256": data.sha256,
-                    "origin": data.origin,
-                    "transitions": len(data.rewards),
-                    "episodes": len(data.starts) - 1,
-                },
+                dataset=results.describe_data(data),
                 physics=physics.describe(data.env_id),
                 evaluation={
                     "first_reset_seed": evaluation.FIRST_RESET_SEED,
@@ -114,7 +108,7 @@ def write_results(
     for s, result in enumerate(run_results(stage, data, task, inputs, artefact)):
         path = result_path(folder, result)
         paths.append(path)
-        if _is_there(path, result):
+        if path.with_suffix(".safetensors").is_file() and results.holds(path, result):
             continue
         params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays)
         description = {"task": task, "method": result.method, "seed": result.seed, "dataset": data.id}
@@ -123,10 +117,3 @@ def write_results(
         files.save_pytree(path.with_suffix(".safetensors"), params["params"], description)
         results.write(path, result)
     return paths
-
-
-def _is_there(path: Path, result: results.RunResult) -> bool:
-    try:
-        return path.with_suffix(".safetensors").is_file() and results.read(path) == result
-    except errors.UserError:
-        return False

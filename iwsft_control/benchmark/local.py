@@ -34,9 +34,7 @@ def run(config: Any, chosen: Settings) -> None:
         SystemExit: a method failed.
     """
     task = tasks.parse_task(config.env) if config.env else None
-    scores = None
-    if config.ref_min_score is not None and config.ref_max_score is not None:
-        scores = (config.ref_min_score, config.ref_max_score)
+    scores = checks.reference_scores(config.ref_min_score, config.ref_max_score)
     source = DataSource(config.env, config.dataset, scores, config.trust_environment, config.flatten_observations)
     data = source.load()
     checks.check_environment(task, data)

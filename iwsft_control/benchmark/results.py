@@ -17,6 +17,7 @@ import numpy as np
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, is_finite
+from iwsft_control.datasets.types import Dataset
 
 SCHEMA = 1
 NO_PHYSICS = "none"  # in the place of MuJoCo's version, of a task that a verifier judges
@@ -77,6 +78,25 @@ def score(returns: np.ndarray, ref_min_score: float, ref_max_score: float) -> tu
     scores = 100 * (np.asarray(returns) - ref_min_score) / (ref_max_score - ref_min_score)
     error = scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else 0.0
     return float(scores.mean()), float(error)
+
+
+def describe_data(data: Dataset) -> dict[str, Any]:
+    """What a result says of the data set that it was learned from."""
+    return {
+        "id": data.id,
+        "sha256": data.sha256,
+        "origin": data.origin,
+        "transitions": len(data.rewards),
+        "episodes": len(data.starts) - 1,
+    }
+
+
+def holds(path: Path, result: RunResult) -> bool:
+    """Whether a file is there, undamaged, and holds this result."""
+    try:
+        return read(path) == result
+    except UserError:
+        return False
 
 
 def write(path: Path, result: RunResult) -> None:

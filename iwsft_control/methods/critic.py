@@ -17,14 +17,12 @@ import numpy as np
 import optax
 
 from iwsft_control.configs.critic import CARD, CriticConfig
-from iwsft_control.datasets.transitions import Transitions, scaled_transitions
+from iwsft_control.datasets.transitions import Demonstrations, Transitions, in_chunks, scaled_transitions
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning.gradient import adam, descend
 from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.learning.temporal_difference import temporal_difference_loss
 from iwsft_control.networks.mlp import TwinCritic, ValueFunction
-
-EVALUATION_CHUNK = 4096  # rows of one forward pass that stay in cache
 
 
 class CriticState(NamedTuple):
@@ -88,24 +86,26 @@ def prepare(config: CriticConfig, inputs: Inputs) -> Prepared:
 
 
 @partial(jax.jit, static_argnums=0)
-def _values(config: CriticConfig, state: CriticState, observations: jax.Array, actions: jax.Array):
-    q = TwinCritic(config.hidden).apply(state.target, observations, actions).min(axis=0)
-    return q, ValueFunction(config.hidden).apply(state.value, observations)
+def min_q(hidden: tuple[int, ...], critic: Any, rows: Demonstrations) -> jax.Array:
+    """min_i Q_i(s, a) of every row, (N,), in cache-sized chunks."""
+    net = TwinCritic(hidden)
+    found = jax.lax.map(lambda x: net.apply(critic, x.observations, x.actions).min(axis=0), in_chunks(rows))
+    return found.reshape(-1)[: rows.actions.shape[0]]
+
+
+@partial(jax.jit, static_argnums=0)
+def _v(config: CriticConfig, value: Any, rows: Demonstrations) -> jax.Array:
+    net = ValueFunction(config.hidden)
+    found = jax.lax.map(lambda x: net.apply(value, x.observations), in_chunks(rows))
+    return found.reshape(-1)[: rows.actions.shape[0]]
 
 
 def values_of(
     config: CriticConfig, state: CriticState, observations: np.ndarray, actions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """min_i Q_i(s, a) (target critics) and V(s) of every row, (N,) each; in chunks of one shape."""
-    n = len(actions)
-    padding = ((0, -n % EVALUATION_CHUNK), (0, 0))
-    o, a = np.pad(observations, padding), np.pad(actions, padding)
-    chunks = [
-        _values(config, state, o[i : i + EVALUATION_CHUNK], a[i : i + EVALUATION_CHUNK])
-        for i in range(0, n, EVALUATION_CHUNK)
-    ]
-    q, v = (np.concatenate([np.asarray(x) for x in part])[:n] for part in zip(*chunks, strict=True))
-    return q, v
+    """min_i Q_i(s, a) (target critics) and V(s) of every row, (N,) each."""
+    rows = Demonstrations(observations, actions)
+    return np.asarray(min_q(config.hidden, state.target, rows)), np.asarray(_v(config, state.value, rows))
 
 
 def values(config: CriticConfig, data: Dataset, states: CriticState) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iwsft_control.base.files import atomic_path
+from iwsft_control.base.files import atomic_path, write_text
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.report import statistics
 from iwsft_control.report.looks import GROUPS, Look, look
@@ -309,8 +309,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     """
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
-    with atomic_path(folder / f"{name}.svg") as path:
-        path.write_text(out.getvalue(), encoding="utf-8")
+    write_text(folder / f"{name}.svg", out.getvalue())
     with atomic_path(folder / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=150)
     plt.close(figure)

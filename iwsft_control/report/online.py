@@ -18,7 +18,7 @@ from iwsft_control.benchmark import results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.online.methods import METHODS
 from iwsft_control.report import figures, formats, statistics
-from iwsft_control.report.statistics import Estimate
+from iwsft_control.report.tables import cell
 
 GRID = 41  # points of a curve at which seeds are averaged
 
@@ -107,13 +107,7 @@ def to_markdown(online: Online) -> str:
 
 def _cells(scores: np.ndarray, successes: np.ndarray, steps: Sequence[int]) -> list[str]:
     score, success = statistics.mean_interval(scores), statistics.mean_interval(100 * successes)
-    return [str(len(scores)), f"{np.mean(steps):,.0f}", _shown(score), _shown(success)]
-
-
-def _shown(estimate: Estimate) -> str:
-    if np.isnan(estimate.low):
-        return f"{estimate.value:.1f}"
-    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+    return [str(len(scores)), f"{np.mean(steps):,.0f}", cell(score), cell(success)]
 
 
 def draw(online: Online, what: str = "normalised_score") -> Figure:

@@ -309,13 +309,7 @@ class Bench:
             quality=job.quality,
             seed=job.seed,
             quick=self.quick,
-            dataset={
-                "id": corpus.id,
-                "sha256": corpus.sha256,
-                "origin": corpus.origin,
-                "transitions": len(corpus.rewards),
-                "episodes": len(corpus.rewards),
-            },
+            dataset=results.describe_data(corpus),
             physics={
                 "environment": f"the verifier of {self.task.name}",
                 "mujoco": results.NO_PHYSICS,
@@ -339,16 +333,9 @@ class Bench:
             git_commit=record["git_commit"],
         )
         path = export.result_path(folder, result)
-        if not _is_there(path, result):
+        if not results.holds(path, result):
             results.write(path, result)
         return path, result
-
-
-def _is_there(path: Path, result: results.RunResult) -> bool:
-    try:
-        return results.read(path) == result
-    except errors.UserError:
-        return False
 
 
 def _first(tree: Any) -> Any:
