@@ -71,7 +71,7 @@ def test_distances_from_what_is_published():
     assert accept.distance("bc", 25.0, "hopper") == 0.0
     assert accept.distance("bc", 39.8, "hopper") == pytest.approx(1.0)
     assert accept.distance("td3-bc", 45.9, "hopper") == pytest.approx(1.0)
-    scores = {"bc": [20.0, 30.0], "filtered-bc": [50.4, 50.4]}
+    scores = {"bc": {200: 20.0, 201: 30.0}, "filtered-bc": {200: 50.4, 201: 50.4}}
     assert accept.behaviour_distance(scores, "hopper") == pytest.approx(1.0)
     p = acceptance.portrait(make_episodes((30,)), None)
     good = dataclasses.replace(p, mean=467.3, max=3000.0, state_shift=0.3, state_spread=0.15)
@@ -113,13 +113,14 @@ def test_from_candidates_to_a_choice(tiny, tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(settings, "make", lambda: made)
     monkeypatch.setattr(accept, "portrait_distance", lambda portrait, environment: portrait.mean)
-    config = accept.AcceptConfig("hopper-medium-replay", work, seeds=(200,), second=1, out=out, workers=1)
+    config = accept.AcceptConfig("hopper-medium-replay", work, seeds=(200, 201), second=1, out=out, workers=1)
     accept.main(config)
     record = json.loads((out / "hopper-medium-replay.json").read_text())
     assert set(record["scores"]) == {"seed0-u0.02", "seed1-u0.02"}
     tried = {name: set(found) for name, found in record["scores"].items()}
     assert sorted(map(len, tried.values())) == [2, 4]  # only the nearer one meets IQL and TD3+BC
     assert record["chosen"] == next(name for name, found in tried.items() if len(found) == 4)
+    assert {len(by_seed) for found in record["scores"].values() for by_seed in found.values()} == {2}
     assert not record["accepted"]
     assert len(list((out / "pool").glob("hopper-seed*.json"))) == 2
     assert "the nearest, but not accepted" in capsys.readouterr().out
