@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ def cache_compiled_programs() -> None:
     """Keep compiled programs on disk, so that a second run starts faster (JAX's own variable for the folder counts)."""
     import jax  # here: help and a mistake in an option need none of it
 
+    # A process that was killed may have left half an entry: JAX then compiles anew, and nobody has to know.
+    warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_home() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
