@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+from functools import partial
 
 import gymnasium as gym
 import jax
@@ -368,9 +370,18 @@ def teach(name, budget=400, sparse=False, prefix=None, seed=0, evaluations=2, **
     )
 
 
-def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a.policy, b.policy)
-    assert a.steps == b.steps and a.points == b.points
+# Two programs that do the same are the same bits where XLA compiles them with its fusion emitters, as it does by default.
+# To see it: XLA_FLAGS= python -m pytest tests/test_online.py
+SAME_BITS = "fusion_emitters=false" not in os.environ["XLA_FLAGS"]
+
+
+def same(a, b, one_program=True):
+    if one_program or SAME_BITS:
+        jax.tree.map(np.testing.assert_array_equal, a.policy, b.policy)
+        assert a.steps == b.steps and a.points == b.points
+    else:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), a.policy, b.policy)
+        assert a.steps == b.steps
 
 
 FAST = {"policy_learning_rate": 0.02, "critic_learning_rate": 0.02, "target_kl": 0.5, "kl_weight": 0.0}
@@ -400,17 +411,17 @@ def test_hints_find_a_sparse_reward_that_exploring_does_not():
 )
 def test_without_a_prefix_all_are_ppo_bit_for_bit(name, prefix, sparse):
     plain, found = teach("bc-rl", sparse=sparse), teach(name, sparse=sparse, prefix=PrefixConfig(**prefix))
-    same(plain, found)
+    same(plain, found, one_program=False)
     assert max(found.log["prefix_steps"]) == 0
 
 
 def test_uft_without_the_likelihoods_weight_is_its_ablation():
-    same(teach("uft-no-likelihood"), teach("uft", ppo={"likelihood_weight": 0.0}))
+    same(teach("uft-no-likelihood"), teach("uft", ppo={"likelihood_weight": 0.0}), one_program=False)
 
 
 def test_from_scratch_differs_from_bc_rl_in_its_reference_alone():
     """Beside the parameters it starts from: without the weight of the KL they are one."""
-    same(teach("rl"), teach("bc-rl", ppo={"kl_weight": 0.0}))
+    same(teach("rl"), teach("bc-rl", ppo={"kl_weight": 0.0}), one_program=False)
     assert {n: m for n, m in METHODS.items() if m.scratch} == {"rl": METHODS["bc-rl"]._replace(scratch=True)}
     assert METHODS["uft"]._replace(likelihood=False) == METHODS["uft-no-likelihood"]
     assert METHODS["uft-no-likelihood"]._replace(law="uniform") == METHODS["rl-uniform-resets"]
