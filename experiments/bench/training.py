@@ -56,7 +56,7 @@ PRODUCTS = 2000  # 256 x 256 products of one measurement of the limit
 class BenchConfig:
     """What to measure."""
 
-    methods: tuple[str, ...] = ("bc", "critic", "iql", "td3-bc", "awac", "rebrac", "cql", "decision-transformer")
+    methods: tuple[str, ...] = ("bc", "critic", "iql", "td3-bc", "awac", "rebrac", "cql")
     """Methods."""
     seconds: float = 2.0
     """Of one measurement."""
