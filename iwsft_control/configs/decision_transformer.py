@@ -11,7 +11,7 @@ from iwsft_control.configs.card import Card, Published
 
 @dataclasses.dataclass(frozen=True)
 class DecisionTransformerConfig:
-    """Hyper-parameters; the values are the authors' for Gym (tables 8 and 9), but for ``steps``."""
+    """Hyper-parameters; the values are the paper's for Gym (appendix A), but for ``steps``."""
 
     steps: Annotated[int, POSITIVE] = 20_000
     """Gradient steps (authors: 100,000)."""
