@@ -42,7 +42,8 @@ class Run(NamedTuple):
     result: RunResult
     """Scores, episode returns, settings and provenance, as in a result file."""
     policy: Policy
-    """What was evaluated; call it with observations (K, O) or (O,) for actions in [-1, 1]."""
+    """What was evaluated; call it with observations (K, O) or (O,) for actions in [-1, 1]. One with a memory:
+    ``carry = policy.initial(K)``, then in every step ``actions, carry = policy.act(carry, observations, key)``."""
 
 
 def load(

@@ -136,11 +136,12 @@ def method_case(method: Method, config: Any, data: Dataset) -> tuple[Callable[[i
     """How to take n steps of a method in its loop, and the floating-point operations of one."""
     prepared = method.prepare(config, Inputs(data, {}, None, (0,)))
     state = method.create(config, 11, 3, jax.random.key(0))
-    batch = jax.tree.map(lambda x: x[:256], prepared.shared)
-    traced = jax.make_jaxpr(lambda s, b, k: method.update(config, s, b, k))(state, batch, jax.random.key(0))
+    packed, key = Prepared(PackedTable.of(prepared.shared), prepared.own), jax.random.key(0)
+    batch = method.sample(config, packed._replace(own=jax.tree.map(lambda x: x[0], prepared.own)), key)
+    traced = jax.make_jaxpr(lambda s, b, k: method.update(config, s, b, k))(state, batch, key)
     flops = product_flops(traced.jaxpr, 1 / getattr(config, "policy_delay", 1))
     carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, getattr(state, "policy", ())))
-    packed, keys = Prepared(PackedTable.of(prepared.shared), prepared.own), jax.random.split(jax.random.key(1), 1)
+    keys = jax.random.split(jax.random.key(1), 1)
     return lambda n: loop._call(method, config, n, jax.tree.map(jnp.copy, carry), packed, keys), flops
 
 
@@ -165,7 +166,7 @@ def _resized(config: Any) -> Any:
     """A configuration with batches of 256 and two layers of 256."""
     if isinstance(config, supervised.SupervisedConfig):
         return dataclasses.replace(config, policy=_resized(config.policy))
-    return dataclasses.replace(config, hidden=(256, 256), batch_size=256)
+    return dataclasses.replace(config, hidden=(256, 256), batch_size=256) if hasattr(config, "hidden") else config
 
 
 def main(config: BenchConfig) -> None:
@@ -177,7 +178,8 @@ def main(config: BenchConfig) -> None:
         own = defaults.of(found)
         for sized in dict.fromkeys((_resized(own), own)):
             of = getattr(sized, "policy", sized)  # bc's sizes are in its policy's group
-            label = f"{of.batch_size:,}, {len(of.hidden)} x {of.hidden[0]}"
+            hidden = of.hidden if hasattr(of, "hidden") else (of.width,) * of.layers  # a transformer's
+            label = f"{of.batch_size:,}, {len(hidden)} x {hidden[0]}"
             cases[found.name, label] = method_case(found, sized, data)
     if config.unifloral is not None:
         rebrac = registry.get("rebrac")

@@ -30,6 +30,7 @@ class Bounds:
 POSITIVE = Bounds(0.0, includes_low=False, sentence="must be positive")
 NOT_NEGATIVE = Bounds(0.0, sentence="must not be negative")
 SHARE = Bounds(0.0, 1.0, sentence="must lie in [0, 1]")
+SHARE_BELOW_ONE = Bounds(0.0, 1.0, includes_high=False, sentence="must lie in [0, 1)")
 SHARE_ABOVE_ZERO = Bounds(0.0, 1.0, includes_low=False, sentence="must lie in (0, 1]")
 PERCENTILE = Bounds(0.0, 100.0, includes_high=False, sentence="must lie in [0, 100)")
 
@@ -54,5 +55,5 @@ def check(config: Any, option: str) -> None:
             require(all(map(bounds.holds, numbers)), f"{name} {bounds.sentence}, not {value}.")
         require(all(map(math.isfinite, numbers)), f"{name} must be a finite number, not {value}.")
     problem = getattr(config, "problem", None)
-    sentence = problem(option) if problem else None
+    sentence = problem(option.replace("_", "-")) if problem else None
     require(sentence is None, str(sentence))

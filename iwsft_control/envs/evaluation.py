@@ -18,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base.errors import RunError
 from iwsft_control.envs.batch import Batch, D4RLBatch, make_batch
-from iwsft_control.networks.policies import Policy, as_policy
+from iwsft_control.networks.policies import Policy, as_policy, observe
 
 EPISODES = 100
 FIRST_RESET_SEED = 1_000_000  # evaluation episode i is reset with FIRST_RESET_SEED + i, for every method and seed
@@ -166,6 +166,7 @@ def _play(
         if recorder is not None:
             recorder.add(batch, active, actions, observations, rewards, terminated, ended)
         returns[active] += rewards
+        carry = observe(policy, carry, rewards)
         step += 1
         if ended.any():
             going = ~ended

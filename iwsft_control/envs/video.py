@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.files import atomic_path
 from iwsft_control.envs.evaluation import FIRST_RESET_SEED
-from iwsft_control.networks.policies import Policy, as_policy
+from iwsft_control.networks.policies import Policy, as_policy, observe
 
 FRAMES_PER_SECOND = 30  # at most; faster environments leave frames out
 KINDS = (".mp4", ".gif")
@@ -99,6 +99,7 @@ def play(
         actions, carry = acting.act(carry, np.asarray(observation, np.float32)[None], key)
         action = box.from_unit(actions)[0].astype(env.action_space.dtype or np.float32)
         observation, reward, terminated, truncated, _ = env.step(action)
+        carry = observe(acting, carry, np.array([reward]))
         total, step, over = total + float(reward), step + 1, terminated or truncated
         if step % every == 0:
             frames.append(_frame(env))

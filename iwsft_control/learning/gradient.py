@@ -31,5 +31,5 @@ def descend(
         The new parameters, the optimiser's new state, and what the loss gave.
     """
     value, grad = jax.value_and_grad(loss, has_aux=has_aux)(params, *arguments)
-    change, optimiser_state = optimiser.update(grad, optimiser_state)
+    change, optimiser_state = optimiser.update(grad, optimiser_state, params)
     return optax.apply_updates(params, change), optimiser_state, value

@@ -24,7 +24,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iwsft_control.base.errors import UserError, near, require
-from iwsft_control.configs import awac, cql, critic, iql, one_step, rebrac, sarsa, supervised, td3_bc
+from iwsft_control.configs import (
+    awac,
+    cql,
+    critic,
+    decision_transformer,
+    iql,
+    one_step,
+    rebrac,
+    sarsa,
+    supervised,
+    td3_bc,
+)
 from iwsft_control.configs.card import Card
 
 if TYPE_CHECKING:
@@ -41,6 +52,7 @@ OURS: tuple[Card, ...] = (
     rebrac.TUNED_CARD,
     sarsa.CARD,
     one_step.CARD,
+    decision_transformer.CARD,
 )
 ENTRY_POINTS = "iwsft_control.methods"
 _cards: dict[str, Card] = {card.name: card for card in OURS}  # a method in its place once its code was imported

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -103,6 +104,15 @@ class Policy(Protocol):
         ...
 
 
+def observe(policy: Policy, carry: Any, rewards: np.ndarray) -> Any:
+    """The memory (K, ...) after a step that was rewarded with (K,): a policy's own ``observe(carry, rewards)``.
+
+    A policy that does not care for rewards has no such method; its memory stays as it is.
+    """
+    own = getattr(policy, "observe", None)
+    return own(carry, rewards) if own is not None else carry
+
+
 @dataclasses.dataclass(frozen=True)
 class TanhMLP:
     """a = tanh(f(s)): what a :class:`DeterministicPolicy` does, and a :class:`GaussianPolicy` by its mean."""
@@ -190,10 +200,17 @@ def _layers(params: Any) -> Mapping[str, Any]:
     return layers
 
 
+def _decision_transformer(params: Any, layout: Mapping[str, Any]) -> Policy:
+    # By its name: the stages of other methods do not depend on its code.
+    module = importlib.import_module("iwsft_control.networks.decision_transformer")
+    return module.DecisionTransformerPolicy(params, layout)
+
+
 # How each kind of policy is made of its parameters and layout. A method with a kind of its own adds it here.
 KINDS: dict[str, Callable[[Any, Mapping[str, Any]], Policy]] = {
     "tanh-mlp": lambda params, layout: TanhMLP(_layers(params)),
     "sampled-tanh-gaussian": lambda params, layout: SampledTanhGaussian(_layers(params)),
+    "decision-transformer": _decision_transformer,
 }
 
 
@@ -236,6 +253,10 @@ class TrainedPolicy:
     def act(self, carry: Any, observations: np.ndarray, key: np.random.Generator) -> tuple[np.ndarray, Any]:
         self._check(observations)
         return self.acting.act(carry, observations, key)
+
+    def observe(self, carry: Any, rewards: np.ndarray) -> Any:
+        """The memory after the rewards (K,) of a step; as it was where the policy does not care for rewards."""
+        return observe(self.acting, carry, rewards)
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
         """Observations (K, O) or (O,) to actions (K, A) or (A,) in [-1, 1].

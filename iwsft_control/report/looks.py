@@ -36,6 +36,7 @@ LOOKS = {
     "rebrac": Look(BASELINES, "#0f5b4f", "v", (0, (5, 1, 1, 1, 1, 1))),
     "rebrac-tuned": Look(BASELINES, "#66c2a5", "P", (0, (1, 1))),
     "one-step": Look(BASELINES, "#b79bd2", "X", (0, (7, 2))),
+    "decision-transformer": Look(BASELINES, "#5a6b1f", "p", (0, (3, 1, 1, 1))),
 }
 SPARE = tuple(
     Look(OTHERS, colour, marker, line)

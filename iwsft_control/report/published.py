@@ -2,24 +2,21 @@
 
 D4RL normalised scores on medium-replay-v2: BC to IQL are the columns of Kostrikov et al. 2022 (IQL) as Qin &
 Springenberg 2025 reprint them, SFT, SFT(Q) and iw-SFT(Q) are theirs (no spread given), ReBRAC is Tarasov et al. 2023.
-All of them on D4RL's own data, with mujoco-py. A method's own scores stand in its record; here are those of methods
-that the suite does not have, and the order.
+All of them on D4RL's own data, with mujoco-py. The scores stand with their methods; here is their order.
 """
 
 from __future__ import annotations
 
-from iwsft_control.configs.card import Published
 from iwsft_control.methods import registry
 
 PUBLISHED_TASKS = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
-OTHERS = (Published("DT", (82.7, 36.6, 66.6)),)
 ORDER = ("BC", "BC 10%", "SFT", "SFT(Q)", "iw-SFT(Q)", "DT", "AWAC", "OneStep", "TD3+BC", "CQL", "IQL", "ReBRAC")
 
 
 def published() -> dict[str, tuple[float, float, float]]:
     """Every published column: its label and scores on :data:`PUBLISHED_TASKS`."""
     own = [m.published for m in registry.cards().values() if m.published is not None]
-    found = {column.label: column.scores for column in (*own, *OTHERS)}
+    found = {column.label: column.scores for column in own}
     return {label: found[label] for label in sorted(found, key=lambda x: ORDER.index(x) if x in ORDER else len(ORDER))}
 
 

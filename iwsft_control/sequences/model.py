@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
+from iwsft_control.networks.transformer import block
 from iwsft_control.sequences.task import PAD, VOCABULARY, Task
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # of every layer keys and values, (B, L, heads, width / heads) each
@@ -48,28 +49,6 @@ def check_length(config: ModelConfig, task: Task) -> None:
     )
 
 
-class Attention(nn.Module):
-    """Causal self-attention of tokens at places ``start``, ``start`` + 1, ... over those before them in the cache."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, start: Any, cache: Any) -> tuple[jax.Array, Any]:
-        batch, length, width = x.shape
-        shape = batch, length, self.heads, width // self.heads
-        query, key, value = (part.reshape(shape) for part in jnp.split(nn.Dense(3 * width)(x), 3, axis=-1))
-        if cache is not None:
-            key, value = (
-                jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
-                for old, new in zip(cache, (key, value), strict=True)
-            )
-        seen = jnp.arange(key.shape[1]) <= start + jnp.arange(length)[:, None]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / shape[-1] ** 0.5
-        shares = nn.softmax(jnp.where(seen, scores, -jnp.inf))
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", shares, value).reshape(batch, length, width)
-        return nn.Dense(width)(mixed), (key, value)
-
-
 class Transformer(nn.Module):
     """Tokens (B, T) at places ``start``, ... -> outputs (B, T, outputs) and the cache with these tokens in it."""
 
@@ -84,10 +63,8 @@ class Transformer(nn.Module):
         x = x + jax.lax.dynamic_slice_in_dim(places, start, tokens.shape[1])
         caches = []
         for layer in range(self.config.layers):
-            mixed, kept = Attention(self.config.heads)(nn.LayerNorm()(x), start, cache[layer] if cache else None)
+            x, kept = block(x, self.config.heads, nn.gelu, start=start, cache=cache[layer] if cache else None)
             caches.append(kept)
-            x = x + mixed
-            x = x + nn.Dense(width)(nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x))))
         return nn.Dense(self.outputs, name="head")(nn.LayerNorm()(x)), tuple(caches)
 
 
