@@ -602,11 +602,11 @@ def test_every_baseline_prefers_better_actions_to_frequent_ones(name):
         terminations=np.ones(n, bool),
     )
     changes = {
-        "cql": {"hidden": (32, 32), "batch_size": 64, "steps": 1500, "alpha": 0.1}
-        | {"learning_rate": 1e-3, "policy_learning_rate": 1e-3},
+        "cql": {"steps": 1500, "alpha": 0.1, "learning_rate": 1e-3, "policy_learning_rate": 1e-3},
         "rebrac": {"beta_policy": 0.3, "learning_rate": 3e-4},
+        "td3-bc": {"hidden": (64, 64), "batch_size": 128},
     }.get(name, {})
-    config = dataclasses.replace(CONFIGS[name], **{"hidden": (64, 64), "batch_size": 128, "steps": 4000} | changes)
+    config = dataclasses.replace(CONFIGS[name], **{"hidden": (32, 32), "batch_size": 64, "steps": 4000} | changes)
     trained = train(name, config=config, data=data, decay=0.99).policy
     own = jax.tree.map(lambda x: np.asarray(x[0]), trained)
     answers = policies.make(METHODS[name].export(config, data, own))(data.observations[:200])

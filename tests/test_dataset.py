@@ -212,11 +212,11 @@ def test_damaged_embedded_file(monkeypatch, tmp_path):
 
 
 def test_unpacked_reconstruction_is_the_embedded_one():
-
-    embedded = load.load(HOPPER)
-    collect.main(collect.CollectConfig("hopper-medium-replay", unpack=True))
-    assert load.load(HOPPER).sha256 == embedded.sha256
+    task = tasks.parse_task("halfcheetah-medium-replay")  # the one of the fewest episodes, each of which takes its time
+    embedded = load.load(task)
+    collect.main(collect.CollectConfig(task.name, unpack=True))
+    assert load.load(task).sha256 == embedded.sha256
     metadata = json.loads((minari_files.minari_path(embedded.id) / "data/metadata.json").read_text())
     assert metadata["dataset_id"] == embedded.id
     assert "not D4RL's own data" in metadata["description"]
-    assert minari.load_dataset(embedded.id).total_steps == 402_000
+    assert minari.load_dataset(embedded.id).total_steps == 202_000

@@ -896,7 +896,7 @@ def test_a_source_carries_trust_to_the_workers():
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="bounds a process by what /proc says of it")
 def test_a_slice_of_the_fuzzer(tmp_path, capsys):
     """Every reader, a few of the inputs of ``python experiments/fuzz.py``."""
-    config = fuzz.FuzzConfig(inputs=320, seed=0, faults=tmp_path / "faults")
+    config = fuzz.FuzzConfig(inputs=160, seed=0, faults=tmp_path / "faults")
     assert fuzz.main(config) == 0, capsys.readouterr().out
     assert not (tmp_path / "faults").exists()
 
