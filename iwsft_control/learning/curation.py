@@ -109,15 +109,25 @@ def by_transition(curated: Curated) -> Curated:
     return Curated(np.int32(len(entries)), entries, rows, one, rows, np.arange(len(rows), dtype=np.int32))
 
 
+def rounded_up(n: int) -> int:
+    """The next of a few sizes, four from each power of two to the next: at most a quarter more."""
+    step = 1 << max(0, (n - 1).bit_length() - 3)
+    return -(-n // step) * step
+
+
 def stack(curated: Sequence[Curated]) -> Curated:
-    """Several sets as one with a leading seed axis: the shorter ones padded with what no draw and no sum touches."""
+    """Several sets as one with a leading seed axis, padded with what no draw and no sum touches.
+
+    To one of a few sizes: every seed has its own critic, hence its own set, and sets of nearly one size shall be one
+    compiled program.
+    """
 
     def pad(field: str, fill: int) -> np.ndarray:
         arrays = [np.asarray(getattr(c, field)) for c in curated]
-        longest = max(len(a) for a in arrays)
-        return np.stack([np.pad(a, (0, longest - len(a)), constant_values=fill) for a in arrays])
+        size = rounded_up(max(len(a) for a in arrays))
+        return np.stack([np.pad(a, (0, size - len(a)), constant_values=fill) for a in arrays])
 
-    outside = max(len(c.starts) for c in curated)  # no unit: segment sums drop it
+    outside = rounded_up(max(len(c.starts) for c in curated))  # no unit: segment sums drop it
     sizes = np.stack([c.size for c in curated])
     return Curated(
         sizes, pad("entries", 0), pad("starts", 0), pad("lengths", 1), pad("rows", 0), pad("unit_of_row", outside)
