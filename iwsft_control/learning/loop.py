@@ -62,13 +62,7 @@ def train(
     Raises:
         DivergedError: a parameter or a loss is no longer finite.
     """
-    keys = jax.vmap(jax.random.split)(seed_keys(method, seeds))
-    create_keys, loop_keys = keys[:, 0], keys[:, 1]
-    dims = data.shared.observations.shape[1], data.shared.actions.shape[1]
-    data = Prepared(Table.of(data.shared), data.own)
-    states = jax.vmap(lambda key: method.create(config, *dims, key))(create_keys)
-    states = jax.vmap(lambda state, own: method.warm_start(config, state, Prepared(data.shared, own)))(states, data.own)
-    carry = jax.tree.map(jnp.copy, (states, _acting(states)))  # one buffer cannot be donated twice
+    carry, data, loop_keys = begin(method, config, data, seeds)
     snapshot = snapshot or Snapshot()
     carry, record = snapshot.load(carry)
     log: list[dict[str, Any]] = record.get("log", [])
@@ -90,6 +84,17 @@ def train(
             checkpoint(first + count, *jax.tree.map(np.array, (carry[1], _acting(carry[0]))))
         snapshot.save(carry, {"log": log})
     return Trained(carry[0], carry[1], _per_seed(log, len(seeds)))
+
+
+def begin(method: Method, config: Any, data: Prepared, seeds: Sequence[int]) -> tuple[Any, Prepared, jax.Array]:
+    """What the loop starts from: (states and averaged policies (S, ...), data as a table, keys (S,))."""
+    keys = jax.vmap(jax.random.split)(seed_keys(method, seeds))
+    create_keys, loop_keys = keys[:, 0], keys[:, 1]
+    dims = data.shared.observations.shape[1], data.shared.actions.shape[1]
+    data = Prepared(Table.of(data.shared), data.own)
+    states = jax.vmap(lambda key: method.create(config, *dims, key))(create_keys)
+    states = jax.vmap(lambda state, own: method.warm_start(config, state, Prepared(data.shared, own)))(states, data.own)
+    return jax.tree.map(jnp.copy, (states, _acting(states))), data, loop_keys  # one buffer cannot be donated twice
 
 
 def seed_keys(method: Method, seeds: Sequence[int]) -> jax.Array:

@@ -1,0 +1,44 @@
+"""The bench of an accelerator, tiny and on whatever device is here."""
+
+import pytest
+
+from experiments.bench import accelerator
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import jobs as benchmark_jobs
+from iwsft_control.benchmark.store import Store
+from iwsft_control.datasets import minari_files
+from tests.conftest import make_episodes
+
+CONFIG = accelerator.BenchConfig(("hopper-medium-replay",), ("bc", "iw-sft-q"), seeds=2, steps=3)
+
+
+@pytest.fixture(autouse=True)
+def small():
+    """An imported data set, which a task takes before the embedded one."""
+    scores = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
+    episodes = make_episodes((30, 20, 25, 31, 18, 22))
+    minari_files.write_minari("D4RL/hopper/medium-replay-v2", episodes, "d4rl/Hopper-v2", scores)
+    benchmark_jobs._load.cache_clear()
+
+
+def test_a_dry_run_tells_what_every_program_needs(tmp_path):
+    found = {job.stage.method: needs for job, needs in accelerator.dry_run(CONFIG, tmp_path)}
+    assert list(found) == ["bc", "critic", "iw-sft-q"]
+    assert found["iw-sft-q"].arguments > found["bc"].arguments > 0  # q, pi_ref and BC's start come on top
+    assert all(needs.compiling > 0 for needs in found.values())
+    assert accelerator.plan(CONFIG, range(2))[0].stage.config.steps == 3
+
+
+def test_seconds_of_every_stage(tmp_path, capsys):
+    found = accelerator.whole_run(accelerator.BenchConfig(CONFIG.tasks, ("bc",), seeds=2, steps=3), tmp_path)
+    ((job, many, one),) = found
+    assert job.stage.seeds == (0, 1) and many.compiling > 0 and many.evaluation > 0
+    assert one is not None and len(list((tmp_path / "one").glob("*.safetensors"))) == 1
+    printed = capsys.readouterr().out
+    assert "hopper-medium-replay" in printed and "minutes" in printed
+    assert Store(tmp_path / "many").has(job.stage, job.source.load())
+
+
+def test_bad_options():
+    with pytest.raises(UserError, match="--seeds must be positive"):
+        accelerator.main(accelerator.BenchConfig(seeds=0))
