@@ -277,11 +277,10 @@ def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
 def test_failed_runs_are_named(runs, tmp_path):
     record = {"task": "hopper-medium-replay", "method": "sft-q", "quality": "return", "seeds": [9], "error": "died"}
     files.write_json(tmp_path / "runs" / "failures" / "x.json", record)
-    table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "runs"))
     for _ in range(2):  # its own output among the results does not disturb the second time
+        table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "runs"))
         text = (tmp_path / "runs" / "table.md").read_text()
         assert "Failed, and not in any mean: hopper-medium-replay sft-q (return) seed 9: died." in text
-        table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "runs"))
 
 
 def test_one_task_on_two_data_sets_has_two_titles(tmp_path):
@@ -373,16 +372,24 @@ def test_text_of_results_is_shown_in_the_page_and_not_obeyed(tmp_path):
 def test_the_page_in_a_browser(runs, tmp_path):
     """No horizontal overflow and no missing figure, as a browser lays the page out at three widths."""
     table.main(table.TableConfig((tmp_path / "runs",), tmp_path))
-    measure = """<script>addEventListener("load", () => { document.title = JSON.stringify({
-        overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
-        figures: [...document.querySelectorAll("figure svg")].map(x => x.getBoundingClientRect().width)
-    }) })</script>"""
-    page = tmp_path / "measured.html"
-    page.write_text((tmp_path / "report.html").read_text().replace("</body>", measure + "</body>"))
-    for width in (500, 900, 1600):
-        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
-        shown = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
-        found = json.loads(html.unescape(re.search("<title>(.*?)</title>", shown.stdout)[1]))
-        assert found["width"] == width
+    widths = (500, 900, 1600)
+    page = html.escape((tmp_path / "report.html").read_text())
+    frames = "".join(
+        f'<iframe style="width: {w}px; height: 900px; border: 0" srcdoc="{page}"></iframe>' for w in widths
+    )
+    measure = """<script>addEventListener("load", () => { document.title = JSON.stringify(
+        [...document.querySelectorAll("iframe")].map(frame => ({
+            overflow: frame.contentDocument.documentElement.scrollWidth - frame.contentWindow.innerWidth,
+            width: frame.contentWindow.innerWidth,
+            figures: [...frame.contentDocument.querySelectorAll("figure svg")].map(x => x.getBoundingClientRect().width)
+        }))
+    ) })</script>"""
+    outer = tmp_path / "measured.html"
+    outer.write_text(f"<!doctype html><title></title><body>{frames}{measure}</body>")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1700,3000", "--dump-dom"]
+    shown = subprocess.run([*command, outer.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    measured = json.loads(html.unescape(re.search("<title>(.*?)</title>", shown)[1]))
+    assert [found["width"] for found in measured] == list(widths)
+    for found in measured:
         assert found["overflow"] <= 0
         assert len(found["figures"]) == 5 and min(found["figures"]) > 300

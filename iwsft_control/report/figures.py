@@ -310,6 +310,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     write_text(folder / f"{name}.svg", out.getvalue())
+    figure.set_layout_engine("none")  # it is laid out now; to do it again takes as long as to draw
     with atomic_path(folder / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=150)
     plt.close(figure)
