@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -533,13 +534,17 @@ def main(config: FuzzConfig) -> int:
     names = list(config.targets or TARGETS)
     unknown = sorted(set(names) - set(TARGETS))
     require(not unknown, f"no such target: {', '.join(unknown)}; choose among {', '.join(TARGETS)}.")
+    readable = "arrow" not in names or importlib.util.find_spec("pyarrow") is not None
+    require(readable, "the target arrow needs pyarrow; pip install 'minari[arrow]', or choose other --targets.")
     require(config.inputs >= len(names), f"--inputs must be at least {len(names)}, one for each target.")
     counts = [config.inputs // len(names) + (i < config.inputs % len(names)) for i in range(len(names))]
     found: dict[str, Counter[str]] = {name: Counter() for name in names}
     kept: Counter[str] = Counter()
     began, slowest = time.monotonic(), 0.0
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as temporary, console.progress_bar() as bar:
+    # In memory: a disk waits whenever a file that was written is written over.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as temporary, console.progress_bar() as bar:
         lines = {name: bar.add_task(name, total=count) for name, count in zip(names, counts, strict=True)}
         current = 0
         while current < len(names):
