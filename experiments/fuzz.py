@@ -589,6 +589,9 @@ def main(config: FuzzConfig) -> int:
                     _keep(config.faults, name, folder / name, message, kept)
                     with contextlib.suppress(OSError):  # it has died of it
                         pipe.send("go on")
+                if found[name].total() == counts[current]:  # said at once: the table is hours away on a busy machine
+                    each = ", ".join(f"{found[name][x]:,} {x}" for x in (*OUTCOMES, "fault"))
+                    console.console.print(f"{name}: {each}")
                 if message == "hang" or message.startswith("crash"):
                     if process.is_alive():
                         os.kill(process.pid or 0, signal.SIGKILL)
