@@ -255,7 +255,9 @@ def kills(config: Kills) -> int:
                 other += sum(now.get(key) != whole.get(key) for key in now.keys() | whole.keys())
                 rounds += 1
             table.add_row(name, f"{seconds:.0f}", *map(str, (done, starts, len(whole), lost, other)))
-            console.console.print(f"{name}: {done} kills, {lost} lost, {other} other")
+            console.console.print(
+                f"{name}: {done} kills, {starts} starts, {len(whole)} results, {lost} lost, {other} other than unkilled"
+            )
             bad += lost + other
     console.console.print(table)
     return bad
