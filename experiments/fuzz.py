@@ -269,9 +269,10 @@ TARGETS = {
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two results of a reader are equal, arrays element by element."""
+    """Whether two results of a reader are equal, arrays element by element; what D4RL does not tell is NaN in both."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype
+        first, second = np.asarray(a), np.asarray(b)
+        return first.dtype == second.dtype and np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):

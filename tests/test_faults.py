@@ -903,6 +903,16 @@ def test_a_slice_of_the_fuzzer(tmp_path, capsys):
     assert not (tmp_path / "faults").exists()
 
 
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_the_fuzzer_knows_a_file_that_nothing_has_changed(name, tmp_path, monkeypatch):
+    if name == "arrow":
+        pytest.importorskip("pyarrow")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "")  # which readers of data sets set
+    target = fuzz.TARGETS[name]
+    changed = target.make(tmp_path)
+    assert fuzz.attempt(target, tmp_path, changed, target.read(tmp_path, changed)) == "equal"
+
+
 def test_the_fuzzer_finds_a_reader_that_believes_damage(tmp_path, monkeypatch):
     """A reader without its checksum, and one with an error of its own: both are faults."""
     monkeypatch.setattr(files, "_seal", lambda arrays, record: "0" * 64)
