@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -268,9 +269,10 @@ TARGETS = {
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two results of a reader are equal, arrays element by element."""
+    """Whether two results of a reader are equal, arrays element by element; what D4RL does not tell is NaN in both."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype
+        first, second = np.asarray(a), np.asarray(b)
+        return first.dtype == second.dtype and np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
@@ -533,13 +535,17 @@ def main(config: FuzzConfig) -> int:
     names = list(config.targets or TARGETS)
     unknown = sorted(set(names) - set(TARGETS))
     require(not unknown, f"no such target: {', '.join(unknown)}; choose among {', '.join(TARGETS)}.")
+    readable = "arrow" not in names or importlib.util.find_spec("pyarrow") is not None
+    require(readable, "the target arrow needs pyarrow; pip install 'minari[arrow]', or choose other --targets.")
     require(config.inputs >= len(names), f"--inputs must be at least {len(names)}, one for each target.")
     counts = [config.inputs // len(names) + (i < config.inputs % len(names)) for i in range(len(names))]
     found: dict[str, Counter[str]] = {name: Counter() for name in names}
     kept: Counter[str] = Counter()
     began, slowest = time.monotonic(), 0.0
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as temporary, console.progress_bar() as bar:
+    # In memory: a disk waits whenever a file that was written is written over.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as temporary, console.progress_bar() as bar:
         lines = {name: bar.add_task(name, total=count) for name, count in zip(names, counts, strict=True)}
         current = 0
         while current < len(names):
@@ -584,6 +590,9 @@ def main(config: FuzzConfig) -> int:
                     _keep(config.faults, name, folder / name, message, kept)
                     with contextlib.suppress(OSError):  # it has died of it
                         pipe.send("go on")
+                if found[name].total() == counts[current]:  # said at once: the table is hours away on a busy machine
+                    each = ", ".join(f"{found[name][x]:,} {x}" for x in (*OUTCOMES, "fault"))
+                    console.console.print(f"{name}: {each}")
                 if message == "hang" or message.startswith("crash"):
                     if process.is_alive():
                         os.kill(process.pid or 0, signal.SIGKILL)

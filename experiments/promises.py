@@ -56,7 +56,7 @@ class Kills:
 
     kills: int = 20
     """Of each command."""
-    commands: tuple[str, ...] = ("collect", "import", "run", "sweep", "table")
+    commands: tuple[str, ...] = ("collect", "import", "run", "sweep", "table", "finetune")
     """Which."""
     seed: int = 0
     """Of the moments, each uniform over the time that the command takes."""
@@ -87,7 +87,7 @@ Command = (
 
 # --- kills -----------------------------------------------------------------------------------------------------------
 
-# The real commands, but that their data are small.
+# The real commands, but that their data are small, and that fine-tuning keeps how far it is after every update.
 COLLECT = """
 import dataclasses
 from iwsft_control import collect
@@ -107,6 +107,12 @@ path = Path("hopper_medium_replay-v2.hdf5")
 facts.D4RL_MEDIUM_REPLAY.clear()
 d4rl.official_files = lambda: {path.name: d4rl_files.OfficialFile(path.stat().st_size, files.sha256(path))}
 d4rl.cli()
+"""
+FINETUNE = """
+from iwsft_control import finetune
+from iwsft_control.base import snapshot
+snapshot.SNAPSHOT_SECONDS = 0.0
+finetune.cli()
 """
 
 
@@ -189,6 +195,13 @@ WORKS = {
         [*MODULE, "iwsft_control.table", "results", "--quick", "--focus", "iw-sft-q", "--out", "out"],
         "out", finished_sweep,
     ),
+    "finetune": Work(
+        [sys.executable, "-c", FINETUNE, "--env", TASK, "--method", "uft", "rl", "--reward", "sparse", "--quick",
+         "--ppo.groups", "1", "--ppo.group-size", "2", "--ppo.minibatch", "64", "--ppo.critic-hidden", "8",
+         "--ppo.spread-steps", "5", "--policy.hidden", "8", "--policy.bc-steps", "20", "--results", "results",
+         "--stages", "stages"],
+        "results",
+    ),
 }  # fmt: skip
 
 
@@ -242,7 +255,9 @@ def kills(config: Kills) -> int:
                 other += sum(now.get(key) != whole.get(key) for key in now.keys() | whole.keys())
                 rounds += 1
             table.add_row(name, f"{seconds:.0f}", *map(str, (done, starts, len(whole), lost, other)))
-            console.console.print(f"{name}: {done} kills, {lost} lost, {other} other")
+            console.console.print(
+                f"{name}: {done} kills, {starts} starts, {len(whole)} results, {lost} lost, {other} other than unkilled"
+            )
             bad += lost + other
     console.console.print(table)
     return bad

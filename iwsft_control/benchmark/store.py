@@ -122,6 +122,12 @@ def _written_in(method: Method) -> set[Path]:
     return {Path(str(sys.modules[name].__file__)) for name in own}
 
 
+@cache
+def _version(package: str) -> str:
+    """Of an installed package; finding it takes milliseconds, and keys are made by the hundred."""
+    return importlib.metadata.version(package)
+
+
 def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
     """Digest of everything that a stage's artefact depends on.
 
@@ -141,7 +147,7 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
         "data": data.sha256,
         "environment": environment(data) if learns_policy else None,
         "code": code_version(code_of(stage)),
-        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "versions": {p: _version(p) for p in packages},
         "device": device,
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import html
 import io
 import json
@@ -121,14 +122,20 @@ class Picture(NamedTuple):
     svg: str
 
 
-def to_html(report: Report, pictures: Sequence[Picture]) -> str:
-    """One self-contained page: the message, a figure for each question, the tables, and where all comes from."""
+@functools.cache
+def _page() -> jinja2.Template:
+    """The page's template, which takes longer to compile than to fill in."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("iwsft_control.report"),
         autoescape=True,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    return environment.get_template("report.html.j2")
+
+
+def to_html(report: Report, pictures: Sequence[Picture]) -> str:
+    """One self-contained page: the message, a figure for each question, the tables, and where all comes from."""
     shown = [
         {
             "name": each.name,
@@ -141,7 +148,7 @@ def to_html(report: Report, pictures: Sequence[Picture]) -> str:
         for each in pictures
     ]
     headline, *message = messages(report)
-    return environment.get_template("report.html.j2").render(
+    return _page().render(
         headline=headline, message=message, figures=shown, sections=sections(report), notes=notes(report)
     )
 
