@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from matplotlib.figure import Figure
 
 from iwsft_control.base import console
+from iwsft_control.base.errors import require
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
 from iwsft_control.methods import registry
+from iwsft_control.networks.policies import load_policy
 from iwsft_control.report import figures, formats
 from iwsft_control.report import runs as grouped
 from iwsft_control.report.curves import read as read_curves
+from iwsft_control.video import environment_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,8 @@ class TableConfig:
     """Result file of the run whose training is drawn; by default the first of --focus."""
     method_file: tuple[Path, ...] = ()
     """Python files with methods of your own, whose runs are among the results."""
+    filmstrip: Path | None = None
+    """Policy file (.safetensors beside a result): pictures of its first evaluation episode join the page."""
     quick: bool = False
     """Make a table of trial runs (--quick), marked as such."""
 
@@ -86,6 +92,8 @@ def main(config: TableConfig) -> None:
     if curves.is_dir():
         caption = "Score against updates on tuning seeds, which no table uses; band: standard error."
         drawn.insert(3, ("learning", "How long do baselines learn?", figures.curves(read_curves(curves)), caption))
+    if config.filmstrip is not None:
+        drawn.append(("filmstrip", *strip(config.filmstrip)))
     pictures = [
         formats.Picture(name, question, caption, figures.save(figure, config.out / "figures", name))
         for name, question, figure, caption in drawn
@@ -101,6 +109,23 @@ def main(config: TableConfig) -> None:
     for name, text in texts.items():
         write_text(config.out / name, text)
     console.console.print(f"{len(runs)} runs -> {', '.join(texts)} and figures in {config.out}")
+
+
+def strip(path: Path) -> tuple[str, Figure, str]:
+    """Question, figure and caption of a policy's filmstrip.
+
+    Raises:
+        UserError: the file is no policy or does not say its task, or nothing here draws.
+    """
+    from iwsft_control.envs import video  # here: the other tables need no MuJoCo
+
+    policy = load_policy(path)
+    require(policy.task is not None, f"{path} does not say its task; give the policy beside a result file.")
+    environment = environment_of(str(policy.task))
+    frames, seconds, total = video.play(policy, environment, size=240)
+    who = f"{policy.method or 'policy'} in {policy.task}"
+    caption = f"Its first evaluation episode, {seconds * (len(frames) - 1):.1f} s long; return {total:.0f}."
+    return f"What does it look like ({who})?", figures.filmstrip(frames, seconds), caption
 
 
 def cli() -> None:

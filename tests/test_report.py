@@ -18,6 +18,7 @@ from iwsft_control import table
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import results
+from iwsft_control.envs import video
 from iwsft_control.report import figures, formats, looks, statistics, tables
 from iwsft_control.report import runs as grouped
 from iwsft_control.report.runs import Row
@@ -28,6 +29,10 @@ IDS = {
     "walker2d-medium-replay": "iwsft/walker2d/medium-replay-v0",
 }
 RESULTS = Path(__file__).parents[1] / "results"
+LAYERS = {
+    "Dense_0": {"kernel": np.ones((11, 4), np.float32), "bias": np.zeros(4, np.float32)},
+    "Dense_1": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)},
+}
 
 
 def configuration(method, quality):
@@ -348,6 +353,25 @@ def test_the_message_comes_first_and_says_what_is_not_shown(runs, tmp_path):
     assert (
         page.index("<h1>") < page.index("is shown to beat") < page.index('id="tables"') < page.index('id="provenance"')
     )
+
+
+def test_a_filmstrip_joins_the_page(runs, tmp_path, monkeypatch):
+    """From the first frame to the last; what draws them is tested with videos."""
+    frames = [np.full((24, 24, 3), 5 * i, np.uint8) for i in range(51)]
+    figure = figures.filmstrip(frames, 0.032)
+    shown = [axis.images[0].get_array()[0, 0, 0] for axis in figure.axes]
+    assert len(shown) == 8 and (shown[0], shown[-1]) == (0, 250) and shown == sorted(shown)
+    assert figure.axes[-1].get_title() == "1.6 s"
+    monkeypatch.setattr(video, "play", lambda policy, environment, size: (frames, 0.032, 1234.5))
+    path = tmp_path / "policy.safetensors"
+    files.save_pytree(path, {"params": {"net": LAYERS}}, {"task": "hopper-medium-replay", "method": "bc"})
+    table.main(table.TableConfig((tmp_path / "runs",), tmp_path, filmstrip=path))
+    page = (tmp_path / "report.html").read_text()
+    assert "What does it look like (bc in hopper-medium-replay)?" in page and "return 1234" in page
+    assert page.count("<image") == 8 and (tmp_path / "figures" / "filmstrip.png").is_file()
+    files.save_pytree(path, {"params": {"net": LAYERS}}, {"method": "bc"})
+    with pytest.raises(UserError, match="does not say its task"):
+        table.main(table.TableConfig((tmp_path / "runs",), tmp_path, filmstrip=path))
 
 
 def test_no_two_methods_look_alike():

@@ -301,6 +301,17 @@ def curves(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
+def filmstrip(frames: Sequence[np.ndarray], seconds: float, count: int = 8) -> Figure:
+    """``count`` frames (H, W, 3) of an episode, evenly from the first to the last, ``seconds`` from one to the next."""
+    chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+    figure, axes = plt.subplots(1, len(chosen), figsize=(1.5 * len(chosen), 1.8), squeeze=False, layout="constrained")
+    for axis, i in zip(axes[0], chosen, strict=True):
+        axis.imshow(frames[i])
+        axis.set_axis_off()
+        axis.set_title(f"{i * seconds:.1f} s", fontsize=9)
+    return figure
+
+
 def save(figure: Figure, folder: Path, name: str) -> str:
     """Write a figure as SVG and PNG; returns the SVG.
 
