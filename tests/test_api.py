@@ -138,6 +138,24 @@ def test_a_video_shows_the_episode(policy_file, tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir() if p.suffix == out.suffix or p.name.startswith(".")] == [out.name]
 
 
+def test_the_picture_follows_the_body():
+    """Fifty metres away it is in the middle of the picture still."""
+    if not draws():
+        pytest.skip("nothing draws here")
+    code = (
+        "import gymnasium as gym; import numpy as np; import iwsft_control; from iwsft_control.envs import video; "
+        "video.choose_renderer(); "
+        "env = gym.make('d4rl/Hopper-v2', render_mode='rgb_array', width=64, height=64); video.follow(env); "
+        "env.reset(seed=0); state = env.unwrapped.data.qpos.copy(); state[0] += 50; "
+        "env.unwrapped.set_state(state, env.unwrapped.data.qvel); frame = video._frame(env).astype(int); "
+        "body = frame[..., 0] - frame[..., 2] > 25; print(body.sum(), np.nonzero(body)[1].mean())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pixels, column = map(float, done.stdout.split())
+    assert pixels > 20 and 24 < column < 40
+
+
 def test_what_cannot_be_drawn_is_one_sentence(policy_file, tmp_path, monkeypatch):
     policy = iwsft_control.load_policy(policy_file)
     with pytest.raises(UserError, match=r"is not .mp4 or .gif"):

@@ -85,6 +85,7 @@ def play(
     acting, box = as_policy(policy), make_batch(environment, 1).action_box
     try:
         env = gym.make(environment, render_mode="rgb_array", width=size, height=size)
+        follow(env)
         observation, _ = env.reset(seed=seed)
         frames = [_frame(env)]
     except Exception as error:  # whatever the drivers of a display raise
@@ -105,6 +106,15 @@ def play(
             frames.append(_frame(env))
     env.close()
     return frames, every / rate, total
+
+
+def follow(env: Any) -> None:
+    """Let MuJoCo draw by the model's camera "track", which follows the body; Gymnasium's free camera stays behind."""
+    renderer, model = (getattr(env.unwrapped, name, None) for name in ("mujoco_renderer", "model"))
+    if renderer is not None and model is not None:
+        names = [model.camera(i).name for i in range(model.ncam)]
+        if "track" in names and renderer.camera_id in (None, -1):
+            renderer.camera_id = names.index("track")
 
 
 def _frame(env: Any) -> np.ndarray:
