@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import shared
 from rich.table import Table
 
 from iwsft_control.base import console
@@ -56,8 +57,8 @@ def seconds(checkout: Path, method: str, config: BenchConfig, cache: Path) -> fl
 def main(config: BenchConfig) -> None:
     """Measure in turns, print a row per method."""
     require((config.other / "iwsft_control").is_dir(), f"{config.other} is not a checkout of this repository.")
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # inherited by the processes that measure
+    shared.pin()  # inherited by the processes that measure
+    shared.head()
     checkouts = {"this": ROOT, "other": config.other.resolve()}
     table = Table("method", "steps/s", "other", "ratio, median", "least", "most")
     with tempfile.TemporaryDirectory() as cache:

@@ -15,6 +15,7 @@ import time
 import jax
 import mujoco.rollout
 import numpy as np
+import shared
 import threadpoolctl
 from rich.table import Table
 
@@ -97,6 +98,7 @@ def open_loop(model, states: np.ndarray, controls: np.ndarray, config: BenchConf
 
 def main(config: BenchConfig) -> None:
     """Measure and print the shares."""
+    shared.head()
     table = Table(
         "environment", "open loop, 1 core", "evaluation, 1 core", "share", "wanted", "2 cores", "speed-up", "wanted"
     )

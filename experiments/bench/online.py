@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shared
 from rich.table import Table
 
 from iwsft_control import finetune
@@ -101,6 +102,7 @@ def measure(config: BenchConfig, task: str) -> list[str]:
 def main(config: BenchConfig) -> None:
     """Print the table."""
     console.cache_compiled_programs()
+    shared.head()
     table = Table("task", "steps", "physics alone, steps/s", "rollouts", "rollouts and updates", "share of physics")
     for task in config.tasks:
         table.add_row(*measure(config, task))

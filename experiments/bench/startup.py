@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 
+import shared
 from rich.table import Table
 
 from iwsft_control.base import console
@@ -48,6 +49,7 @@ def processor_seconds(arguments: tuple[str, ...]) -> float:
 
 def main(config: BenchConfig) -> None:
     """Measure each in turn, print the least."""
+    shared.head()
     table = Table("command", "processor seconds")
     for name, arguments in COMMANDS.items():
         processor_seconds(arguments)  # writes bytecode

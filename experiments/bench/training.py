@@ -35,6 +35,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_th
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shared
 import unifloral
 from rich.table import Table
 
@@ -44,7 +45,7 @@ from iwsft_control.datasets.transitions import Table as PackedTable
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import loop
 from iwsft_control.learning.method import Inputs, Method, Prepared
-from iwsft_control.methods import registry, supervised
+from iwsft_control.methods import registry
 
 # By method and size: how to take n steps, and the operations of one.
 Cases = dict[tuple[str, str], tuple[Callable[[int], Any], float]]
@@ -65,26 +66,6 @@ class BenchConfig:
     """Rows of the random data."""
     unifloral: Path | None = None
     """A clone of unifloral, to measure its loops too."""
-
-
-def random_data(n: int) -> Dataset:
-    """Random transitions of Hopper's shape, in episodes of 200."""
-    rng = np.random.default_rng(0)
-    observations = rng.standard_normal((n + 1, 11)).astype(np.float32)
-    return Dataset(
-        id="bench/hopper/random-v0",
-        sha256="",
-        origin="Minari",
-        environment="d4rl/Hopper-v2",
-        ref_min_score=0.0,
-        ref_max_score=1.0,
-        observations=observations[:-1],
-        actions=np.tanh(rng.standard_normal((n, 3))).astype(np.float32),
-        rewards=rng.random(n).astype(np.float32),
-        next_observations=observations[1:],
-        terminations=np.arange(n) % 400 == 199,
-        starts=np.arange(0, n + 1, 200),
-    )
 
 
 def product_flops(jaxpr: Any, branch_share: float) -> float:
@@ -164,14 +145,14 @@ def measure(run: Callable[[int], Any], steps: int) -> float:
 
 def _resized(config: Any) -> Any:
     """A configuration with batches of 256 and two layers of 256."""
-    if isinstance(config, supervised.SupervisedConfig):
-        return dataclasses.replace(config, policy=_resized(config.policy))
-    return dataclasses.replace(config, hidden=(256, 256), batch_size=256) if hasattr(config, "hidden") else config
+    known = hasattr(getattr(config, "policy", config), "hidden")  # a transformer has other sizes
+    return shared.resized(config, hidden=(256, 256), batch_size=256) if known else config
 
 
 def main(config: BenchConfig) -> None:
     """Measure in turns, print one row per method and size."""
-    data = random_data(config.transitions)
+    shared.head()
+    data = shared.random_data(config.transitions)
     defaults = settings.make()
     cases: Cases = {}
     for found in map(registry.get, config.methods):

@@ -201,14 +201,16 @@ def device() -> str:
     """The accelerator, or the processor and its number of cores."""
     import jax  # here: who only reads results needs none of it
 
-    kind = jax.devices()[0].device_kind
-    if jax.default_backend() != "cpu":
-        return kind
+    return processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+
+
+def processor() -> str:
+    """The processor and its number of cores."""
     try:  # Linux; platform knows no more than the architecture there
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         kind = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        kind = platform.processor() or platform.machine() or kind
+        kind = platform.processor() or platform.machine() or "cpu"
     return f"{kind}, {os.cpu_count()} cores"
 
 
