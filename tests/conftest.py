@@ -30,6 +30,11 @@ def pytest_configure():
         os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
+def pytest_xdist_auto_num_workers():
+    """One process more than cores (of ``-n logical``): a sixth of the time tests wait for processes that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """Every test has its own Minari root and cache."""
