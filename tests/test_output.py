@@ -1,5 +1,6 @@
 """What commands say: lines of a log where there is no terminal, and options that have an effect."""
 
+import io
 import logging
 import re
 import sys
@@ -96,6 +97,17 @@ def test_help_shows_the_options_of_the_chosen_methods(monkeypatch):
     assert groups(options(monkeypatch, "--method", "bc", "--help-all")) == set(settings.defaults())
     plan = {"base": sweep.PlanOptions, "names": ("methods", "qualities")}
     assert groups(options(monkeypatch, "--methods", "rebrac-tuned", "--rebrac.noise", "0", **plan)) == {"rebrac"}
+
+
+def test_the_log_goes_to_what_stderr_is_now(monkeypatch):
+    handlers, level = progress.LOG.handlers, progress.LOG.level
+    try:
+        progress.to_stderr()
+        monkeypatch.setattr(sys, "stderr", replaced := io.StringIO())
+        progress.LOG.info("bc: 5 of 20")
+        assert replaced.getvalue().endswith(" bc: 5 of 20\n")
+    finally:
+        progress.LOG.handlers, progress.LOG.level = handlers, level
 
 
 def test_a_task_may_stand_alone(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,9 +22,19 @@ LOG = logging.getLogger("iwsft_control")
 MINUTE = 60.0
 
 
+class _Stderr(logging.Handler):
+    """Lines to what stderr is when they are written: who replaces it (a test, a notebook) gets them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
 def to_stderr(quiet: bool = False) -> None:
     """Send the log to stderr, each line with its time; warnings only where it is to be quiet."""
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     LOG.handlers, LOG.propagate = [handler], False
     LOG.setLevel(logging.WARNING if quiet else logging.INFO)
