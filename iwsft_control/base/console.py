@@ -115,5 +115,5 @@ def cache_compiled_programs() -> None:
     warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_home() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small ones add up to seconds
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
