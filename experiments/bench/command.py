@@ -11,9 +11,8 @@ Three starts of ``python -m iwsft_control.run``, in turns over the rounds, media
 
 Columns are the seconds of the stages as the result files tell them (training with its compilation), the rest (start-up,
 loading, writing), and the whole; then the programs that were compiled, the programs that were taken from the folder of
-compiled programs, the entries that it has afterwards (only what took long is kept), the seconds of compiling and of
-reading what was kept, and the seconds until the first program of training was there, which is when the first step
-begins.
+compiled programs, the entries that it has afterwards, the seconds of compiling and of reading what was kept, and the
+seconds until the first program of training was there, which is when the first step begins.
 """
 
 from __future__ import annotations
