@@ -87,7 +87,12 @@ def portrait_distance(portrait: Portrait, environment: Environment) -> float:
 def behaviour_distance(scores: Mapping[str, Mapping[int, float]], environment: str) -> float:
     """How far scores (by method and seed) are from the published ones: the mean over methods of the distance
     of the mean score from the published range, in units of the tolerance; at most 1 in each where it is accepted."""
-    return float(np.mean([distance(m, np.mean([*by_seed.values()]), environment) for m, by_seed in scores.items()]))
+    return float(np.mean([distance(m, mean_score(by_seed), environment) for m, by_seed in scores.items()]))
+
+
+def mean_score(by_seed: Mapping[int, float]) -> float:
+    """Of the scores of all seeds."""
+    return float(np.mean([*by_seed.values()]))
 
 
 def distance(method: str, score: Any, environment: str) -> float:
@@ -138,7 +143,7 @@ def main(config: AcceptConfig) -> None:
         best = min(complete, key=lambda name: complete[name]) if complete else None
         behaviour = try_on([c for c in chosen if c.name == best], SECOND, config.seeds)
     accepted = best is not None and all(
-        distance(m, np.mean([*s.values()]), environment.name) <= 1 for m, s in scores[best].items()
+        distance(m, mean_score(s), environment.name) <= 1 for m, s in scores[best].items()
     )
     record = {
         "task": task.name,
@@ -175,7 +180,7 @@ def behaviour_table(
     ]
     table.add_row("published", *ranges, "0", "0")
     for name, found in scores.items():
-        cells = [f"{np.mean([*found[m].values()]):.1f}" if m in found else "-" for m in TOLERANCE]
+        cells = [f"{mean_score(found[m]):.1f}" if m in found else "-" for m in TOLERANCE]
         table.add_row(name, *cells, f"{portraits[name]:.2f}", f"{behaviour[name]:.2f}" if name in behaviour else "-")
     return table
 

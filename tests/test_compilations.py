@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from experiments.bench.accelerator import compilations
 from iwsft_control.benchmark import settings, stages, store
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.configs.critic import CriticConfig
@@ -20,15 +21,8 @@ SETTINGS = settings.make(
 @pytest.fixture
 def compiled():
     """Seconds of every compilation so far."""
-    found = []
-
-    def listen(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
+    with compilations() as found:
+        yield found
 
 
 @pytest.mark.parametrize("method", ["sft-q", "iw-sft-q"])

@@ -12,12 +12,13 @@ its arguments (data, parameters, curated sets), temporary arrays, and the progra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,8 +60,7 @@ class BenchConfig:
     """Train nothing: compile, and tell the memory that the programs need."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """Seconds of a stage."""
 
     compiling: float
@@ -69,14 +69,29 @@ class Times:
     evaluation: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes that a training program needs, and the seconds that it took to compile."""
 
     arguments: int
     temporary: int
     program: int
     compiling: float
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Seconds of every compilation from now on, in a list that grows by them."""
+    found: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILING:
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def capped(chosen: Settings, steps: int) -> Settings:
@@ -151,43 +166,32 @@ def main(config: BenchConfig) -> None:
 
 def whole_run(config: BenchConfig, folder: Path) -> list[tuple[Job, Times, Times | None]]:
     """Train and evaluate everything; print where the time goes."""
-    compiled: list[float] = []
-
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
-        if event == COMPILING:
-            compiled.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    began = time.perf_counter()
     together = plan(config, range(config.seeds))
-    many = [timed(job, Store(folder / "many"), compiled) for job in together]
-    total = time.perf_counter() - began
-    alone: list[Times | None] = [None] * len(many)
-    if config.one_seed:
-        alone = [timed(job, Store(folder / "one"), compiled) for job in plan(config, range(1))]
-    jax.monitoring.unregister_event_duration_listener(listen)
-    found = list(zip(together, many, alone, strict=True))
+    with compilations() as compiled:
+        began = time.perf_counter()
+        many = [timed(job, Store(folder / "many"), compiled) for job in together]
+        took = time.perf_counter() - began
+        single = plan(config, range(1)) if config.one_seed else []
+        alone = [timed(job, Store(folder / "one"), compiled) for job in single]
+    singles: list[Times | None] = [*alone] or [None] * len(many)
+    found = list(zip(together, many, singles, strict=True))
     table = Table("task", "stage", "compiling", "training", "one seed", "ratio", "evaluation", title="seconds")
-    for job, of_all, of_one in [*found, *_sums(found)]:
-        one, ratio = ("-", "-") if of_one is None else (f"{of_one.training:.1f}", _ratio(of_all, of_one))
-        names = (job.source.task, job.stage.name) if job else ("all", "")
-        cells = (f"{of_all.compiling:.1f}", f"{of_all.training:.1f}", one, ratio, f"{of_all.evaluation:.1f}")
-        table.add_row(*names, *cells)
+    for job, of_all, of_one in found:
+        table.add_row(job.source.task, job.stage.name, *_cells(of_all, of_one))
+    table.add_row("all", "", *_cells(_total(many), _total(alone) if alone else None))
     console.console.print(table)
-    console.console.print(f"everything, with loading and preparation: {total / 60:.1f} minutes")
+    console.console.print(f"everything, with loading and preparation: {took / 60:.1f} minutes")
     return found
 
 
-def _sums(found: Sequence[tuple[Job, Times, Times | None]]) -> Iterator[tuple[None, Times, Times | None]]:
-    def total(times: Sequence[Times]) -> Times:
-        return Times(*(sum(getattr(t, f.name) for t in times) for f in dataclasses.fields(Times)))
-
-    alone = [one for _, _, one in found if one is not None]
-    yield None, total([many for _, many, _ in found]), total(alone) if alone else None
+def _total(times: Sequence[Times]) -> Times:
+    return Times(*(sum(getattr(each, name) for each in times) for name in Times._fields))
 
 
-def _ratio(many: Times, one: Times) -> str:
-    return f"{many.training / one.training:.2f}" if one.training > 0 else "-"
+def _cells(many: Times, one: Times | None) -> tuple[str, ...]:
+    alone = "-" if one is None else f"{one.training:.1f}"
+    ratio = f"{many.training / one.training:.2f}" if one is not None and one.training > 0 else "-"
+    return f"{many.compiling:.1f}", f"{many.training:.1f}", alone, ratio, f"{many.evaluation:.1f}"
 
 
 def dry_run(config: BenchConfig, folder: Path) -> list[tuple[Job, Memory]]:

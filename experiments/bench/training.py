@@ -41,10 +41,9 @@ from rich.table import Table
 
 from iwsft_control.base import console
 from iwsft_control.benchmark import settings
-from iwsft_control.datasets.transitions import Table as PackedTable
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import loop
-from iwsft_control.learning.method import Inputs, Method, Prepared
+from iwsft_control.learning.method import Inputs, Method
 from iwsft_control.methods import registry
 
 # By method and size: how to take n steps, and the operations of one.
@@ -116,13 +115,11 @@ def limit_rate() -> float:
 def method_case(method: Method, config: Any, data: Dataset) -> tuple[Callable[[int], Any], float]:
     """How to take n steps of a method in its loop, and the floating-point operations of one."""
     prepared = method.prepare(config, Inputs(data, {}, None, (0,)))
-    state = method.create(config, 11, 3, jax.random.key(0))
-    packed, key = Prepared(PackedTable.of(prepared.shared), prepared.own), jax.random.key(0)
-    batch = method.sample(config, packed._replace(own=jax.tree.map(lambda x: x[0], prepared.own)), key)
-    traced = jax.make_jaxpr(lambda s, b, k: method.update(config, s, b, k))(state, batch, key)
+    carry, packed, keys = loop.begin(method, config, prepared, (0,))
+    state, own = jax.tree.map(lambda x: x[0], (carry[0], packed.own))
+    batch = method.sample(config, packed._replace(own=own), keys[0])
+    traced = jax.make_jaxpr(lambda s, b, k: method.update(config, s, b, k))(state, batch, keys[0])
     flops = product_flops(traced.jaxpr, 1 / getattr(config, "policy_delay", 1))
-    carry = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, getattr(state, "policy", ())))
-    keys = jax.random.split(jax.random.key(1), 1)
     return lambda n: loop._call(method, config, n, jax.tree.map(jnp.copy, carry), packed, keys), flops
 
 
