@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.table import Table
 
@@ -205,29 +206,32 @@ def run_methods(
         sources[source] = each.name
     store, chosen = Store(config.work / "stages"), settings.make()
     wanted = [
-        Job(source, stages.method_stage(method, "q", (seed,), chosen, task))
-        for seed in seeds
+        Job(source, stages.method_stage(method, "q", group, chosen, task))
+        for group in jobs.groups(seeds)
         for source in sources
         for method in methods
     ]
     found: Scores = {name: {m: {} for m in methods} for name in sources.values()}
     with console.progress_bar() as bar:
         line = bar.add_task(", ".join(methods), total=len(wanted))
-        workers = processes.Processes(store, lambda *event: None, min(config.workers, max(1, len(wanted))))
+        workers: jobs.Pool = jobs.InProcessPool(store, lambda *event: None)  # an accelerator is one for all
+        if jax.default_backend() == "cpu":
+            workers = processes.Processes(store, lambda *event: None, min(config.workers, max(1, len(wanted))))
 
         def finished(job: Job, failure: Failure | None) -> None:
             bar.advance(line)
+            scores = found[sources[job.source]][job.stage.method]
             if failure is not None:  # diverged, say: such a candidate is none
                 require(not failure.mistake, failure.error)
                 console.console.print(f"{job.name} failed: {failure.error}")
-                found[sources[job.source]][job.stage.method][job.stage.seeds[0]] = math.nan
+                scores |= dict.fromkeys(job.stage.seeds, math.nan)
                 return
             data = job.source.load()
             artefact = store.read(job.stage, data)
             assert artefact is not None
-            score, _ = results.score(np.array(artefact.record["returns"][0]), data.ref_min_score, data.ref_max_score)
-            found[sources[job.source]][job.stage.method][job.stage.seeds[0]] = score
-            console.console.print(f"{job.name}: {score:.1f}")
+            for seed, returns in zip(job.stage.seeds, artefact.record["returns"], strict=True):
+                scores[seed], _ = results.score(np.array(returns), data.ref_min_score, data.ref_max_score)
+            console.console.print(f"{job.name}: {', '.join(f'{scores[seed]:.1f}' for seed in job.stage.seeds)}")
 
         try:
             jobs.execute(wanted, workers, store, lambda job: None, finished)

@@ -17,18 +17,21 @@ comes out is a reconstruction, not D4RL's own data.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import UserError, require
+from iwsft_control.base.versions import version
 from iwsft_control.benchmark import checks
 from iwsft_control.datasets import facts, minari_files, packed
 from iwsft_control.datasets.facts import Fingerprint
@@ -152,17 +155,32 @@ def _train(env_id: str, config: sac.SACConfig, seed: int, steps: int, medium_ste
         return pool.grow(env_id, config, seed, steps, work, tell, keep_at=(medium_steps,))
 
 
+def _train_together(env_id: str, config: sac.SACConfig, seeds: Sequence[int], steps: int, work: Path) -> list[Run]:
+    """The runs of several seeds on an accelerator."""
+    with console.progress_bar() as bar:
+        line = bar.add_task(f"SAC, {len(seeds)} seeds", total=steps)
+        return pool.grow_together(
+            env_id, config, seeds, steps, work, os.cpu_count() or 1, lambda done: bar.update(line, completed=done)
+        )
+
+
 def fill_pool(task: Task, config: sac.SACConfig, seeds: Sequence[int], folder: Path) -> None:
     """Make a replay for every seed, keep its portrait, and print those of all candidates in the folder."""
     environment = task.environment
     steps = facts.D4RL_MEDIUM_REPLAY[environment.name].transitions
-    for seed in seeds:
-        run = _train(environment.env_id, config, seed, steps, steps, folder)
-        pool.write(folder, pool.candidate(run))
-    first, *others = pool.rows(pool.read(folder, environment.name), environment)
-    table = Table(pool.COLUMNS[0], first[0], *(row[0] for row in others), title=f"{task.name}: candidates in {folder}")
-    for facts_of_all in list(zip(pool.COLUMNS, first, *others, strict=True))[1:]:
-        table.add_row(*facts_of_all)
+    if jax.default_backend() == "cpu" or len(seeds) == 1:
+        for seed in seeds:
+            pool.write(folder, pool.candidate(_train(environment.env_id, config, seed, steps, steps, folder)))
+    else:
+        runs = _train_together(environment.env_id, config, seeds, steps, folder)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for found in threads.map(pool.candidate, runs):
+                pool.write(folder, found)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{task.name}: candidates in {folder}")
+    for name in pool.COLUMNS:
+        table.add_column(name, no_wrap=name == pool.COLUMNS[0])
+    for row in pool.rows(pool.read(folder, environment.name), environment):
+        table.add_row(*row)
     console.console.print(table)
 
 
@@ -198,7 +216,7 @@ def _metadata(task: Task, config: sac.SACConfig, seed: int, found: Fingerprint) 
         "generation_config": dataclasses.asdict(config),
         "physics": physics.describe(task.environment.env_id),
         "fingerprint": dataclasses.asdict(found),
-        "versions": {p: importlib.metadata.version(p) for p in ("mujoco", "gymnasium", "jax", "numpy", "minari")},
+        "versions": {p: version(p) for p in ("mujoco", "gymnasium", "jax", "numpy", "minari")},
     }
 
 

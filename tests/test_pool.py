@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -86,7 +88,7 @@ def test_a_pool_is_made_kept_and_read(tiny, tmp_path, capsys):
     collect.main(collect.CollectConfig(seeds=(3,), **arguments))
     collect.main(collect.CollectConfig(seeds=(3, 4), **arguments))
     printed = capsys.readouterr().out
-    assert "D4RL" in printed and "state shift" in printed
+    assert "D4RL" in printed and "seed4-u0.02" in printed
     first, second = pool.read(tmp_path, "hopper")
     assert (first.name, second.name) == ("seed3-u0.02", "seed4-u0.02")
     assert first.portrait.transitions == 3000 and first.sha256 != second.sha256
@@ -98,6 +100,33 @@ def test_a_pool_is_made_kept_and_read(tiny, tmp_path, capsys):
         pool.read(tmp_path, "hopper")
     with pytest.raises(UserError, match="--seeds is for medium-replay"):
         collect.main(collect.CollectConfig("hopper-expert", seeds=(1,)))
+
+
+def test_seeds_that_grow_together(tmp_path, monkeypatch):
+    """Their blocks are those of seeds alone as long as their policies are, and a stop between two checkpoints of one
+    moment is made up for."""
+    env_id, before = HOPPER.env_id, os.environ.get("OMP_NUM_THREADS")
+    alone = [pool.grow(env_id, TINY, seed, 2000, tmp_path / "alone") for seed in (3, 4)]
+    together = pool.grow_together(env_id, TINY, (3, 4), 2000, tmp_path / "together", 2)
+    for one, other in zip(alone, together, strict=True):
+        for name, column in one.record.items():
+            np.testing.assert_array_equal(other.record[name], column, err_msg=name)  # no update before row 2,000
+        for one_leaf, other_leaf in zip(jax.tree.leaves(one.learner), jax.tree.leaves(other.learner), strict=True):
+            np.testing.assert_allclose(other_leaf, one_leaf, rtol=1e-4, atol=1e-5)
+    told: list[int] = []
+    monkeypatch.setattr(pool, "CHECKPOINT_SECONDS", 0.0)
+    pool.grow_together(env_id, TINY, (3,), 1000, tmp_path / "stopped", 1)
+    (tmp_path / "stopped" / "Hopper-v2-seed3-u0.02-1000.safetensors").rename(
+        tmp_path / "stopped" / "Hopper-v2-seed3-u0.02-current.safetensors"
+    )  # as if seed 4 had not been written
+    again = pool.grow_together(env_id, TINY, (3, 4), 3000, tmp_path / "stopped", 2, told.append)
+    assert told == [1000, 2000, 3000]  # seed 4 alone, then both
+    whole = pool.grow_together(env_id, TINY, (3, 4), 3000, tmp_path / "together", 2)
+    for one, other in zip(whole, again, strict=True):
+        for name, column in one.record.items():
+            np.testing.assert_allclose(other.record[name][:2000], column[:2000], rtol=1e-3, atol=1e-3)
+        assert pool.candidate(other).portrait.transitions == 3000
+    assert os.environ.get("OMP_NUM_THREADS") == before
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ The file is JSON; its fields are those of :class:`RunResult`. Files are written 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -17,6 +16,7 @@ import numpy as np
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, is_finite
+from iwsft_control.base.versions import SCORING, version
 from iwsft_control.datasets.types import Dataset
 
 SCHEMA = 1
@@ -193,8 +193,7 @@ def _is_number(value: Any) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a score depends on."""
-    packages = ("iwsft_control", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "mujoco", "minari")
-    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}
+    return {"python": platform.python_version(), **{p: version(p) for p in SCORING}}
 
 
 def device() -> str:

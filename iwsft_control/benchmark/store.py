@@ -14,7 +14,6 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -27,6 +26,7 @@ import jax
 
 import iwsft_control
 from iwsft_control.base import errors, files, snapshot
+from iwsft_control.base.versions import version
 from iwsft_control.benchmark import stages
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.types import Dataset
@@ -122,12 +122,6 @@ def _written_in(method: Method) -> set[Path]:
     return {Path(str(sys.modules[name].__file__)) for name in own}
 
 
-@cache
-def _version(package: str) -> str:
-    """Of an installed package; finding it takes milliseconds, and keys are made by the hundred."""
-    return importlib.metadata.version(package)
-
-
 def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
     """Digest of everything that a stage's artefact depends on.
 
@@ -147,7 +141,7 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
         "data": data.sha256,
         "environment": environment(data) if learns_policy else None,
         "code": code_version(code_of(stage)),
-        "versions": {p: _version(p) for p in packages},
+        "versions": {p: version(p) for p in packages},
         "device": device,
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from minari.serialization import serialize_space
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, require
+from iwsft_control.base.versions import version
 from iwsft_control.datasets import episodes as whole
 from iwsft_control.datasets import hdf5
 from iwsft_control.datasets.types import Episodes, check
@@ -79,7 +79,7 @@ def _facts(dataset_id: str, episodes: Episodes, environment: str, main: Path) ->
         **box,
         "env_spec": environment_spec(environment),
         "dataset_id": dataset_id,
-        "minari_version": importlib.metadata.version("minari"),
+        "minari_version": version("minari"),
         "dataset_size": round(main.stat().st_size / 1e6, 1),
     }
 

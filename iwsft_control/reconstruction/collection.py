@@ -21,6 +21,68 @@ ITERATION_STEPS = 1000  # rlkit's num_expl_steps_per_train_loop
 ROLLOUT_LANES = 40  # environments that share them, each for 25,000 steps
 
 
+def columns(rows: int, o: int, a: int, nq: int, nv: int) -> dict[str, np.ndarray]:
+    """Empty columns of recorded transitions; ``final_`` ones hold a state where an episode has ended."""
+    widths = {"observations": o, "next_observations": o, "actions": a}
+    widths |= {"qpos": nq, "qvel": nv, "final_qpos": nq, "final_qvel": nv}
+    found = {name: np.zeros((rows, width), np.float32) for name, width in widths.items()}
+    flags = {name: np.zeros(rows, bool) for name in ("terminations", "truncations")}
+    return {**found, "rewards": np.zeros(rows, np.float32), **flags}
+
+
+def block(batch: D4RLBatch, policy: Any, seed: int, iteration: int) -> dict[str, np.ndarray]:
+    """What a fixed policy, sampled, does in 1,000 environment steps: the rows of a run's iteration.
+
+    Args:
+        batch: one environment.
+        policy: NumPy parameters.
+        seed: of the run; with the iteration it gives the block's own random stream.
+    """
+    rng = np.random.default_rng([seed, iteration])
+    only, model = np.arange(1), batch.model
+    record = columns(ITERATION_STEPS, batch.observation_dim, batch.action_dim, model.nq, model.nv)
+
+    def reset() -> np.ndarray:
+        return batch.reset([int(rng.integers(2**31))])[0]
+
+    observation = reset()
+    for t in range(ITERATION_STEPS):
+        action = sac.act(policy, observation, rng.standard_normal(batch.action_dim, np.float32))
+        record["qpos"][t], record["qvel"][t] = (x[0] for x in batch.state(only))
+        next_observation, reward, terminated, truncated = batch.step(only, action[None])
+        record["observations"][t], record["actions"][t] = observation, action
+        record["next_observations"][t], record["rewards"][t] = next_observation[0], reward[0]
+        record["terminations"][t] = terminated[0]
+        cut = truncated[0] or t == ITERATION_STEPS - 1
+        record["truncations"][t] = cut and not terminated[0]
+        observation = next_observation[0]
+        if terminated[0] or cut:
+            record["final_qpos"][t], record["final_qvel"][t] = (x[0] for x in batch.state(only))
+            observation = reset()
+    return record
+
+
+_environment: D4RLBatch  # of a process that steps one for others
+
+
+def make_environment(env_id: str) -> None:
+    """Begin a process that does :func:`block_in_process`."""
+    global _environment
+    _environment = D4RLBatch(env_id, 1)
+
+
+def block_in_process(policy: Any, seed: int, iteration: int) -> dict[str, np.ndarray]:
+    """:func:`block` in this process's environment."""
+    return block(_environment, policy, seed, iteration)
+
+
+def updates_of(config: sac.SACConfig, start: int, stop: int) -> int:
+    """Updates that follow the environment steps from ``start`` to ``stop``; none before ``first_steps`` are over."""
+    if stop <= config.first_steps:
+        return 0
+    return round(stop * config.updates_per_step) - round(start * config.updates_per_step)
+
+
 class Run:
     """A SAC run that can be stopped and continued: learner, replay buffer and recorded states.
 
@@ -37,18 +99,7 @@ class Run:
         self.learner = sac.create(config, self.batch.observation_dim, self.batch.action_dim, jax.random.key(seed))
         o, a = self.batch.observation_dim, self.batch.action_dim
         nq, nv = self.batch.model.nq, self.batch.model.nv
-        self.record = {
-            "observations": np.zeros((capacity, o), np.float32),
-            "next_observations": np.zeros((capacity, o), np.float32),
-            "actions": np.zeros((capacity, a), np.float32),
-            "rewards": np.zeros(capacity, np.float32),
-            "terminations": np.zeros(capacity, bool),
-            "truncations": np.zeros(capacity, bool),
-            "qpos": np.zeros((capacity, nq), np.float32),
-            "qvel": np.zeros((capacity, nv), np.float32),
-            "final_qpos": np.zeros((capacity, nq), np.float32),
-            "final_qvel": np.zeros((capacity, nv), np.float32),
-        }
+        self.record = columns(capacity, o, a, nq, nv)
         self.steps = 0
         self._replay: Any = None
 
@@ -56,40 +107,27 @@ class Run:
         """1,000 environment steps with the current policy, then the updates."""
         start, stop = self.steps, self.steps + ITERATION_STEPS
         iteration = start // ITERATION_STEPS
-        rng = np.random.default_rng([self.seed, iteration])
-        policy = jax.tree.map(np.asarray, self.learner.policy)
-        only, record = np.arange(1), self.record
-        observation = self._reset(rng)
-        for t in range(start, stop):
-            action = sac.act(policy, observation, rng.standard_normal(self.batch.action_dim, np.float32))
-            record["qpos"][t], record["qvel"][t] = (x[0] for x in self.batch.state(only))
-            next_observation, reward, terminated, truncated = self.batch.step(only, action[None])
-            record["observations"][t], record["actions"][t] = observation, action
-            record["next_observations"][t], record["rewards"][t] = next_observation[0], reward[0]
-            record["terminations"][t] = terminated[0]
-            cut = truncated[0] or t == stop - 1
-            record["truncations"][t] = cut and not terminated[0]
-            observation = next_observation[0]
-            if terminated[0] or cut:
-                record["final_qpos"][t], record["final_qvel"][t] = (x[0] for x in self.batch.state(only))
-                observation = self._reset(rng)
-        self.steps = stop
+        self.write(block(self.batch, jax.tree.map(np.asarray, self.learner.policy), self.seed, iteration))
         self._learn(start, stop, iteration)
 
-    def _reset(self, rng: np.random.Generator) -> np.ndarray:
-        return self.batch.reset([int(rng.integers(2**31))])[0]
+    def write(self, rows: dict[str, np.ndarray]) -> None:
+        """Record the next rows."""
+        stop = self.steps + len(rows["rewards"])
+        for name, column in self.record.items():
+            column[self.steps : stop] = rows[name]
+        self.steps = stop
 
     def _learn(self, start: int, stop: int, iteration: int) -> None:
         if self._replay is None:
-            self._replay = jax.tree.map(jax.numpy.array, self._transitions(0, len(self.record["rewards"])))
-        rows = self._transitions(start, stop)
-        self._replay = sac.insert(self._replay, rows, np.int32(start))
-        updates = round(stop * self.config.updates_per_step) - round(start * self.config.updates_per_step)
-        if stop > self.config.first_steps and updates:
+            self._replay = jax.tree.map(jax.numpy.array, self.transitions(0, len(self.record["rewards"])))
+        self._replay = sac.insert(self._replay, self.transitions(start, stop), np.int32(start))
+        updates = updates_of(self.config, start, stop)
+        if updates:
             key = jax.random.fold_in(jax.random.key(self.seed), iteration)
             self.learner = sac.train(self.config, updates, self.learner, self._replay, np.int32(stop), key)
 
-    def _transitions(self, start: int, stop: int) -> transitions.Transitions:
+    def transitions(self, start: int, stop: int) -> transitions.Transitions:
+        """Recorded rows as the learner sees them."""
         r = self.record
         names = ("observations", "actions", "rewards", "next_observations", "terminations")
         return transitions.Transitions(*(r[k][start:stop].astype(np.float32) for k in names))

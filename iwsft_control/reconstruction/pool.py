@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from iwsft_control.base import files
@@ -16,11 +24,12 @@ from iwsft_control.datasets import facts
 from iwsft_control.datasets.types import Episodes, content_sha256
 from iwsft_control.envs import tasks
 from iwsft_control.envs.tasks import Environment
-from iwsft_control.reconstruction import sac
-from iwsft_control.reconstruction.acceptance import Portrait, portrait
+from iwsft_control.reconstruction import collection, sac
+from iwsft_control.reconstruction.acceptance import QUANTILES, Portrait, portrait
 from iwsft_control.reconstruction.collection import Run
 
 CHECKPOINT_STEPS = 20_000
+CHECKPOINT_SECONDS = 1200  # of runs that grow together: their checkpoints are large
 
 
 def slug(env_id: str, seed: int, config: sac.SACConfig) -> str:
@@ -43,20 +52,111 @@ def grow(
         tell: called after every iteration.
         keep_at: further steps at which a checkpoint is kept.
     """
-    run, name = Run(env_id, config, seed, steps), slug(env_id, seed, config)
-    current = work / f"{name}-current.safetensors"
-    kept = [work / f"{name}-{at}.safetensors" for at in sorted({steps, *keep_at}, reverse=True) if at <= steps]
-    found = [path for path in (*kept, current) if path.is_file() and steps_of(path) <= steps]
-    if found:
-        run.load(max(found, key=steps_of))
+    run = begin(env_id, config, seed, steps, work, keep_at)
     while run.steps < steps:
         run.iterate()
         tell(run)
         if run.steps in {steps, *keep_at}:
-            run.save(work / f"{name}-{run.steps}.safetensors")
+            run.save(checkpoint(work, run, run.steps))
         elif run.steps % CHECKPOINT_STEPS == 0:
-            run.save(current)
+            run.save(checkpoint(work, run))
     return run
+
+
+def begin(env_id: str, config: sac.SACConfig, seed: int, steps: int, work: Path, keep_at: Sequence[int] = ()) -> Run:
+    """A run of at most ``steps``, at its furthest checkpoint in a folder."""
+    run = Run(env_id, config, seed, steps)
+    kept = [checkpoint(work, run, at) for at in sorted({steps, *keep_at}, reverse=True) if at <= steps]
+    found = [path for path in (*kept, checkpoint(work, run)) if path.is_file() and steps_of(path) <= steps]
+    if found:
+        run.load(max(found, key=steps_of))
+    return run
+
+
+def checkpoint(work: Path, run: Run, steps: int | None = None) -> Path:
+    """Where a run's checkpoint is: one that is kept, at ``steps``, or the one that it continues from."""
+    return work / f"{slug(run.env_id, run.seed, run.config)}-{steps or 'current'}.safetensors"
+
+
+def grow_together(
+    env_id: str,
+    config: sac.SACConfig,
+    seeds: Sequence[int],
+    steps: int,
+    work: Path,
+    workers: int,
+    tell: Callable[[int], None] = lambda steps: None,
+) -> list[Run]:
+    """The runs of several seeds up to ``steps``: one program updates them all, processes share their environments.
+
+    Made for an accelerator. A run's random streams are those of :func:`grow`; its sums are rounded in another order.
+
+    Args:
+        workers: processes that step environments.
+        tell: called after every iteration with the environment steps of each run.
+    """
+    runs = [begin(env_id, config, seed, steps, work) for seed in seeds]
+    with processes_of(env_id, min(workers, len(runs))) as processes:
+        while (behind := min(run.steps for run in runs)) < steps:
+            # A stop between two checkpoints leaves some runs behind; they catch up first.
+            group = [run for run in runs if run.steps == behind]
+            _iterate_together(
+                group, min((run.steps for run in runs if run.steps > behind), default=steps), processes, tell
+            )
+            for run in group:
+                run.save(checkpoint(work, run, run.steps if run.steps == steps else None))
+    return runs
+
+
+@contextlib.contextmanager
+def processes_of(env_id: str, workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with an environment each, on one thread and without the accelerator."""
+    alone = {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in alone}
+    os.environ.update(alone)  # what they inherit when they start
+    try:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, collection.make_environment, (env_id,)) as processes:
+            yield processes
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _iterate_together(
+    runs: Sequence[Run], steps: int, processes: ProcessPoolExecutor, tell: Callable[[int], None]
+) -> None:
+    """Runs of one length, up to ``steps`` or the next checkpoint, whichever comes first."""
+    config, seeds, began = runs[0].config, [run.seed for run in runs], time.monotonic()
+    learners = jax.tree.map(lambda *x: jnp.stack(x), *(run.learner for run in runs))
+    replays = jax.tree.map(
+        lambda *x: jnp.array(np.stack(x)), *(r.transitions(0, len(r.record["rewards"])) for r in runs)
+    )
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    while runs[0].steps < steps:
+        start = runs[0].steps
+        iteration = start // collection.ITERATION_STEPS
+        policies = jax.device_get(learners.policy)
+        each = [jax.tree.map(lambda x, i=i: x[i], policies) for i in range(len(runs))]
+        for run, rows in zip(
+            runs, processes.map(collection.block_in_process, each, seeds, repeat(iteration)), strict=True
+        ):
+            run.write(rows)
+        stop = runs[0].steps
+        rows = jax.tree.map(lambda *x: np.stack(x), *(run.transitions(start, stop) for run in runs))
+        replays = sac.insert_together(replays, rows, np.int32(start))
+        if updates := collection.updates_of(config, start, stop):
+            at = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, iteration)
+            learners = sac.train_together(config, updates, learners, replays, np.int32(stop), at)
+        tell(stop)
+        if time.monotonic() - began >= CHECKPOINT_SECONDS:
+            break
+    learners = jax.device_get(learners)
+    for i, run in enumerate(runs):
+        run.learner = jax.tree.map(lambda x, i=i: jnp.array(x[i]), learners)
 
 
 def steps_of(checkpoint: Path) -> int:
@@ -136,7 +236,7 @@ def load_episodes(work: Path, environment: Environment, found: Candidate) -> Epi
 
 COLUMNS = (
     "candidate", "episodes", "mean", "sd", "min", "max", "last tenth", "full length", "best 2%: length", "return",
-    "length 10/25/50/75/90/98%", "state shift", "spread",
+    "length 10, 50, 90%", "state shift", "spread",
 )  # fmt: skip
 
 
@@ -148,11 +248,11 @@ def rows(candidates: Sequence[Candidate], environment: Environment) -> list[list
     ]
     found = [["D4RL", f"{wanted.episodes:,}", *moments, "-", "-", "-", "-", "0", "0"]]
     for each in candidates:
-        p = each.portrait
+        p, quantiles = each.portrait, dict(zip(QUANTILES, each.portrait.length_quantiles, strict=True))
         found.append(
             [each.name, f"{p.episodes:,}"]
             + [f"{x:.0f}" for x in (p.mean, p.std, p.min, p.max, p.last_tenth, p.full_length)]
-            + [f"{p.best_length:.0f}", f"{p.best_return:.0f}", " ".join(f"{x:.0f}" for x in p.length_quantiles)]
+            + [f"{p.best_length:.0f}", f"{p.best_return:.0f}", " ".join(f"{quantiles[q]:.0f}" for q in (10, 50, 90))]
             + [f"{x:.2f}" if x is not None else "-" for x in (p.state_shift, p.state_spread)]
         )
     return found

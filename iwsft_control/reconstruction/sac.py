@@ -149,6 +149,19 @@ def train(config: SACConfig, updates: int, state: SACState, replay: Transitions,
     return jax.lax.scan(body, state, jax.random.split(key, updates))[0]
 
 
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def train_together(config: SACConfig, updates: int, states: SACState, replays: Transitions, size: Any, keys: jax.Array):
+    """:func:`train` for several runs (S, ...) as one program; ``keys`` (S,)."""
+    one = partial(train, config, updates)
+    return jax.vmap(one, in_axes=(0, 0, None, 0))(states, replays, size, keys)
+
+
+@partial(jax.jit, donate_argnums=0)
+def insert_together(replays: Transitions, rows: Transitions, start: jax.Array) -> Transitions:
+    """:func:`insert` for several runs (S, ...)."""
+    return jax.tree.map(lambda b, r: jax.lax.dynamic_update_slice_in_dim(b, r, start, 1), replays, rows)
+
+
 @partial(jax.jit, donate_argnums=0)
 def insert(replay: Transitions, rows: Transitions, start: jax.Array) -> Transitions:
     """Write ``rows`` into the replay buffer from row ``start`` on, in place."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from iwsft_control.base import bounds, errors, files
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
+from iwsft_control.base.versions import version
 from iwsft_control.benchmark import export, results, store
 from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.datasets.types import Dataset
@@ -163,7 +163,7 @@ class Bench:
                 "data": self.corpus.sha256,
                 "quick": self.quick,
                 "code": store.code_version((*code, Path(__file__))),
-                "versions": {p: importlib.metadata.version(p) for p in store.LEARNING},
+                "versions": {p: version(p) for p in store.LEARNING},
                 "device": store.device_kind(),
             },
             sort_keys=True,
