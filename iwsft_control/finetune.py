@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwsft_control.base import bounds, console, files
+from iwsft_control.base import bounds, console
 from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.files import cache_home
@@ -252,8 +252,7 @@ def run(
         seconds=(started.record["seconds"] if started else {}) | trained.seconds,
         **results.provenance(),
     )
-    described = {"task": source.task, "method": name, "seed": seed, "dataset": data.id, "policy": {"kind": "tanh-mlp"}}
-    files.save_pytree(path.with_suffix(".safetensors"), jax.tree.map(np.asarray, trained.policy), described)
+    export.write_policy(path, result, jax.tree.map(np.asarray, trained.policy), {"kind": "tanh-mlp"}, data)
     results.write(path, result)
     snapshot.remove()
     return result, path

@@ -21,7 +21,7 @@ from iwsft_control.datasets.transitions import Demonstrations as Pairs
 from iwsft_control.datasets.types import SimulatorStates
 from iwsft_control.envs.batch import D4RLBatch, make_batch
 from iwsft_control.learning import objectives as offline
-from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob
+from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob, load_policy
 from iwsft_control.online import learner, objectives, prefixes, rollouts, schedules, training
 from iwsft_control.online.learner import PPOConfig, Setup
 from iwsft_control.online.methods import METHODS
@@ -534,6 +534,9 @@ def test_the_command_writes_results_with_simulator_steps(tmp_path, monkeypatch, 
         assert result.evaluation["simulator_steps"] == log["step"][-1] == curve["step"][-1] >= 300
         assert result.config["reward"] == "sparse" and result.config["policy"]["bc_steps"] == 20
         assert result.diagnostics["success_return"] > 0 and result.diagnostics["bc_start"]
+    policy = load_policy(paths[0].with_suffix(".safetensors"))  # it says what every policy file says
+    assert (policy.task, policy.method, policy.observation_dim) == (found[0].task, "prefix-rft", 11)
+    assert (policy.score, policy.commit) == (found[0].normalised_score, found[0].git_commit)
     with pytest.raises(UserError, match="no place in an offline table"):
         grouped.find([tmp_path / "results"], quick=True)
     table = report.to_markdown(report.find(tmp_path / "results", quick=True))

@@ -111,9 +111,20 @@ def write_results(
         if path.with_suffix(".safetensors").is_file() and results.holds(path, result):
             continue
         params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays)
-        description = {"task": task, "method": result.method, "seed": result.seed, "dataset": data.id}
-        description |= {"score": result.normalised_score, "commit": result.git_commit, "policy": described}
-        description |= {"observation_dim": data.observations.shape[1]}
-        files.save_pytree(path.with_suffix(".safetensors"), params["params"], description)
+        write_policy(path, result, params["params"], described, data)
         results.write(path, result)
     return paths
+
+
+def write_policy(
+    path: Path, result: results.RunResult, params: Any, described: Mapping[str, Any], data: Dataset
+) -> None:
+    """The policy of a result, in the safetensors file beside where the result will be: for ``load_policy``.
+
+    Args:
+        described: its kind, and its layout where the kind has one.
+    """
+    description = {"task": result.task, "method": result.method, "seed": result.seed, "dataset": data.id}
+    description |= {"score": result.normalised_score, "commit": result.git_commit, "policy": described}
+    description |= {"observation_dim": data.observations.shape[1]}
+    files.save_pytree(path.with_suffix(".safetensors"), params, description)
