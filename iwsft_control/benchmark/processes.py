@@ -11,7 +11,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.benchmark.jobs import Failure, Job, Progress, failure, reporter, single_threaded
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
@@ -123,11 +123,4 @@ def _serve(pipe: connection.Connection, folder: Path, threads: int, method_files
 def begin(threads: int) -> None:
     """Prepare a process of a pool: :func:`single_threaded`, and an end when the process that started it has ended."""
     single_threaded(threads)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    children.end_with_parent()

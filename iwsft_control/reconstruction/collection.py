@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import threadpoolctl
 
-from iwsft_control.base import files
+from iwsft_control.base import children, files
 from iwsft_control.base.errors import UserError
 from iwsft_control.datasets import transitions
 from iwsft_control.datasets.types import Episodes
@@ -65,9 +66,11 @@ def block(batch: D4RLBatch, policy: Any, seed: int, iteration: int) -> dict[str,
 _environment: D4RLBatch  # of a process that steps one for others
 
 
-def make_environment(env_id: str) -> None:
-    """Begin a process that does :func:`block_in_process`."""
+def begin_process(env_id: str) -> None:
+    """Begin a process that does :func:`block_in_process`: one thread, and an end with the process that started it."""
     global _environment
+    children.end_with_parent()
+    threadpoolctl.threadpool_limits(1, "blas")
     _environment = D4RLBatch(env_id, 1)
 
 

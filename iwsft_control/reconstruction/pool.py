@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -96,7 +94,8 @@ def grow_together(
         tell: called after every iteration with the environment steps of each run.
     """
     runs = [begin(env_id, config, seed, steps, work) for seed in seeds]
-    with processes_of(env_id, min(workers, len(runs))) as processes:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(runs)), spawn, collection.begin_process, (env_id,)) as processes:
         while (behind := min(run.steps for run in runs)) < steps:
             # A stop between two checkpoints leaves some runs behind; they catch up first.
             group = [run for run in runs if run.steps == behind]
@@ -106,24 +105,6 @@ def grow_together(
             for run in group:
                 run.save(checkpoint(work, run, run.steps if run.steps == steps else None))
     return runs
-
-
-@contextlib.contextmanager
-def processes_of(env_id: str, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes with an environment each, on one thread and without the accelerator."""
-    alone = {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    before = {name: os.environ.get(name) for name in alone}
-    os.environ.update(alone)  # what they inherit when they start
-    try:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, spawn, collection.make_environment, (env_id,)) as processes:
-            yield processes
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _iterate_together(
