@@ -55,6 +55,7 @@ def variants() -> list[Variant]:
     for quality, curation, name in (
         ("return", CurationConfig(), "return, episodes"),
         ("q", CurationConfig(q_unit="episode"), "learned Q, episodes"),
+        ("q", CurationConfig(q_unit="segment"), "Q - V, segments"),
         ("q", CurationConfig(q_unit="transition"), "Q - V, transitions"),
     ):
         curated = (("curation", curation),)

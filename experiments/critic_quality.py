@@ -102,7 +102,7 @@ def truth(data: Dataset, scale: float, discount: float) -> Truth:
 def judge(q: np.ndarray, data: Dataset, known: Truth) -> dict[str, float]:
     """The measures at the module's head, of Q (N,) on held-out episodes."""
     mine, theirs = q[known.known].astype(np.float64), known.returns_to_go[known.known]
-    mean_q = curation.episode_values(data, q)
+    mean_q = curation.mean_values(q, curation.episode_units(data))
     best = max(1, len(mean_q) // 10)
     top = [set(np.argsort(-x, kind="stable")[:best].tolist()) for x in (mean_q, known.episode_returns)]
     return {

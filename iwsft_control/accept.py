@@ -7,6 +7,9 @@ Reference methods whose D4RL scores are public and that are not this project's o
 on the candidates and compared with their published scores, by the rule in results/reconstruction/README.md: the
 portraits choose candidates for BC and 10%BC, those choose candidates for IQL and TD3+BC, all four choose one, which
 gets all seeds of IQL and TD3+BC. Kill it and start it again: finished runs are kept.
+
+The data of other levels come from the chosen replay's run, so there is nothing to choose: the same methods are compared
+on what ``python -m iwsft_control.collect --env hopper-medium`` wrote.
 """
 
 from __future__ import annotations
@@ -29,19 +32,28 @@ from iwsft_control.benchmark.jobs import DataSource, Failure, Job
 from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets import facts, minari_files
 from iwsft_control.envs import tasks
-from iwsft_control.envs.tasks import Environment
+from iwsft_control.envs.tasks import Environment, Task
 from iwsft_control.reconstruction import pool
-from iwsft_control.reconstruction.acceptance import Portrait
 from iwsft_control.reconstruction.pool import Candidate
+from iwsft_control.reconstruction.portraits import Portrait
 
 FIRST, SECOND = ("bc", "filtered-bc"), ("iql", "td3-bc")
 TOLERANCE = {"bc": 10.0, "filtered-bc": 10.0, "iql": 10.0, "td3-bc": 15.0}
-# Published on D4RL's own medium-replay-v2: the papers' figure and, where it is another, CORL's of the last checkpoint.
-# CORL's 10%BC on HalfCheetah is left out: its loader cuts trajectories wrongly.
+# Published on D4RL's own v2 data, medium-replay: the papers' figure and, where it is another, CORL's of the last
+# checkpoint. CORL's 10%BC on HalfCheetah is left out: its loader cuts trajectories wrongly. Other levels: IQL's table.
 PUBLISHED = {
-    "hopper": {"bc": (18.1, 29.8), "filtered-bc": (70.4, 75.9), "iql": (94.7, 94.7), "td3-bc": (60.9, 60.9)},
-    "halfcheetah": {"bc": (35.7, 36.6), "filtered-bc": (40.6, 40.6), "iql": (44.2, 44.2), "td3-bc": (44.6, 44.6)},
-    "walker2d": {"bc": (21.8, 26.0), "filtered-bc": (54.4, 62.5), "iql": (73.9, 73.9), "td3-bc": (81.8, 81.8)},
+    task: dict(zip(TOLERANCE, ranges, strict=True))
+    for task, ranges in {
+        "hopper-medium-replay": ((18.1, 29.8), (70.4, 75.9), (94.7, 94.7), (60.9, 60.9)),
+        "halfcheetah-medium-replay": ((35.7, 36.6), (40.6, 40.6), (44.2, 44.2), (44.6, 44.6)),
+        "walker2d-medium-replay": ((21.8, 26.0), (54.4, 62.5), (73.9, 73.9), (81.8, 81.8)),
+        "hopper-medium": ((52.9, 52.9), (56.9, 56.9), (66.3, 66.3), (59.3, 59.3)),
+        "halfcheetah-medium": ((42.6, 42.6), (42.5, 42.5), (47.4, 47.4), (48.3, 48.3)),
+        "walker2d-medium": ((75.3, 75.3), (75.0, 75.0), (78.3, 78.3), (83.7, 83.7)),
+        "hopper-medium-expert": ((52.5, 52.5), (110.9, 110.9), (91.5, 91.5), (98.0, 98.0)),
+        "halfcheetah-medium-expert": ((55.2, 55.2), (92.9, 92.9), (86.7, 86.7), (90.7, 90.7)),
+        "walker2d-medium-expert": ((107.5, 107.5), (109.0, 109.0), (109.6, 109.6), (110.1, 110.1)),
+    }.items()
 }
 Scores = dict[str, dict[str, dict[int, float]]]  # normalised, by candidate, method and seed
 SHIFT, SPREAD, MEAN = 0.3, 0.15, 0.15  # what a good portrait stays below: state shift and spread, deviation of the mean
@@ -52,9 +64,9 @@ class AcceptConfig:
     """Which candidates, and how far."""
 
     env: str
-    """Task: {hopper,halfcheetah,walker2d}-medium-replay."""
+    """Task: {hopper,halfcheetah,walker2d}-{medium-replay,medium,medium-expert}."""
     work: Path
-    """Folder of the candidates, as python -m iwsft_control.collect --seeds makes it."""
+    """Folder of the candidates, as python -m iwsft_control.collect --seeds makes it, and of finished stages."""
     candidates: tuple[str, ...] = ()
     """Names (seed0-u1, ...) to try instead of those that the rule chooses."""
     seeds: tuple[int, ...] = (200, 201, 202)
@@ -85,10 +97,10 @@ def portrait_distance(portrait: Portrait, environment: Environment) -> float:
     return float(np.mean([portrait.state_shift / SHIFT, portrait.state_spread / SPREAD, abs(mean - 1) / MEAN]))
 
 
-def behaviour_distance(scores: Mapping[str, Mapping[int, float]], environment: str) -> float:
+def behaviour_distance(scores: Mapping[str, Mapping[int, float]], task: str) -> float:
     """How far scores (by method and seed) are from the published ones: the mean over methods of the distance
     of the mean score from the published range, in units of the tolerance; at most 1 in each where it is accepted."""
-    return float(np.mean([distance(m, mean_score(by_seed), environment) for m, by_seed in scores.items()]))
+    return float(np.mean([distance(m, mean_score(by_seed), task) for m, by_seed in scores.items()]))
 
 
 def mean_score(by_seed: Mapping[int, float]) -> float:
@@ -96,9 +108,9 @@ def mean_score(by_seed: Mapping[int, float]) -> float:
     return float(np.mean([*by_seed.values()]))
 
 
-def distance(method: str, score: Any, environment: str) -> float:
+def distance(method: str, score: Any, task: str) -> float:
     """Distance of a mean score from the published range, in units of the tolerance; infinite for a failed run."""
-    low, high = PUBLISHED[environment][method]
+    low, high = PUBLISHED[task][method]
     return math.inf if math.isnan(score) else float(max(low - score, score - high, 0.0) / TOLERANCE[method])
 
 
@@ -109,11 +121,37 @@ def nearest(candidates: Sequence[Candidate], distances: Mapping[str, float], cou
 
 
 def main(config: AcceptConfig) -> None:
-    """Choose by portraits, then by BC and 10%BC, then by all four."""
+    """Choose by portraits, then by BC and 10%BC, then by all four; or compare the data of another level."""
     task = tasks.parse_task(config.env)
-    environment = task.environment
-    require(task.level == "medium-replay" and environment.name in PUBLISHED, "--env must be a medium-replay task.")
+    require(task.name in PUBLISHED, f"--env must be one of {', '.join(PUBLISHED)}.")
     checks.check_seeds(config.seeds)
+    if task.level == "medium-replay":
+        choose(config, task)
+    else:
+        compare(config, task)
+
+
+def compare(config: AcceptConfig, task: Task) -> None:
+    """Scores of the reference methods on the data of a level other than medium-replay."""
+    identity = task.reconstruction_id
+    require(
+        minari_files.minari_path(identity).exists(),
+        f"{identity} is not there; run 'python -m iwsft_control.collect --env {task.name}' first.",
+    )
+    console.writable(config.out)
+    source = DataSource(None, identity)
+    scores: Scores = {identity: {}}
+    for methods in (FIRST,) if config.only_first else (FIRST, SECOND):
+        scores[identity] |= run_methods({source: identity}, methods, config.seeds, config, task)[identity]
+    behaviour = {identity: behaviour_distance(scores[identity], task.name)}
+    dataset = {"id": identity, "sha256": source.load().sha256}
+    write_record(config, task, scores, {"dataset": dataset, "behaviour_distance": _finite(behaviour)}, identity)
+    console.console.print(behaviour_table(scores, {}, behaviour, task.name))
+
+
+def choose(config: AcceptConfig, task: Task) -> None:
+    """The choice among the candidates for a medium-replay reconstruction."""
+    environment = task.environment
     everyone = pool.read(config.work, environment.name)
     known = ", ".join(c.name for c in everyone) or "none"
     require(bool(everyone), f"no candidates in {config.work}; make some with collect --seeds 0 1 --work.")
@@ -129,9 +167,14 @@ def main(config: AcceptConfig) -> None:
 
     def try_on(tried: Sequence[Candidate], methods: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
         """Train the methods on some candidates; what is known of all of them now, as a distance."""
-        for name, found in run_methods(tried, methods, seeds, config, task.name).items():
+        sources = candidate_sources(tried, config, environment)
+        for name, found in run_methods(sources, methods, seeds, config, task).items():
             scores[name] |= found
-        return {name: behaviour_distance(found, environment.name) for name, found in scores.items()}
+        return {name: behaviour_distance(found, task.name) for name, found in scores.items()}
+
+    def record(behaviour: Mapping[str, float], best: str | None) -> bool:
+        found = {"portrait_distance": _finite(portraits), "behaviour_distance": _finite(behaviour), "chosen": best}
+        return write_record(config, task, scores, found, best)
 
     behaviour, best = try_on(chosen, FIRST, config.seeds), None
     if not config.only_first:
@@ -142,25 +185,30 @@ def main(config: AcceptConfig) -> None:
                 behaviour = try_on([each], SECOND, config.second_seeds)
                 complete[each.name] = behaviour[each.name]
         best = min(complete, key=lambda name: complete[name]) if complete else None
+        record(behaviour, best)  # the choice stands, whatever its other seeds will say
         behaviour = try_on([c for c in chosen if c.name == best], SECOND, config.seeds)
-    accepted = best is not None and all(
-        distance(m, mean_score(s), environment.name) <= 1 for m, s in scores[best].items()
-    )
+    accepted = record(behaviour, best)
+    console.console.print(behaviour_table(scores, portraits, behaviour, task.name))
+    if best is not None:
+        verdict = "accepted: every score is within its tolerance" if accepted else "the nearest, but not accepted"
+        console.console.print(f"chosen: {best} ({verdict})")
+
+
+def write_record(
+    config: AcceptConfig, task: Task, scores: Scores, found: Mapping[str, Any], judged: str | None
+) -> bool:
+    """Write what was found; whether every mean score of the data that are judged is within its tolerance."""
+    accepted = judged is not None and all(distance(m, mean_score(s), task.name) <= 1 for m, s in scores[judged].items())
     record = {
         "task": task.name,
-        "portrait_distance": _finite(portraits),
         "scores": {name: {m: _finite(by_seed) for m, by_seed in each.items()} for name, each in scores.items()},
-        "behaviour_distance": _finite(behaviour),
-        "chosen": best,
+        **found,
         "accepted": accepted,
         "seeds": config.seeds,
         **results.provenance(),
     }
     files.write_json(config.out / f"{task.name}.json", record)
-    console.console.print(behaviour_table(scores, portraits, behaviour, environment.name))
-    if best is not None:
-        verdict = "accepted: every score is within its tolerance" if accepted else "the nearest, but not accepted"
-        console.console.print(f"chosen: {best} ({verdict})")
+    return accepted
 
 
 def _finite(values: Mapping[Any, float]) -> dict[Any, float | None]:
@@ -172,26 +220,24 @@ def behaviour_table(
     scores: Scores,
     portraits: Mapping[str, float],
     behaviour: Mapping[str, float],
-    environment: str,
+    task: str,
 ) -> Table:
     """Mean scores of every candidate beside the published ones."""
     table = Table("candidate", *TOLERANCE, "portrait", "behaviour", title="mean normalised score; distances")
-    ranges = [
-        f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}" for low, high in PUBLISHED[environment].values()
-    ]
+    ranges = [f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}" for low, high in PUBLISHED[task].values()]
     table.add_row("published", *ranges, "0", "0")
     for name, found in scores.items():
         cells = [f"{mean_score(found[m]):.1f}" if m in found else "-" for m in TOLERANCE]
-        table.add_row(name, *cells, f"{portraits[name]:.2f}", f"{behaviour[name]:.2f}" if name in behaviour else "-")
+        distances = (f"{found[name]:.2f}" if name in found else "-" for found in (portraits, behaviour))
+        table.add_row(name, *cells, *distances)
     return table
 
 
-def run_methods(
-    candidates: Sequence[Candidate], methods: Sequence[str], seeds: Sequence[int], config: AcceptConfig, task: str
-) -> Scores:
-    """Normalised scores by candidate, method and seed; NaN for a run that failed."""
-    environment = tasks.parse_task(task).environment
-    os.environ["MINARI_DATASETS_PATH"] = str((config.work / "minari").resolve())  # apart from the user's own data
+def candidate_sources(
+    candidates: Sequence[Candidate], config: AcceptConfig, environment: Environment
+) -> dict[DataSource, str]:
+    """Candidates as Minari data sets in the folder of candidates, apart from the user's own data."""
+    os.environ["MINARI_DATASETS_PATH"] = str((config.work / "minari").resolve())
     sources: dict[DataSource, str] = {}
     for each in candidates:
         name = f"candidate/{environment.name}/medium-replay-{each.name.replace('.', 'p')}-v0"
@@ -204,9 +250,16 @@ def run_methods(
             source.load().sha256 == each.sha256, f"{name} holds another replay; delete it from {config.work}/minari."
         )
         sources[source] = each.name
+    return sources
+
+
+def run_methods(
+    sources: Mapping[DataSource, str], methods: Sequence[str], seeds: Sequence[int], config: AcceptConfig, task: Task
+) -> Scores:
+    """Normalised scores by name of the data, method and seed; NaN for a run that failed."""
     store, chosen = Store(config.work / "stages"), settings.make()
     wanted = [
-        Job(source, stages.method_stage(method, "q", group, chosen, task))
+        Job(source, stages.method_stage(method, "q", group, chosen, task.name))
         for group in jobs.groups(seeds)
         for source in sources
         for method in methods

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from iwsft_control import collect
+from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
 from iwsft_control.datasets import facts, load, minari_files, packed, transitions, types
 from iwsft_control.envs import tasks
 from iwsft_control.networks.policies import TanhGaussianPolicy
-from iwsft_control.reconstruction import acceptance, collection, sac
+from iwsft_control.reconstruction import collection, pool, portraits, sac
 
 TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), first_steps=1000)
+
+HOPPER = tasks.parse_task("hopper-medium-replay")
 
 
 @pytest.fixture
@@ -74,15 +77,10 @@ def test_seeds_differ_and_episodes_are_whole():
     assert np.diff(episodes.starts).max() <= 1000
 
 
-def test_fingerprint_and_acceptance():
-    hopper = tasks.ENVIRONMENTS["hopper"]
-    wanted = facts.D4RL_MEDIUM_REPLAY["hopper"]
-    assert acceptance.acceptance(wanted, wanted, hopper) == []
-    for change in ({"transitions": 401_999}, {"mean": 560.0}, {"mean": 380.0}, {"max": 2500.0}, {"max": 3700.0}):
-        assert len(acceptance.acceptance(dataclasses.replace(wanted, **change), wanted, hopper)) == 1
+def test_fingerprint():
     run = collection.Run("d4rl/Hopper-v2", TINY, 0, 1000)
     run.iterate()
-    found = acceptance.fingerprint(run.episodes())
+    found = portraits.fingerprint(run.episodes())
     returns = run.returns()
     assert (found.transitions, found.episodes) == (1000, len(returns))
     assert found.mean == pytest.approx(returns.mean(), rel=1e-6)
@@ -92,7 +90,7 @@ def test_fingerprint_and_acceptance():
 def test_fixed_policies(level, tiny, tmp_path):
     name = f"hopper-{level}"
     collect.main(collect.CollectConfig(name, expert_steps=4000, work=tmp_path / "work"))
-    data = minari.load_dataset(f"iwsft/hopper/{level}-v0")
+    data = minari.load_dataset(f"iwsft/hopper/{level}-v1")
     assert data.total_steps == (4000 if level == "medium-expert" else 2000)
     assert load.load(tasks.parse_task(name)).origin == "reconstruction"
     if level == "random":
@@ -103,26 +101,37 @@ def test_fixed_policies(level, tiny, tmp_path):
         collect.main(collect.CollectConfig(name, work=tmp_path / "work"))
 
 
-def test_what_is_not_accepted_is_not_written(tiny, tmp_path, capsys):
-    with pytest.raises(SystemExit) as error:
-        collect.main(collect.CollectConfig("hopper-medium-replay", work=tmp_path / "work"))
-    assert error.value.code == 1
-    assert "not accepted: mean normalised return" in capsys.readouterr().err
-    assert not minari_files.minari_path("iwsft/hopper/medium-replay-v0").exists()
-    assert list((tmp_path / "work").iterdir())  # the run itself is kept
-
-
-def test_accepted_data_are_written_and_packed(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(collect, "acceptance", lambda *a: [])
-    collect.main(collect.CollectConfig("hopper-medium-replay", work=tmp_path / "work", embed=tmp_path / "packed"))
-    manifest = json.loads((tmp_path / "packed/manifest.json").read_text())
-    entry = manifest["iwsft/hopper/medium-replay-v0"]
-    monkeypatch.setattr(packed, "EMBEDDED", tmp_path / "packed")
-    unpacked, metadata = packed.read_embedded("iwsft/hopper/medium-replay-v0")
-    assert metadata["generation_config"]["updates_per_step"] == 0.02
-    in_minari = load.load(tasks.parse_task("hopper-medium-replay"))
-    assert types.content_sha256(unpacked) == in_minari.sha256
+def test_only_the_chosen_replay_is_packed(tiny, tmp_path):
+    """By default the chosen replay's seed and updates are used; the embedded folder takes no other replay."""
+    seed, updates = collect.CHOSEN["hopper"]
+    work, record = tmp_path / "work", tmp_path / "record"
+    config = collect.CollectConfig("hopper-medium-replay", work=work, embed=tmp_path / "packed", record=record)
+    with pytest.raises(UserError, match="names no chosen candidate"):
+        collect.main(config)
+    run = pool.begin("d4rl/Hopper-v2", dataclasses.replace(TINY, updates_per_step=updates), seed, 3000, work)
+    assert run.steps == 3000  # the replay itself is kept
+    chosen = pool.candidate(run)
+    files.write_json(record / "hopper-medium-replay.json", {"chosen": chosen.name})
+    pool.write(record / "pool", dataclasses.replace(chosen, sha256="of another replay"))
+    with pytest.raises(UserError, match=r"this replay is not seed2-u0\.4 of"):
+        collect.main(config)
+    assert not (tmp_path / "packed").exists() and not minari_files.minari_path(HOPPER.reconstruction_id).exists()
+    pool.write(record / "pool", chosen)
+    collect.main(config)
+    entry = json.loads((tmp_path / "packed/manifest.json").read_text())[HOPPER.reconstruction_id]
     assert (tmp_path / "packed" / entry["file"]).stat().st_size == entry["bytes"]
+
+
+def test_data_are_written_and_packed_alike(tiny, tmp_path, monkeypatch):
+    candidate = dataclasses.make_dataclass("C", ["name", "sha256"])
+    monkeypatch.setattr(collect, "content_sha256", lambda episodes: "x")
+    monkeypatch.setattr(pool, "chosen", lambda folder, task: candidate("seed0-u0.02", "x"))
+    config = collect.CollectConfig("hopper-medium-replay", seed=0, work=tmp_path / "work", embed=tmp_path / "packed")
+    collect.main(config)
+    monkeypatch.setattr(packed, "EMBEDDED", tmp_path / "packed")
+    unpacked, metadata = packed.read_embedded(HOPPER.reconstruction_id)
+    assert (metadata["seed"], metadata["generation_config"]["updates_per_step"]) == (0, 0.02)
+    assert types.content_sha256(unpacked) == load.load(HOPPER).sha256
 
 
 @pytest.mark.parametrize("env", ["ant-medium-replay", "hopper-full-replay"])

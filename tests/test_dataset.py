@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import h5py
 import minari
@@ -13,7 +14,7 @@ from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
 from iwsft_control.datasets import facts, load, minari_files, packed, types
 from iwsft_control.envs import tasks
-from iwsft_control.reconstruction import acceptance
+from iwsft_control.reconstruction import pool
 from tests.conftest import make_episodes
 
 SCORES = {"ref_min_score": -20.0, "ref_max_score": 3000.0}
@@ -140,11 +141,11 @@ def test_reference_scores_are_asked_for():
 
 
 def test_d4rl_goes_before_the_reconstruction():
-    assert load.resolve(HOPPER) == "iwsft/hopper/medium-replay-v0"
+    assert load.resolve(HOPPER) == "iwsft/hopper/medium-replay-v1"
     write(HOPPER.d4rl_id)
     assert load.resolve(HOPPER) == "D4RL/hopper/medium-replay-v2"
     assert load.load(HOPPER).origin == "D4RL"
-    assert load.resolve(HOPPER, "iwsft/hopper/medium-replay-v0") == "iwsft/hopper/medium-replay-v0"
+    assert load.resolve(HOPPER, "iwsft/hopper/medium-replay-v1") == "iwsft/hopper/medium-replay-v1"
 
 
 def test_no_data_says_how_to_get_it():
@@ -154,13 +155,17 @@ def test_no_data_says_how_to_get_it():
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_reconstruction(name):
-    """Verified, of D4RL's size and fingerprint, says what it is, loads in time."""
-
+    """Verified, the chosen replay, of D4RL's size, says what it is, loads in time."""
     task = tasks.parse_task(f"{name}-medium-replay")
     episodes, metadata = packed.read_embedded(task.reconstruction_id)
     types.check(episodes, task.name)
     wanted = facts.D4RL_MEDIUM_REPLAY[name]
-    assert acceptance.acceptance(acceptance.fingerprint(episodes), wanted, task.environment) == []
+    chosen = pool.chosen(
+        Path(__file__).parents[1] / "results/reconstruction", task
+    )  # by the rule that is written there
+    assert types.content_sha256(episodes) == chosen.sha256
+    assert (metadata["seed"], metadata["generation_config"]["updates_per_step"]) == collect.CHOSEN[name]
+    assert (chosen.seed, chosen.updates_per_step) == collect.CHOSEN[name]
     assert metadata["reconstruction"] is True
     assert metadata["physics"]["environment"] == task.environment.env_id
     assert {"seed", "generation_config", "versions", "fingerprint", "env_spec"} <= set(metadata)
@@ -201,7 +206,7 @@ def test_embedded_states_replay(name):
 
 
 def test_damaged_embedded_file(monkeypatch, tmp_path):
-    name = "iwsft/hopper/medium-replay-v0"
+    name = "iwsft/hopper/medium-replay-v1"
     entry = packed.embedded_manifest()[name]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / entry["file"]).write_bytes(b"not the data")

@@ -77,7 +77,7 @@ def test_every_method_has_a_page(hooks):
     assert named == {card.name for card in registry.OURS}
     for module, text in pages.items():
         assert ("## Hyper-parameters" in text and "Deviation" in text) or module == "critic"
-    row = {"method": "iql", "quality": "", "dataset": "iwsft/hopper/medium-replay-v0", "n_seeds": "5", "mean": "31.66"}
+    row = {"method": "iql", "quality": "", "dataset": "iwsft/hopper/medium-replay-v1", "n_seeds": "5", "mean": "31.66"}
     row |= {"low": "27.7", "high": "35.7", "difference": "-15.6"}
     text = hooks.page("iql", hooks.modules()["iql"], [row])
     assert "| hopper medium-replay | iql | 5 | 31.7 [27.7, 35.7] | -15.6 |" in text

@@ -77,9 +77,11 @@ def test_critic_losses_against_numpy():
     expected = np.mean((backup - q[0]) ** 2) + np.mean((backup - q[1]) ** 2)
     assert float(critic.critic_loss(config, state.critic, state.value, batch)) == pytest.approx(expected, rel=1e-4)
     values = critic.values_of(config, state._replace(target=target), data.observations, data.actions)
-    np.testing.assert_allclose(curation.transition_advantages(*values), u, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(values[0] - values[1], u, rtol=1e-3, atol=1e-5)
     means = [np.minimum(*qt)[a:b].mean() for a, b in zip(data.starts[:-1], data.starts[1:], strict=True)]
-    np.testing.assert_allclose(curation.episode_values(data, values[0]), means, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        curation.mean_values(values[0], curation.episode_units(data)), means, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_expectile_of_a_known_distribution():
@@ -128,6 +130,6 @@ def test_learned_advantage_finds_the_better_action():
     data = dataclasses.replace(data, observations=np.ones_like(data.observations))
     trained = loop.train(critic.METHOD, config, prepared(critic.METHOD, config, data), [0])
     values = critic.values(config, data, trained.state)
-    scores = curation.transition_advantages(values["q"][0], values["v"][0])
+    scores = values["q"][0] - values["v"][0]
     order = lambda x: np.argsort(np.argsort(x))  # noqa: E731
     assert np.corrcoef(order(scores), order(data.actions[:, 0]))[0, 1] > 0.95

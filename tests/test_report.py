@@ -25,8 +25,8 @@ from iwsft_control.report.runs import Row
 
 RNG = np.random.default_rng(0)
 IDS = {
-    "hopper-medium-replay": "iwsft/hopper/medium-replay-v0",
-    "walker2d-medium-replay": "iwsft/walker2d/medium-replay-v0",
+    "hopper-medium-replay": "iwsft/hopper/medium-replay-v1",
+    "walker2d-medium-replay": "iwsft/walker2d/medium-replay-v1",
 }
 RESULTS = Path(__file__).parents[1] / "results"
 LAYERS = {
@@ -160,6 +160,8 @@ def test_published_numbers_stand_beside_and_apart(runs, tmp_path):
     found = grouped.collect(grouped.find([tmp_path / "runs"]), BC, IW)
     text = formats.to_markdown(found)
     assert "| iw-SFT(Q) | 85.0 | 75.8 |" in text
+    mine = np.mean([r.normalised_score for r in runs.values() if r.method == "bc" and r.task.startswith("hopper")])
+    assert f"| BC | 18.1 ({mine:.1f}, {mine - 18.1:+.1f}) | 26.0 (" in text  # mean and distance
     assert "reconstructions: other data" in text
     assert "| published, on other data |" in text
     (bc,) = [line for line in text.splitlines() if line.startswith("| bc | 4 |")]

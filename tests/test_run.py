@@ -182,7 +182,7 @@ def test_the_released_recipe(tmp_path):
         ({"method_file": (Path("nowhere.py"),)}, "nowhere.py is not a Python file"),
         ({"preset": "released", "policy": PolicyConfig()}, "--preset released is for"),
         ({"preset": "released"}, "sets the options --policy itself"),
-        ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v0"}, "leave one out"),
+        ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v1"}, "leave one out"),
     ],
 )
 def test_user_errors(tmp_path, changes, sentence):

@@ -289,6 +289,18 @@ def test_length_weighting_draws_every_row_of_the_set_alike():
     np.testing.assert_allclose(drawn / 10_000, np.bincount(rows, minlength=14), atol=0.06)
 
 
+def test_segments_tile_the_data():
+    """Every transition is in one segment, none crosses an episode's end, and only the last of an episode is shorter."""
+    for steps in (1, 7, 1000):
+        first, lengths = curation.segment_units(DATA, steps)
+        np.testing.assert_array_equal(first[1:], first[:-1] + lengths[:-1])
+        assert (first[0], first[-1] + lengths[-1]) == (0, len(DATA.rewards))
+        assert set(DATA.starts[:-1]) <= set(first) and lengths.max() <= steps
+        assert set(first + lengths) - set(DATA.starts) <= set((first + lengths)[lengths == steps])
+        values = np.arange(len(DATA.rewards), dtype=np.float32)
+        np.testing.assert_allclose(curation.mean_values(values, (first, lengths)), first + (lengths - 1) / 2)
+
+
 def test_units_of_each_method():
     n, best = len(DATA.rewards), int(DATA.lengths[np.argmax(DATA.returns)])
     q = np.where(DATA.episode_of == 3, 1.0, 0.0) + np.arange(n) / n  # episode 3 has the highest mean
@@ -304,6 +316,9 @@ def test_units_of_each_method():
     assert sizes("sft-q", "return") == sizes("iw-sft-q", "return") == (3, best)  # once per stratum
     assert sizes("sft-q") == sizes("iw-sft-q") == (3, 40)
     assert sizes("sft-q", q_unit="transition") == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
+    parts = sum(-(-int(length) // 7) for length in DATA.lengths)
+    taken = sum(round(share * parts) for share in (0.3, 0.15, 0.05))
+    assert sizes("sft-q", q_unit="segment", segment_steps=7) == (taken, 7)
     _, scores = supervised.curate(CurationConfig(), KINDS["sft-q"], "return", DATA, None)
     np.testing.assert_array_equal(scores, curation.episode_returns(DATA))
 

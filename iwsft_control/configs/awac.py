@@ -14,7 +14,7 @@ class AWACConfig:
     """Hyper-parameters."""
 
     steps: Annotated[int, POSITIVE] = 200_000
-    """Gradient steps of critics and policy (chosen by results/curves)."""
+    """Gradient steps of critics and policy (chosen by learning curves)."""
     batch_size: Annotated[int, POSITIVE] = 256
     learning_rate: Annotated[float, POSITIVE] = 3e-4
     discount: Annotated[float, SHARE] = 0.99

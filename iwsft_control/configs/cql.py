@@ -14,7 +14,7 @@ class CQLConfig:
     """Hyper-parameters."""
 
     steps: Annotated[int, POSITIVE] = 100_000
-    """Gradient steps of critics and policy (paper: 1M; results/curves)."""
+    """Gradient steps of critics and policy (paper: 1M; chosen by learning curves)."""
     batch_size: Annotated[int, POSITIVE] = 256
     learning_rate: Annotated[float, POSITIVE] = 3e-4
     """Of the critics."""

@@ -15,7 +15,7 @@ class IQLConfig(CriticConfig):
     """Hyper-parameters; those of critics and value function are the quality critic's."""
 
     steps: Annotated[int, POSITIVE] = 200_000
-    """Gradient steps, of critics, value function and policy together (paper: 1M; chosen by results/curves)."""
+    """Gradient steps, of critics, value function and policy together (paper: 1M; by learning curves)."""
     beta: Annotated[float, NOT_NEGATIVE] = 3.0
     """Inverse temperature of the advantage weights."""
     max_weight: Annotated[float, POSITIVE] = 100.0

@@ -14,7 +14,7 @@ class TD3Config:
     """What every method on TD3's schedule has; the values are TD3+BC's."""
 
     steps: Annotated[int, POSITIVE] = 200_000
-    """Gradient steps of the critics (paper: 1M; chosen by results/curves); the policy takes one in ``policy_delay``."""
+    """Gradient steps of the critics (paper: 1M; by learning curves); the policy takes one in ``policy_delay``."""
     batch_size: Annotated[int, POSITIVE] = 256
     learning_rate: Annotated[float, POSITIVE] = 3e-4
     discount: Annotated[float, SHARE] = 0.99

@@ -1,7 +1,7 @@
 """Offline data sets: Minari on disk, flat arrays with episode offsets in memory.
 
 Three sources, never guessed between: D4RL's own data once imported (``D4RL/hopper/medium-replay-v2``), else the
-reconstruction embedded in this package (``iwsft/hopper/medium-replay-v0``), else whatever Minari id the user names.
+reconstruction embedded in this package (``iwsft/hopper/medium-replay-v1``), else whatever Minari id the user names.
 Nothing here touches the network.
 """
 

@@ -32,7 +32,7 @@ def write_minari(dataset_id: str, episodes: Episodes, environment: str, metadata
     """Write a Minari data set (HDF5, lossless gzip, float32) into the local Minari root, atomically.
 
     Args:
-        dataset_id: e.g. ``iwsft/hopper/medium-replay-v0``.
+        dataset_id: e.g. ``iwsft/hopper/medium-replay-v1``.
         environment: Gymnasium id stored as the environment spec.
         metadata: further JSON-able metadata: ref_min_score, ref_max_score, author, ...
 

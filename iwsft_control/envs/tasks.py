@@ -55,7 +55,7 @@ class Task:
     @property
     def reconstruction_id(self) -> str:
         """Minari id of this project's reconstruction."""
-        return f"iwsft/{self.environment.name}/{self.level}-v0"
+        return f"iwsft/{self.environment.name}/{self.level}-v1"
 
 
 def normalise(episode_return: float, ref_min_score: float, ref_max_score: float) -> float:

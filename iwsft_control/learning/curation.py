@@ -21,17 +21,16 @@ def episode_returns(data: Dataset) -> np.ndarray:
     return data.returns
 
 
-def episode_values(data: Dataset, q: np.ndarray) -> np.ndarray:
-    """(1/T) sum_t Q(s_t, a_t) of every episode, (E,), from the learned Q of every transition (N,)."""
-    return np.add.reduceat(q.astype(np.float64), data.starts[:-1]) / data.lengths
-
-
-def transition_advantages(q: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The learned advantage Q(s, a) - V(s) of every transition, (N,) (IQL's, Kostrikov et al. 2022)."""
-    return q - v
-
-
 Units = tuple[np.ndarray, np.ndarray]
+
+
+def mean_values(values: np.ndarray, units: Units) -> np.ndarray:
+    """Mean of a value per transition (N,) over each of the units that the data are cut into, (U,).
+
+    Of Q(s, a) over whole episodes, or of the learned advantage Q(s, a) - V(s) (IQL's, Kostrikov et al. 2022) over parts
+    of them, whose states differ in what can still be reached.
+    """
+    return np.add.reduceat(values.astype(np.float64), units[0]) / units[1]
 
 
 def episode_units(data: Dataset) -> Units:
@@ -39,10 +38,15 @@ def episode_units(data: Dataset) -> Units:
     return data.starts[:-1], data.lengths
 
 
-def transition_units(data: Dataset) -> Units:
-    """First row and length (one) of every transition: ((N,), (N,))."""
-    n = len(data.rewards)
-    return np.arange(n), np.ones(n, np.int64)
+def segment_units(data: Dataset, steps: int) -> Units:
+    """First row and length of every segment of at most ``steps`` transitions of one episode: ((U,), (U,)).
+
+    Every episode is cut from its start; its last segment may be shorter. One step: every transition is a unit.
+    """
+    counts = -(-data.lengths // steps)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = np.repeat(data.starts[:-1], counts) + steps * within
+    return first, np.minimum(first + steps, np.repeat(data.starts[1:], counts)) - first
 
 
 def summary(scores: np.ndarray) -> dict[str, Any]:

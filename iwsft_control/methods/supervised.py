@@ -81,7 +81,7 @@ def curate(
         values: the learned Q and V of every transition, (N,) each, for quality "q".
         whole: whether all data are whole episodes too, for bc.
     """
-    transitions, episodes = curation.transition_units(data), curation.episode_units(data)
+    transitions, episodes = curation.segment_units(data, 1), curation.episode_units(data)
     if kind.curation == "everything":
         units = episodes if whole else transitions
         return curation.curate(curation.everything(len(units[0])), units), None
@@ -90,10 +90,12 @@ def curate(
         if quality == "return":
             return curation.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
         assert values is not None
-        if config.q_unit == "transition":
-            scores = curation.transition_advantages(*values)
-            return curation.curate(curation.nested_strata(scores, config.transition_strata), transitions), scores
-        scores = curation.episode_values(data, values[0])
+        q, v = values
+        if config.q_unit != "episode":
+            units = transitions if config.q_unit == "transition" else curation.segment_units(data, config.segment_steps)
+            scores = curation.mean_values(q - v, units)
+            return curation.curate(curation.nested_strata(scores, config.transition_strata), units), scores
+        scores = curation.mean_values(q, episodes)
         return curation.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
     best = curation.above(scores, config.filter_percentile)
     if kind.curation == "filtered":  # transitions of the best episodes, uniformly: long episodes count by their length

@@ -8,7 +8,7 @@ folded into its first layer. Policy and targets move every second step. Hyper-pa
 alpha 2.5, noise 0.2 clipped at 0.5, batch 256, learning rates 3e-4.
 
 The policy that is evaluated has the last parameters, as in the paper, not their exponential average, as most methods
-here: on Walker2d the average costs TD3+BC about 12 points (results/curves, tuning seeds 100 to 102).
+here: on Walker2d the average costs TD3+BC about 12 points (learning curves, tuning seeds 100 to 102).
 
 Deviation: Flax's initialisation.
 """

@@ -21,10 +21,10 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.datasets import facts
 from iwsft_control.datasets.types import Episodes, content_sha256
 from iwsft_control.envs import tasks
-from iwsft_control.envs.tasks import Environment
+from iwsft_control.envs.tasks import Environment, Task
 from iwsft_control.reconstruction import collection, sac
-from iwsft_control.reconstruction.acceptance import QUANTILES, Portrait, portrait
 from iwsft_control.reconstruction.collection import Run
+from iwsft_control.reconstruction.portraits import QUANTILES, Portrait, portrait
 
 CHECKPOINT_STEPS = 20_000
 CHECKPOINT_SECONDS = 1200  # of runs that grow together: their checkpoints are large
@@ -196,6 +196,20 @@ def read(folder: Path, environment: str) -> list[Candidate]:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is not a candidate's portrait ({error}); collect it again.") from error
     return sorted(found, key=lambda c: (c.updates_per_step, c.seed))
+
+
+def chosen(record: Path, task: Task) -> Candidate:
+    """The candidate that ``python -m iwsft_control.accept`` chose, by its record in a folder.
+
+    Raises:
+        UserError: there is no record, or no choice in it.
+    """
+    path = record / f"{task.name}.json"
+    name = json.loads(path.read_text(encoding="utf-8"))["chosen"] if path.is_file() else None
+    for each in read(record / "pool", task.environment.name):
+        if each.name == name:
+            return each
+    raise UserError(f"{path} names no chosen candidate; run 'python -m iwsft_control.accept --env {task.name}' first.")
 
 
 def load_episodes(work: Path, environment: Environment, found: Candidate) -> Episodes:

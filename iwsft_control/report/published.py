@@ -20,7 +20,13 @@ def published() -> dict[str, tuple[float, float, float]]:
     return {label: found[label] for label in sorted(found, key=lambda x: ORDER.index(x) if x in ORDER else len(ORDER))}
 
 
-def published_as(method: str, quality: str | None) -> tuple[float, float, float] | None:
-    """The published scores that mean what a row here means (the paper's quality is the return)."""
+def published_label(method: str, quality: str | None) -> str | None:
+    """The published column that means what a row here means (the paper's quality is the return)."""
     column = registry.cards()[method].published if method in registry.cards() else None
-    return column.scores if column is not None and column.quality == quality else None
+    return column.label if column is not None and column.quality == quality else None
+
+
+def published_as(method: str, quality: str | None) -> tuple[float, float, float] | None:
+    """Its scores."""
+    label = published_label(method, quality)
+    return None if label is None else published()[label]

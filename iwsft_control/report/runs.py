@@ -208,7 +208,7 @@ def titles(report: Report) -> list[str]:
 
 
 def short(dataset: str) -> str:
-    """A data set's column title: "hopper medium-replay" for iwsft/hopper/medium-replay-v0."""
+    """A data set's column title: "hopper medium-replay" for iwsft/hopper/medium-replay-v1."""
     return " ".join(re.sub(r"-v\d+$", "", dataset).split("/")[-2:])
 
 

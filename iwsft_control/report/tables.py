@@ -14,7 +14,7 @@ import numpy as np
 
 from iwsft_control.benchmark.results import NO_PHYSICS, RunResult
 from iwsft_control.report import statistics
-from iwsft_control.report.published import PUBLISHED_TASKS, published, published_as
+from iwsft_control.report.published import PUBLISHED_TASKS, published, published_as, published_label
 from iwsft_control.report.runs import (
     NORMALISED,
     Report,
@@ -203,17 +203,26 @@ def _difference_row(report: Report, row: Row, other: Row, label: str, comparison
 
 
 def _published(report: Report) -> Section | None:
+    """Published scores, beside ours of the same method and the distance: what data and settings make of it."""
     tasks_of = _tasks_of(report)
-    columns = [(d, PUBLISHED_TASKS.index(tasks_of[d])) for d in report.datasets if tasks_of[d] in PUBLISHED_TASKS]
+    columns = [
+        (i, PUBLISHED_TASKS.index(tasks_of[d])) for i, d in enumerate(report.datasets) if tasks_of[d] in PUBLISHED_TASKS
+    ]
     if not columns:
         return None
     ours_are = {run.dataset["origin"] for run in report.runs.values()}
-    text = "Single numbers as published, on D4RL's own data in mujoco-py's physics."
+    text = "Published: single numbers, on D4RL's own data in mujoco-py's physics. In brackets: mean here, difference."
     if "reconstruction" in ours_are:
-        text += " The scores above are on reconstructions: other data, so the two are not comparable number by number."
-    rows = [[name, *(f"{values[i]:.1f}" for _, i in columns)] for name, values in published().items()]
+        text += " The scores here are on reconstructions: other data, so the two are not comparable number by number."
+    ours = {published_label(row.method, row.quality): strata(report, row) for row in report.scores}
+
+    def beside(label: str, value: float, i: int) -> str:
+        scores = ours[label][i] if label in ours else ()
+        return f"{value:.1f}" + (f" ({np.mean(scores):.1f}, {np.mean(scores) - value:+.1f})" if len(scores) else "")
+
+    rows = [[label, *(beside(label, values[k], i) for i, k in columns)] for label, values in published().items()]
     title = _published_title(ours_are).capitalize()
-    return Section(title, text, ["method", *(short(d) for d, _ in columns)], rows)
+    return Section(title, text, ["method", *(short(report.datasets[i]) for i, _ in columns)], rows)
 
 
 def _published_title(origins: set[str]) -> str:
