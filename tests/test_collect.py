@@ -15,7 +15,7 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.datasets import facts, load, minari_files, packed, transitions, types
 from iwsft_control.envs import tasks
 from iwsft_control.networks.policies import TanhGaussianPolicy
-from iwsft_control.reconstruction import collection, pool, portraits, sac
+from iwsft_control.reconstruction import collection, levels, pool, portraits, sac
 
 TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), first_steps=1000)
 
@@ -25,8 +25,8 @@ HOPPER = tasks.parse_task("hopper-medium-replay")
 @pytest.fixture
 def tiny(monkeypatch):
     """Collections that take seconds: 3,000 SAC steps and 2,000 of each fixed policy."""
-    monkeypatch.setattr(collect, "ROLLOUT_STEPS", 2000)
-    monkeypatch.setattr(collect, "SAC", TINY)
+    monkeypatch.setattr(levels, "ROLLOUT_STEPS", 2000)
+    monkeypatch.setattr(levels, "SAC", TINY)
     short = {k: dataclasses.replace(v, transitions=3000) for k, v in facts.D4RL_MEDIUM_REPLAY.items()}
     monkeypatch.setattr(facts, "D4RL_MEDIUM_REPLAY", short)
 
@@ -124,7 +124,7 @@ def test_only_the_chosen_replay_is_packed(tiny, tmp_path):
 
 def test_data_are_written_and_packed_alike(tiny, tmp_path, monkeypatch):
     candidate = dataclasses.make_dataclass("C", ["name", "sha256"])
-    monkeypatch.setattr(collect, "content_sha256", lambda episodes: "x")
+    monkeypatch.setattr(levels, "content_sha256", lambda episodes: "x")
     monkeypatch.setattr(pool, "chosen", lambda folder, task: candidate("seed0-u0.02", "x"))
     config = collect.CollectConfig("hopper-medium-replay", seed=0, work=tmp_path / "work", embed=tmp_path / "packed")
     collect.main(config)

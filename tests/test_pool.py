@@ -11,12 +11,12 @@ import pytest
 
 from iwsft_control import accept, collect
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import settings
+from iwsft_control.benchmark import acceptance, settings
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import facts
 from iwsft_control.envs import tasks
 from iwsft_control.methods import iql, td3_bc
-from iwsft_control.reconstruction import pool, portraits, sac
+from iwsft_control.reconstruction import levels, pool, portraits, sac
 from tests.conftest import SHARED, make_episodes
 
 TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16))
@@ -26,7 +26,7 @@ HOPPER = tasks.ENVIRONMENTS["hopper"]
 @pytest.fixture
 def tiny(monkeypatch):
     """Replays of 3,000 steps by a small learner; reference methods of a few steps."""
-    monkeypatch.setattr(collect, "SAC", TINY)
+    monkeypatch.setattr(levels, "SAC", TINY)
     monkeypatch.setattr(pool.sac, "SACConfig", lambda **changes: dataclasses.replace(TINY, **changes))
     short = {k: dataclasses.replace(v, transitions=3000) for k, v in facts.D4RL_MEDIUM_REPLAY.items()}
     monkeypatch.setattr(facts, "D4RL_MEDIUM_REPLAY", short)
@@ -70,16 +70,16 @@ def test_the_published_moments_are_those_at_hand():
 
 
 def test_distances_from_what_is_published():
-    assert accept.distance("bc", 25.0, "hopper-medium-replay") == 0.0
-    assert accept.distance("bc", 39.8, "hopper-medium-replay") == pytest.approx(1.0)
-    assert accept.distance("td3-bc", 45.9, "hopper-medium-replay") == pytest.approx(1.0)
+    assert acceptance.distance("bc", 25.0, "hopper-medium-replay") == 0.0
+    assert acceptance.distance("bc", 39.8, "hopper-medium-replay") == pytest.approx(1.0)
+    assert acceptance.distance("td3-bc", 45.9, "hopper-medium-replay") == pytest.approx(1.0)
     scores = {"bc": {200: 20.0, 201: 30.0}, "filtered-bc": {200: 50.4, 201: 50.4}}
-    assert accept.behaviour_distance(scores, "hopper-medium-replay") == pytest.approx(1.0)
+    assert acceptance.behaviour_distance(scores, "hopper-medium-replay") == pytest.approx(1.0)
     p = portraits.portrait(make_episodes((30,)), None)
     good = dataclasses.replace(p, mean=467.3, max=3000.0, state_shift=0.3, state_spread=0.15)
-    assert accept.portrait_distance(good, HOPPER) == pytest.approx(2 / 3, rel=1e-6)
-    assert accept.portrait_distance(dataclasses.replace(good, max=2500.0), HOPPER) == math.inf
-    for task, published in accept.PUBLISHED.items():
+    assert acceptance.portrait_distance(good, HOPPER) == pytest.approx(2 / 3, rel=1e-6)
+    assert acceptance.portrait_distance(dataclasses.replace(good, max=2500.0), HOPPER) == math.inf
+    for task, published in facts.PUBLISHED_SCORES.items():
         assert tasks.parse_task(task).name == task and all(low <= high for low, high in published.values())
 
 
@@ -141,7 +141,7 @@ def test_from_candidates_to_a_choice(tiny, tmp_path, monkeypatch, capsys):
         td3_bc=td3_bc.TD3BCConfig(**small),
     )
     monkeypatch.setattr(settings, "make", lambda: made)
-    monkeypatch.setattr(accept, "portrait_distance", lambda portrait, environment: portrait.mean)
+    monkeypatch.setattr(acceptance, "portrait_distance", lambda portrait, environment: portrait.mean)
     config = accept.AcceptConfig("hopper-medium-replay", work, seeds=(200, 201), second=1, out=out, workers=1)
     accept.main(config)
     record = json.loads((out / "hopper-medium-replay.json").read_text())
@@ -164,7 +164,7 @@ def test_from_candidates_to_a_choice(tiny, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_data_of_another_level_are_compared(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(collect, "ROLLOUT_STEPS", 2000)
+    monkeypatch.setattr(levels, "ROLLOUT_STEPS", 2000)
     small = {"hidden": (8,), "batch_size": 16}
     made = settings.make(policy=PolicyConfig(bc_steps=20, **small))
     monkeypatch.setattr(settings, "make", lambda: made)

@@ -1,0 +1,198 @@
+"""The collect command's work: replays and the episodes of fixed policies, reported, written and packed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from iwsft_control.base import console, files
+from iwsft_control.base.errors import UserError, require
+from iwsft_control.base.versions import version
+from iwsft_control.datasets import facts, minari_files, packed
+from iwsft_control.datasets.facts import Fingerprint
+from iwsft_control.datasets.types import Episodes, content_sha256
+from iwsft_control.envs import physics, tasks
+from iwsft_control.envs.tasks import Task
+from iwsft_control.reconstruction import pool, sac
+from iwsft_control.reconstruction.collection import ITERATION_STEPS, Run, concatenate, rollout
+from iwsft_control.reconstruction.portraits import fingerprint
+
+ROLLOUT_STEPS = 1_000_000  # transitions of random, medium and expert data
+STREAMS = {"random": 1, "medium": 2, "expert": 3}  # random streams of the fixed policies' data
+SAC = sac.SACConfig()
+
+
+def learner(updates_per_step: float | None) -> sac.SACConfig:
+    """SAC as rlkit has it, or with another number of updates a step."""
+    return SAC if updates_per_step is None else dataclasses.replace(SAC, updates_per_step=updates_per_step)
+
+
+def make(
+    task: Task, config: sac.SACConfig, seed: int, expert_steps: int, work: Path, folder: Path | None, record: Path
+) -> None:
+    """Collect (or continue to collect) one data set, compare it with D4RL's and write it as a Minari data set.
+
+    Args:
+        work: folder of checkpoints.
+        folder: where the data set is packed too, with its manifest.
+        record: folder of accept's record, which names the only replay that is packed.
+
+    Raises:
+        UserError: the data set exists already, or another replay is to be packed than the chosen one.
+    """
+    require(expert_steps >= ITERATION_STEPS, f"--expert-steps must be at least {ITERATION_STEPS}.")
+    place = minari_files.minari_path(task.reconstruction_id)
+    require(not place.exists(), f"{place} exists already; delete it to collect {task.name} again.")
+    console.cache_compiled_programs()
+    console.writable(work)
+    episodes = _collect(task, config, seed, expert_steps, work)
+    found = fingerprint(episodes)
+    report(task, episodes, found)
+    metadata = _metadata(task, config, seed, found)
+    if folder is not None:
+        chosen = pool.chosen(record, task)
+        require(
+            content_sha256(episodes) == chosen.sha256,
+            f"this replay is not {chosen.name} of {record / task.name}.json, which accept chose; on another kind of "
+            "processor a replay is another one.",
+        )
+        embed(folder, task, episodes, dict(metadata))
+    written = minari_files.write_minari(task.reconstruction_id, episodes, task.environment.env_id, metadata)
+    console.console.print(f"written: {task.reconstruction_id} in {written}")
+
+
+def _collect(task: Task, config: sac.SACConfig, seed: int, expert_steps: int, work: Path) -> Episodes:
+    env_id, name = task.environment.env_id, task.environment.name
+    medium_steps = facts.D4RL_MEDIUM_REPLAY[name].transitions
+
+    def fixed(level: str) -> Episodes:
+        policy = None
+        if level != "random":
+            steps = medium_steps if level == "medium" else expert_steps
+            policy = jax.tree.map(np.asarray, _train(env_id, config, seed, steps, medium_steps, work).learner.policy)
+        with console.progress_bar() as bar:
+            line = bar.add_task(f"{level} policy", total=ROLLOUT_STEPS)
+            stream = [seed, STREAMS[level]]
+            return rollout(env_id, policy, ROLLOUT_STEPS, stream, lambda n: bar.advance(line, n))
+
+    if task.level == "medium-replay":
+        return _train(env_id, config, seed, medium_steps, medium_steps, work).episodes()
+    if task.level == "medium-expert":
+        return concatenate(fixed("medium"), fixed("expert"))
+    return fixed(task.level)
+
+
+def _train(env_id: str, config: sac.SACConfig, seed: int, steps: int, medium_steps: int, work: Path) -> Run:
+    """SAC's run up to ``steps``; its checkpoint at the medium level is kept."""
+    with console.progress_bar() as bar:
+        line = bar.add_task(f"SAC, seed {seed}", total=steps)
+
+        def tell(run: Run) -> None:
+            returns = run.returns()[-10:]
+            text = f"SAC, seed {seed}, last 10 returns {returns.mean():.0f}"
+            bar.update(line, completed=run.steps, description=text)
+
+        return pool.grow(env_id, config, seed, steps, work, tell, keep_at=(medium_steps,))
+
+
+def _train_together(env_id: str, config: sac.SACConfig, seeds: Sequence[int], steps: int, work: Path) -> list[Run]:
+    """The runs of several seeds on an accelerator."""
+    with console.progress_bar() as bar:
+        line = bar.add_task(f"SAC, {len(seeds)} seeds", total=steps)
+        return pool.grow_together(
+            env_id, config, seeds, steps, work, os.cpu_count() or 1, lambda done: bar.update(line, completed=done)
+        )
+
+
+def fill_pool(task: Task, config: sac.SACConfig, seeds: Sequence[int], folder: Path) -> None:
+    """Make a replay for every seed, keep its portrait, and print those of all candidates in the folder."""
+    environment = task.environment
+    steps = facts.D4RL_MEDIUM_REPLAY[environment.name].transitions
+    console.cache_compiled_programs()
+    console.writable(folder)
+    if jax.default_backend() == "cpu" or len(seeds) == 1:
+        for seed in seeds:
+            pool.write(folder, pool.candidate(_train(environment.env_id, config, seed, steps, steps, folder)))
+    else:
+        runs = _train_together(environment.env_id, config, seeds, steps, folder)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for found in threads.map(pool.candidate, runs):
+                pool.write(folder, found)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{task.name}: candidates in {folder}")
+    for name in pool.COLUMNS:
+        table.add_column(name, no_wrap=name == pool.COLUMNS[0])
+    for row in pool.rows(pool.read(folder, environment.name), environment):
+        table.add_row(*row)
+    console.console.print(table)
+
+
+def report(task: Task, episodes: Episodes, found: Fingerprint) -> None:
+    """Print the fingerprint beside D4RL's, where it is known, and a histogram of episode returns."""
+    environment = task.environment
+    wanted = facts.D4RL_MEDIUM_REPLAY.get(environment.name) if task.level == "medium-replay" else None
+    table = Table("", "here", "D4RL", title=f"{task.reconstruction_id}: a reconstruction")
+    for field in dataclasses.fields(Fingerprint):
+        here, there = getattr(found, field.name), getattr(wanted, field.name, None)
+        table.add_row(field.name, f"{here:,.6g}", f"{there:,.6g}" if there is not None else "-")
+    lo, hi = environment.ref_min_score, environment.ref_max_score
+    there = f"{tasks.normalise(wanted.mean, lo, hi):.1f}" if wanted else "-"
+    table.add_row("mean normalised", f"{tasks.normalise(found.mean, lo, hi):.1f}", there)
+    returns = episodes.returns
+    last = returns[-max(1, len(returns) // 10) :]
+    table.add_row("mean of the last tenth", f"{last.mean():.0f}", f"medium level {environment.medium_return}")
+    console.console.print(table)
+    counts, edges = np.histogram(returns, bins=10)
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        console.console.print(f"{low:8.0f} to {high:6.0f} {count:6d} {'#' * int(np.ceil(50 * count / counts.max()))}")
+
+
+def _metadata(task: Task, config: sac.SACConfig, seed: int, found: Fingerprint) -> dict[str, Any]:
+    return {
+        "ref_min_score": task.environment.ref_min_score,
+        "ref_max_score": task.environment.ref_max_score,
+        "algorithm_name": "SAC",
+        "author": ["iwsft_control"],
+        "description": f"A reconstruction of D4RL's {task.name}-v2 by D4RL's protocol, not D4RL's own data.",
+        "reconstruction": True,
+        "seed": seed,
+        "generation_config": dataclasses.asdict(config),
+        "physics": physics.describe(task.environment.env_id),
+        "fingerprint": dataclasses.asdict(found),
+        "versions": {p: version(p) for p in ("mujoco", "gymnasium", "jax", "numpy", "minari")},
+    }
+
+
+def embed(folder: Path, task: Task, episodes: Episodes, metadata: dict[str, Any]) -> None:
+    """Pack a data set into ``folder`` and enter its size and sha256 into the manifest there."""
+    path = folder / f"{task.name}-v1.hdf5"
+    environment = {"env_spec": minari_files.environment_spec(task.environment.env_id)}
+    packed.pack(path, episodes, {"dataset_id": task.reconstruction_id, **environment, **metadata})
+    manifest = folder / "manifest.json"
+    entries = packed.read_manifest(manifest)
+    entries[task.reconstruction_id] = {
+        "file": path.name,
+        "sha256": files.sha256(path),
+        "bytes": path.stat().st_size,
+    }
+    files.write_json(manifest, dict(sorted(entries.items())))
+    console.console.print(f"packed: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def unpack(task: Task) -> None:
+    """Write the embedded reconstruction of a task into the local Minari root."""
+    identity = task.reconstruction_id
+    if identity not in packed.embedded_manifest():
+        raise UserError(f"{identity} is not embedded; run 'python -m iwsft_control.collect --env {task.name}' instead.")
+    episodes, metadata = packed.read_embedded(identity)
+    metadata = {k: v for k, v in metadata.items() if k not in ("dataset_id", "env_spec")}
+    written = minari_files.write_minari(identity, episodes, task.environment.env_id, metadata)
+    console.console.print(f"written: {identity} in {written}")
