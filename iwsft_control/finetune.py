@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -138,26 +137,13 @@ def main(config: FinetuneConfig) -> None:
         for seed in config.seeds:
             for name in config.method:
                 label = f"seed {seed} {name} ({config.reward})"
-                result, path = run(
-                    config, chosen, source, kept, folder, name, seed, jobs.reporter(_progress_on(bar, label))
-                )
+                report = jobs.reporter(lambda what, *event, label=label: bar.loop(f"{label} {what}", *event))
+                result, path = run(config, chosen, source, kept, folder, name, seed, report)
                 console.console.print(
                     f"seed {seed}  {name:<17} {config.reward:<6}  normalised score {result.normalised_score:6.1f} "
                     f"+- {result.standard_error:.1f} after {result.evaluation['simulator_steps']:,} simulator steps "
                     f"-> {path}"
                 )
-
-
-def _progress_on(bar: Any, label: str) -> Callable[[str, int, int, Mapping[str, Any]], None]:
-    """A line for every loop of a run."""
-    lines: dict[str, Any] = {}
-
-    def progress(what: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
-        if what not in lines:
-            lines[what] = bar.add_task(f"{label} {what}", total=steps)
-        bar.update(lines[what], advance=done, values=values)
-
-    return progress
 
 
 def run(

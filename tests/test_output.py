@@ -44,6 +44,15 @@ def test_a_line_for_every_minute_and_for_the_end(bars):
     assert lines()[3:] == ["bc: 20,000 in 3 min, critic loss 0.25, policy loss -1.5"]
 
 
+def test_a_loop_has_one_line(bars):
+    bar, _, lines = bars
+    for done in (0, 5, 5):
+        for name in ("seed 0  bc", "seed 1  bc"):
+            bar.loop(name, 10, done, {"loss": done / 2})
+    assert [task.description for task in bar.tasks] == ["seed 0  bc", "seed 1  bc"]
+    assert lines() == ["seed 0  bc: 10 in 0 s, loss 2.5", "seed 1  bc: 10 in 0 s, loss 2.5"]
+
+
 def test_what_a_snapshot_held_does_not_count_for_the_time_left(bars):
     bar, now, lines = bars
     task = bar.add_task("iql", total=1000)

@@ -59,6 +59,13 @@ class Bars(Progress):
         self._logs = not quiet and not console.is_terminal
         self._first: dict[Any, tuple[float, float]] = {}  # when a task's first steps were done, and how many
         self._told: dict[Any, float] = {}
+        self._loops: dict[str, Any] = {}
+
+    def loop(self, description: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
+        """The loop of this description went on: of ``steps``, ``done`` more are over. It has a line from then on."""
+        if description not in self._loops:
+            self._loops[description] = self.add_task(description, total=steps)
+        self.update(self._loops[description], advance=done, values=values)
 
     def advance(self, task_id: Any, advance: float = 1) -> None:
         super().advance(task_id, advance)

@@ -14,6 +14,7 @@ import jax
 from iwsft_control.base import console
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import cache_home
+from iwsft_control.base.progress import Bars
 from iwsft_control.benchmark import checks, jobs, processes, results, stages, track
 from iwsft_control.benchmark.jobs import DataSource, Failure, Job
 from iwsft_control.benchmark.perform import perform
@@ -100,15 +101,12 @@ def run(config: Any, chosen: Settings) -> None:
         raise SystemExit(1)
 
 
-def _progress_on(bar: Any, several: bool, tracker: track.Tracker | None) -> jobs.Progress:
+def _progress_on(bar: Bars, several: bool, tracker: track.Tracker | None) -> jobs.Progress:
     """A line for every loop of every job; what it logs goes to the tracker too."""
-    lines: dict[tuple[Job, str], Any] = {}
 
     def progress(job: Job, what: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
-        if (job, what) not in lines:
-            seeds = f"seed {', '.join(map(str, job.stage.seeds))}  " if several else ""
-            lines[job, what] = bar.add_task(f"{seeds}{what}", total=steps)
-        bar.update(lines[job, what], advance=done, values=values)
+        seeds = f"seed {', '.join(map(str, job.stage.seeds))}  " if several else ""
+        bar.loop(f"{seeds}{what}", steps, done, values)
         if tracker is not None and values:
             for i, seed in enumerate(job.stage.seeds):
                 tracker.log(f"{job.source.task}/{what}/seed{seed}", values["step"], track.scalars(values, i))
