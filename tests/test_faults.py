@@ -21,7 +21,7 @@ from experiments import fuzz
 from iwsft_control import load_policy, sweep, table
 from iwsft_control.base import console, files, snapshot
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import checks, results, settings, stages
+from iwsft_control.benchmark import checks, grid, results, settings, stages
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.supervised import PolicyConfig
@@ -888,7 +888,7 @@ def test_the_command_asks_for_trust(tmp_path, stranger, option):
 
 def test_a_source_carries_trust_to_the_workers():
     plan = sweep.Plan(tasks=("hopper-medium-replay",), methods=("bc",), seeds=(0,), trust_environment=True)
-    assert all(job.source.trust_environment for job in sweep.plan_jobs(plan, settings.make()))
+    assert all(job.source.trust_environment for job in grid.plan_jobs(plan, settings.make()))
 
 
 # --- damage at random ------------------------------------------------------------------------------------------------

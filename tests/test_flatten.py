@@ -13,7 +13,7 @@ from minari.serialization import serialize_space
 import iwsft_control as iwsft
 from iwsft_control import run, sweep
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import checks, results, settings
+from iwsft_control.benchmark import checks, grid, results, settings
 from iwsft_control.datasets import load, minari_files
 from iwsft_control.envs import evaluation, specs
 from iwsft_control.envs.batch import make_batch
@@ -142,7 +142,7 @@ def test_a_run_on_dict_observations(tmp_path):
 
 def test_a_sweep_hands_the_option_on():
     plan = sweep.Plan(tasks=("hopper-medium-replay",), methods=("bc",), seeds=(0,), flatten_observations=True)
-    assert all(job.source.flatten_observations for job in sweep.plan_jobs(plan, settings.make()))
+    assert all(job.source.flatten_observations for job in grid.plan_jobs(plan, settings.make()))
 
 
 def test_vectors_stay_as_they_are():

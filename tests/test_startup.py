@@ -39,6 +39,13 @@ def command(*arguments):
         (("run", "--env", "hopper-medium-replay", "--sedes", "3"), 2),
         (("run", "--env", "hopper-medium-replay", "--policy.bc-steps", "-3"), 2),
         (("run", "--env", "hopper-medium-replay", "--method", "iql", "--iql.beta", "much"), 2),
+        (("sweep", "--help"), 0),
+        (("sweep", "--tasks", "hoper-medium-replay"), 2),
+        (("sweep", "--tasks", "hoper-medium-replay", "--quick"), 2),
+        (("sweep", "--methods", "iqll"), 2),
+        (("sweep", "--sedes", "3"), 2),
+        (("sweep", "--workers", "0"), 2),
+        (("sweep", "--policy.bc-steps", "-3"), 2),
     ],
 )
 def test_what_needs_no_heavy_package_imports_none(arguments, code):

@@ -16,7 +16,7 @@ from iwsft_control import sweep
 from iwsft_control.base import files
 from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import export, processes, ray_pool, results, settings, stages, store
+from iwsft_control.benchmark import export, grid, processes, ray_pool, results, settings, stages, store
 from iwsft_control.benchmark import jobs as benchmark_jobs
 from iwsft_control.benchmark.jobs import (
     DataSource,
@@ -83,7 +83,7 @@ def found(folder: Path) -> dict[str, dict]:
 
 
 def test_shared_stages_are_made_once():
-    jobs = sweep.plan_jobs(sweep.Plan(tasks=(TASK,), seeds=(0, 1)), SETTINGS)
+    jobs = grid.plan_jobs(sweep.Plan(tasks=(TASK,), seeds=(0, 1)), SETTINGS)
     everything = with_dependencies(jobs)
     names = [job.stage.name for job in everything]
     assert len(jobs) == 2 * 8  # six methods, two of them by two qualities
@@ -144,7 +144,7 @@ def test_a_sweep_is_the_runs_alone(tmp_path):
     kept = store.Store(tmp_path / "here-stages")
     finished = {}
     few = plan(tmp_path, seeds=(1,), methods=("filtered-bc", "iw-sft-q"))
-    jobs = sweep.plan_jobs(few, SETTINGS)
+    jobs = grid.plan_jobs(few, SETTINGS)
     pool = InProcessPool(kept, lambda *event: None)
     execute(jobs, pool, kept, lambda job: None, finished.__setitem__)
     assert all(outcome is None for outcome in finished.values())
@@ -247,7 +247,7 @@ class Scripted:
 
 def test_a_failure_stops_only_what_needs_it(tmp_path):
     kept = store.Store(tmp_path / "stages")
-    jobs = sweep.plan_jobs(plan(tmp_path), SETTINGS)
+    jobs = grid.plan_jobs(plan(tmp_path), SETTINGS)
     pool, outcomes = Scripted(kept, {"critic"}), {}
     execute(jobs, pool, kept, lambda job: None, outcomes.__setitem__)
     failed = {job.stage.name for job, outcome in outcomes.items() if outcome}
@@ -441,9 +441,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     ray.init(address=cluster.address, log_to_driver=False)
     kept = store.Store(tmp_path / "ray-stages")
     outcomes: list[tuple[Job, Failure | None]] = []
-    jobs = sweep.plan_jobs(
-        plan(tmp_path, seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",)), SETTINGS
-    )
+    jobs = grid.plan_jobs(plan(tmp_path, seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",)), SETTINGS)
     total = len(with_dependencies(jobs))
     try:
         pool = ray_pool.RayCluster(kept, cluster.address)

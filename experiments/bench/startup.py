@@ -18,6 +18,7 @@ from rich.table import Table
 from iwsft_control.base import console
 
 RUN = ("-m", "iwsft_control.run", "--env")
+SWEEP, TABLE, FINETUNE = (("-m", f"iwsft_control.{name}") for name in ("sweep", "table", "finetune"))
 COMMANDS: dict[str, tuple[str, ...]] = {
     "python -c pass": ("-c", "pass"),
     "import iwsft_control": ("-c", "import iwsft_control"),
@@ -29,6 +30,19 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "iwsft run --env hoper-medium-replay": (*RUN, "hoper-medium-replay"),
     "iwsft run ... --method iqll": (*RUN, "hopper-medium-replay", "--method", "iqll"),
     "iwsft run ... --iql.beta much": (*RUN, "hopper-medium-replay", "--method", "iql", "--iql.beta", "much"),
+    "iwsft sweep --help": (*SWEEP, "--help"),
+    "iwsft sweep --tasks hoper-medium-replay": (*SWEEP, "--tasks", "hoper-medium-replay"),
+    "iwsft sweep --methods iqll": (*SWEEP, "--methods", "iqll"),
+    "iwsft sweep --sedes 3": (*SWEEP, "--sedes", "3"),
+    "iwsft table --help": (*TABLE, "--help"),
+    "iwsft table --baseline iqll": (*TABLE, "--baseline", "iqll"),
+    "iwsft table nowhere": (*TABLE, "nowhere"),
+    "iwsft table --basline bc": (*TABLE, "--basline", "bc"),
+    "iwsft finetune --help": (*FINETUNE, "--help"),
+    "iwsft finetune --env hoper-medium-replay": (*FINETUNE, "--env", "hoper-medium-replay"),
+    "iwsft finetune ... --method ufft": (*FINETUNE, "--env", "hopper-medium-replay", "--method", "ufft"),
+    "iwsft finetune ... --ppo.clip -1": (*FINETUNE, "--env", "hopper-medium-replay", "--ppo.clip", "-1"),
+    "iwsft finetune --sedes 3": (*FINETUNE, "--sedes", "3"),
 }
 
 

@@ -1,0 +1,118 @@
+"""The sweep command's work: tasks x methods x seeds, on local processes or a Ray cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from iwsft_control.base import console, files
+from iwsft_control.base.files import cache_home
+from iwsft_control.base.progress import duration
+from iwsft_control.benchmark import checks, jobs, processes, ray_pool, stages
+from iwsft_control.benchmark.board import Board, seconds_of
+from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
+from iwsft_control.benchmark.settings import Settings
+from iwsft_control.benchmark.store import Store
+from iwsft_control.envs import tasks
+from iwsft_control.methods import registry
+
+
+def plan_jobs(plan: Any, chosen: Settings) -> list[Job]:
+    """The runs of a plan, seed by seed, so that a sweep that is cut short has whole seeds."""
+    return [
+        Job(
+            DataSource(task, trust_environment=plan.trust_environment, flatten_observations=plan.flatten_observations),
+            stages.method_stage(method, quality, group, chosen, task),
+        )
+        for group in jobs.groups(plan.seeds)
+        for task in (tasks.parse_task(name).name for name in plan.tasks)
+        for method in plan.methods
+        for quality in (plan.qualities if registry.card(method).by_quality else ("q",))
+    ]
+
+
+def record_failure(folder: Path, job: Job, failure: Failure | None) -> None:
+    """Write why a job failed, or take back what an earlier try left."""
+    path = folder / "failures" / f"{job.name.replace(' ', '-').replace(',', '').replace('/', '-')}.json"
+    if failure is None:
+        path.unlink(missing_ok=True)
+        return
+    stage = job.stage
+    what = {"task": job.source.task, "method": stage.method, "quality": stage.quality, "seeds": stage.seeds}
+    files.write_json(path, what | dataclasses.asdict(failure))
+
+
+def run(plan: Any, chosen: Settings) -> None:
+    """Say what will be done, and do it.
+
+    Args:
+        plan: the sweep command's ``PlanOptions``, checked.
+        chosen: the settings among them.
+
+    Raises:
+        UserError: the data cannot be used, no cluster answers, or something cannot be written.
+        SystemExit: a run failed.
+    """
+    folder = plan.results or Path("results/quick" if plan.quick else "results/sweep")
+    store = Store(plan.stages or cache_home() / "stages")
+    wanted = plan_jobs(plan, chosen)
+    for source in dict.fromkeys(job.source for job in wanted):
+        data = source.load()
+        checks.check_environment(tasks.parse_task(source.task), data)
+        checks.describe(data)
+    console.writable(folder)
+    checks.check_store(store)
+
+    pool: jobs.Pool | None = None
+    if plan.ray is not None and not plan.dry_run:
+        # First of all, since artefacts are named after the kind of device that the cluster offers.
+        pool = ray_pool.RayCluster(store, plan.ray, plan.cpus_per_stage, plan.gpus_per_stage)
+    everything = jobs.with_dependencies(wanted)
+    missing = [job for job in everything if not store.has(job.stage, job.source.load())]
+    on_cpu = jax.default_backend() == "cpu"
+    slots = (plan.workers or os.cpu_count() or 1) if on_cpu else 1
+    counts = Counter(job.stage.name for job in missing)
+    console.console.print(
+        f"{len(wanted)} runs in {len(everything)} stages, {len(everything) - len(missing)} of them finished before. "
+        + (f"To do: {', '.join(f'{n} {name}' for name, n in counts.items())}." if counts else "Nothing is left to do.")
+    )
+    guess = sum(seconds_of(job, {}) for job in missing) / slots
+    if plan.ray is None:
+        console.console.print(f"estimate: {duration(guess)} with {slots} at a time; results in {folder}")
+    if plan.dry_run:
+        return
+
+    board: Board
+    failures = 0
+
+    def finished(job: Job, failure: Failure | None) -> None:
+        nonlocal failures
+        failures += failure is not None
+        record_failure(folder, job, failure)
+        if failure is None and job in wanted:
+            jobs.write_results(folder, store, job)
+        if job in pending:
+            board.finished(job, failure)
+
+    pending = set(missing)
+    if pool is None and on_cpu:
+        pool = processes.Processes(store, lambda *event: board.progress(*event), min(slots, max(1, len(missing))))
+    elif pool is None:
+        console.cache_compiled_programs()
+        pool = InProcessPool(store, lambda *event: board.progress(*event))
+    board = Board(missing, pool.slots, len(everything) - len(missing), quiet=plan.quiet)
+    try:
+        with board.bar:
+            jobs.execute(wanted, pool, store, lambda job: board.started(job), finished)
+    finally:
+        pool.close()
+    checks.say_unkept(store)
+    console.console.print(f"{len(everything) - failures} of {len(everything)} stages are done; results in {folder}")
+    if failures:
+        console.console.print(f"{failures} failed: see {folder / 'failures'}; start the sweep again to try them again.")
+        raise SystemExit(1)
