@@ -14,18 +14,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from matplotlib.figure import Figure
 
 from iwsft_control.base import console
-from iwsft_control.base.errors import require
-from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
 from iwsft_control.methods import registry
-from iwsft_control.networks.policies import load_policy
-from iwsft_control.report import figures, formats
 from iwsft_control.report import runs as grouped
-from iwsft_control.report.curves import read as read_curves
-from iwsft_control.video import environment_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,76 +49,13 @@ def main(config: TableConfig) -> None:
         registry.load_file(file)
     baseline, focus = grouped.parse_row(config.baseline), grouped.parse_row(config.focus)
     runs = grouped.find(config.folders, config.quick)
-    table = grouped.collect(runs, baseline, focus, grouped.find_failures(config.folders))
-    shown = results.read(config.run) if config.run else figures.pick(table, focus)
+    report = grouped.collect(runs, baseline, focus, grouped.find_failures(config.folders))
+    shown = results.read(config.run) if config.run else None
     console.writable(config.out)
-    curves = config.out / "curves"
-    drawn = [
-        ("scores", "Who scores what?", figures.scores(table), "Mean over seeds, 95% t interval, and every seed."),
-        (
-            "differences",
-            f"Whom does {focus.label} beat?",
-            figures.differences(table),
-            "Its score minus the method's, paired by seed, with the corrected 95% interval of the tables. Right of "
-            "zero it is better; an interval that holds zero shows no difference.",
-        ),
-        (
-            "profile",
-            "How do runs spread?",
-            figures.profiles(table),
-            "Share of runs above a score, averaged over data sets; pointwise 95% band of a stratified bootstrap.",
-        ),
-        (
-            "budget",
-            "What do evaluation episodes buy?",
-            figures.budgets(table),
-            "Score of the policy that is chosen among a method's seeds by its mean over n evaluation episodes, which "
-            "the policies share equally; 0 episodes: one at random.",
-        ),
-        (
-            "training",
-            "What happens in one run?",
-            figures.training(shown),
-            "Losses along training; of importance weights the effective sample size, quantiles, bound and gap.",
-        ),
-    ]
-    if curves.is_dir():
-        caption = "Score against updates on tuning seeds, which no table uses; band: standard error."
-        drawn.insert(3, ("learning", "How long do baselines learn?", figures.curves(read_curves(curves)), caption))
-    if config.filmstrip is not None:
-        drawn.append(("filmstrip", *strip(config.filmstrip)))
-    pictures = [
-        formats.Picture(name, question, caption, figures.save(figure, config.out / "figures", name))
-        for name, question, figure, caption in drawn
-    ]
-    texts = {
-        "table.md": formats.to_markdown(table),
-        "short.md": formats.to_short_markdown(table),
-        "table.tex": formats.to_latex(table),
-        "table.csv": formats.to_csv(table),
-        grouped.SCORES_FILE: formats.to_json(formats.to_rliable(table)),
-        "report.html": formats.to_html(table, pictures),
-    }
-    for name, text in texts.items():
-        write_text(config.out / name, text)
-    console.console.print(f"{len(runs)} runs -> {', '.join(texts)} and figures in {config.out}")
+    from iwsft_control.report import write  # here: help and a mistake in an option need none of Matplotlib
 
-
-def strip(path: Path) -> tuple[str, Figure, str]:
-    """Question, figure and caption of a policy's filmstrip.
-
-    Raises:
-        UserError: the file is no policy or does not say its task, or nothing here draws.
-    """
-    from iwsft_control.envs import video  # here: the other tables need no MuJoCo
-
-    policy = load_policy(path)
-    require(policy.task is not None, f"{path} does not say its task; give the policy beside a result file.")
-    environment = environment_of(str(policy.task))
-    frames, seconds, total = video.play(policy, environment, size=240)
-    who = f"{policy.method or 'policy'} in {policy.task}"
-    caption = f"Its first evaluation episode, {seconds * (len(frames) - 1):.1f} s long; return {total:.0f}."
-    return f"What does it look like ({who})?", figures.filmstrip(frames, seconds), caption
+    written = write.everything(report, config.out, shown, config.filmstrip)
+    console.console.print(f"{len(runs)} runs -> {', '.join(written)} and figures in {config.out}")
 
 
 def cli() -> None:

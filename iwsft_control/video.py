@@ -35,15 +35,6 @@ class VideoConfig:
     """Width and height in pixels."""
 
 
-def environment_of(name: str) -> str:
-    """The Gymnasium id that a task or id stands for.
-
-    Raises:
-        UserError: neither a task nor an id.
-    """
-    return name if ":" in name or "-v" in name.rpartition("/")[2] else tasks.parse_task(name).environment.env_id
-
-
 def main(config: VideoConfig) -> None:
     """Check, play, write."""
     require(config.episode >= 0, "--episode must not be negative.")
@@ -58,7 +49,7 @@ def main(config: VideoConfig) -> None:
     console.writable(out.parent)
     total = video.record_video(
         policy,
-        environment_of(str(name)),
+        tasks.environment_of(str(name)),
         out,
         seed=evaluation.FIRST_RESET_SEED + config.episode,
         steps=config.steps,

@@ -46,6 +46,11 @@ def command(*arguments):
         (("sweep", "--sedes", "3"), 2),
         (("sweep", "--workers", "0"), 2),
         (("sweep", "--policy.bc-steps", "-3"), 2),
+        (("table", "--help"), 0),
+        (("table", "--baseline", "iqll"), 2),
+        (("table", "--focus", "bc by q"), 2),
+        (("table", "--basline", "bc"), 2),
+        (("table", "nowhere"), 2),
     ],
 )
 def test_what_needs_no_heavy_package_imports_none(arguments, code):

@@ -76,3 +76,12 @@ def parse_task(name: str) -> Task:
     if plain not in TASK_NAMES:
         raise UserError(f"unknown task {name!r}: {near(plain, list(TASK_NAMES))}")
     return Task(*TASK_NAMES[plain])
+
+
+def environment_of(name: str) -> str:
+    """The Gymnasium id that a task or id stands for.
+
+    Raises:
+        UserError: neither a task nor an id.
+    """
+    return name if ":" in name or "-v" in name.rpartition("/")[2] else parse_task(name).environment.env_id

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -25,6 +24,13 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def t_quantile(share: float, freedom: float) -> float:
+    """The value that a ``share`` of Student's t with ``freedom`` degrees lies below."""
+    from scipy import stats  # here: who only reads results needs none of it
+
+    return float(stats.t.ppf(share, freedom))
 
 
 def mean_interval(scores: np.ndarray, comparisons: int = 1) -> Estimate:
@@ -58,7 +64,7 @@ def stratified_mean(strata: Sequence[np.ndarray], comparisons: int = 1) -> Estim
     if variances.sum() == 0:
         return Estimate(value, value, value)
     freedom = variances.sum() ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, strata, strict=True))
-    half = stats.t.ppf(1 - (1 - LEVEL) / 2 / comparisons, freedom) * np.sqrt(variances.sum()) / len(strata)
+    half = t_quantile(1 - (1 - LEVEL) / 2 / comparisons, freedom) * np.sqrt(variances.sum()) / len(strata)
     return Estimate(value, value - half, value + half)
 
 
@@ -100,7 +106,7 @@ def iqm_interval(strata: Sequence[np.ndarray], resamples: int = RESAMPLES) -> Es
     if fewest < 2:
         return Estimate(value, np.nan, np.nan)
     drawn = iqm(np.concatenate(resample(strata, np.random.default_rng(SEED), resamples), axis=1), weights)
-    half = stats.t.ppf((1 + LEVEL) / 2, fewest - 1) * drawn.std(ddof=1)
+    half = t_quantile((1 + LEVEL) / 2, fewest - 1) * drawn.std(ddof=1)
     return Estimate(value, value - half, value + half)
 
 
