@@ -18,10 +18,8 @@ from iwsft_control import finetune
 from iwsft_control.base import console
 from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.files import write_text
-from iwsft_control.online.learner import PPOConfig
+from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward
 from iwsft_control.online.methods import METHODS
-from iwsft_control.online.prefixes import PrefixConfig
-from iwsft_control.online.training import Reward
 from iwsft_control.report import figures, online
 
 

@@ -15,7 +15,9 @@ from scipy import stats
 from iwsft_control import finetune
 from iwsft_control.base import bounds, snapshot
 from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import online as work
 from iwsft_control.benchmark import results
+from iwsft_control.configs.online import PPOConfig, PrefixConfig
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets.transitions import Demonstrations as Pairs
 from iwsft_control.datasets.types import SimulatorStates
@@ -23,10 +25,9 @@ from iwsft_control.envs.batch import D4RLBatch, make_batch
 from iwsft_control.learning import objectives as offline
 from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob, load_policy
 from iwsft_control.online import learner, objectives, prefixes, rollouts, schedules, training
-from iwsft_control.online.learner import PPOConfig, Setup
+from iwsft_control.online.learner import Setup
 from iwsft_control.online.methods import METHODS
 from iwsft_control.online.policy import Actor, OnlinePolicy, create, fit_spread, scale_std
-from iwsft_control.online.prefixes import PrefixConfig
 from iwsft_control.report import online as report
 from iwsft_control.report import runs as grouped
 from tests.conftest import make_data
@@ -571,7 +572,7 @@ def test_user_errors(tmp_path, changes, sentence):
 
 
 def test_other_environments_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "make_batch", lambda *x: make_batch("Pendulum-v1", 1))
+    monkeypatch.setattr(work, "make_batch", lambda *x: make_batch("Pendulum-v1", 1))
     with pytest.raises(UserError, match="cannot be put into a recorded state"):
         finetune.main(config(tmp_path))
 

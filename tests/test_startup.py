@@ -51,6 +51,13 @@ def command(*arguments):
         (("table", "--focus", "bc by q"), 2),
         (("table", "--basline", "bc"), 2),
         (("table", "nowhere"), 2),
+        (("finetune", "--help"), 0),
+        (("finetune", "--env", "hoper-medium-replay"), 2),
+        (("finetune", "--env", "hoper-medium-replay", "--quick"), 2),
+        (("finetune", "--env", "hopper-medium-replay", "--method", "ufft"), 2),
+        (("finetune", "--env", "hopper-medium-replay", "--sedes", "3"), 2),
+        (("finetune", "--env", "hopper-medium-replay", "--ppo.clip", "-1"), 2),
+        (("finetune", "--env", "hopper-medium-replay", "--reward", "dens"), 2),
     ],
 )
 def test_what_needs_no_heavy_package_imports_none(arguments, code):

@@ -23,7 +23,7 @@ from rich.table import Table
 from iwsft_control import finetune
 from iwsft_control.base import console
 from iwsft_control.base.files import cache_home
-from iwsft_control.benchmark import settings, stages
+from iwsft_control.benchmark import online, settings, stages
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
@@ -74,7 +74,7 @@ def measure(config: BenchConfig, task: str) -> list[str]:
     batch = D4RLBatch(data.environment, options.ppo.groups * options.ppo.group_size)
     setup = Setup(options.ppo, methods.get("uft"), chosen["policy"].hidden, batch.action_dim, False, 0.2)
     demonstrations = prefixes.curate(options.prefix, data, batch)
-    start = finetune.starting_policy(setup, options, data, started, config.seed)
+    start = online.starting_policy(setup, options, data, started, config.seed)
     state = learner.create(setup, start, batch.observation_dim, 0, jax.random.key(config.seed))
     steps, seconds = 0, dict.fromkeys(("rollouts", "physics", "updates"), 0.0)
     for number in range(config.updates + 1):

@@ -10,13 +10,13 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE
+from iwsft_control.configs.online import PPOConfig
 from iwsft_control.learning.gradient import adam
 from iwsft_control.networks.mlp import ValueFunction
 from iwsft_control.networks.policies import gaussian_log_prob
@@ -27,49 +27,6 @@ from iwsft_control.online.policy import OnlinePolicy
 CHUNK = 1024  # rows of one forward pass
 LIKELIHOOD_BATCH = 256  # rows of the prefixes in a gradient step
 LOG_RATIO_CAP = 20.0  # recorded actions can be all but impossible under the policy; exp must stay a float
-
-
-@dataclasses.dataclass(frozen=True)
-class PPOConfig:
-    """The learner, the same for all online methods."""
-
-    groups: Annotated[int, POSITIVE] = 2
-    """Groups of episodes in an update, each from one demonstration."""
-    group_size: Annotated[int, POSITIVE] = 8
-    """Episodes in a group."""
-    estimator: Literal["", "gae", "group"] = ""
-    """Advantages: generalised, with a critic; or an episode's outcome less its group's mean, without one (GRPO). By
-    default gae for the dense reward, group for the sparse one."""
-    divide_by_std: bool = False
-    """Whether the group's standard deviation divides its advantages, as in UFT's code."""
-    centred: bool = True
-    """Prefix-RFT: whether the steps after the prefix count R - m_0, like all others; else R, as in its code."""
-    discount: Annotated[float, SHARE] = 0.99
-    """Of the dense reward; the sparse one comes at the end and is not discounted."""
-    trace: Annotated[float, SHARE] = 0.95
-    """GAE's lambda."""
-    epochs: Annotated[int, POSITIVE] = 4
-    minibatch: Annotated[int, POSITIVE] = 256
-    """Steps in a minibatch."""
-    clip: Annotated[float, POSITIVE] = 0.2
-    """Of the ratio of densities; that of a prefix's steps is not clipped, as in Prefix-RFT's code."""
-    target_kl: Annotated[float, POSITIVE] = 0.02
-    """An update ends when the policy has moved so far from where it began."""
-    policy_learning_rate: Annotated[float, POSITIVE] = 3e-5
-    critic_learning_rate: Annotated[float, POSITIVE] = 1e-3
-    critic_hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256)
-    critic_warmup: Annotated[int, NOT_NEGATIVE] = 3
-    """First updates, in which only the critic learns."""
-    max_gradient_norm: Annotated[float, POSITIVE] = 1.0
-    kl_weight: Annotated[float, NOT_NEGATIVE] = 0.01
-    """Of the KL divergence to the starting policy, for all methods that have one."""
-    likelihood_weight: Annotated[float, NOT_NEGATIVE] = 0.1
-    """UFT: of the mean log-likelihood of the demonstration's actions on the prefix."""
-    spread_steps: Annotated[int, NOT_NEGATIVE] = 1000
-    """Gradient steps that fit the standard deviation's dependence on the state to the data, before training."""
-    start_std: Annotated[float, POSITIVE] = 0.3
-    """Share of that standard deviation that training starts with. The data's is the spread between all the policies
-    behind them, too wide to explore with: a policy that samples with it falls early."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,12 @@ horizon stays what it is. Actions are never replayed: recorded in float32 they d
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, PERCENTILE, POSITIVE, SHARE, SHARE_ABOVE_ZERO
 from iwsft_control.base.errors import require
+from iwsft_control.configs.online import PrefixConfig
 from iwsft_control.datasets.types import VELOCITY_LIMIT, Dataset
 from iwsft_control.envs.batch import Step
 from iwsft_control.learning import curation
@@ -38,34 +37,6 @@ class RestartableBatch(Protocol):
     def terminal(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         """Whether an episode ends in states (K, nq), (K, nv), (K,)."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class PrefixConfig:
-    """Demonstrations, and how much of them is given; [S] is the sources' choice."""
-
-    percentile: Annotated[float, PERCENTILE] = 90
-    """Demonstrations are the episodes above this percentile of return: SFT's curated set."""
-    success_percentile: Annotated[float, PERCENTILE] = 50
-    """The sparse reward is 1 where the return reaches this percentile of the demonstrations'."""
-    margin: Annotated[int, NOT_NEGATIVE] = 20
-    """No episode starts within these steps of a demonstration's termination."""
-    pieces: Annotated[int, POSITIVE] = 5
-    """UFT: a demonstration is cut into so many pieces [S]."""
-    hinted_share: Annotated[float, SHARE_ABOVE_ZERO] = 0.6
-    """UFT: share of the training in which prefixes are given [S]."""
-    high: Annotated[float, SHARE] = 0.95
-    """UFT: p at the beginning; Prefix-RFT: longest prefix, as a share of the demonstration [S]."""
-    low: Annotated[float, SHARE] = 0.05
-    """UFT: p at the end of the hinted share; Prefix-RFT: shortest prefix at the end of training [S]."""
-    unhinted_share: Annotated[float, SHARE] = 0.2
-    """UFT and uniform resets: probability that a group starts at step 0 anyway, so that the critic sees it."""
-    entropy_share: Annotated[float, SHARE] = 0.2
-    """Prefix-RFT: share of the prefix's steps that count, those of highest policy entropy [S]."""
-
-    def problem(self, option: str) -> str | None:
-        """What no single field tells."""
-        return f"--{option}.low must not be above --{option}.high." if self.low > self.high else None
 
 
 class Demonstrations(NamedTuple):

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from iwsft_control.base.snapshot import Snapshot
+from iwsft_control.configs.online import PrefixConfig
 from iwsft_control.learning.loop import DivergedError
 from iwsft_control.online import learner, prefixes, rollouts
 from iwsft_control.online.learner import Batch, LearnerState, Setup
 from iwsft_control.online.policy import Actor
-from iwsft_control.online.prefixes import Demonstrations, PrefixConfig, RestartableBatch, Starts
+from iwsft_control.online.prefixes import Demonstrations, RestartableBatch, Starts
 from iwsft_control.online.rollouts import Rollouts
 
-Reward = Literal["dense", "sparse"]
 DENSE_SCALE = 1000.0  # of a dense outcome, so that it is of the order of one
 
 
