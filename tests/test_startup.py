@@ -58,6 +58,11 @@ def command(*arguments):
         (("finetune", "--env", "hopper-medium-replay", "--sedes", "3"), 2),
         (("finetune", "--env", "hopper-medium-replay", "--ppo.clip", "-1"), 2),
         (("finetune", "--env", "hopper-medium-replay", "--reward", "dens"), 2),
+        (("collect", "--help"), 0),
+        (("collect", "--env", "hoper-medium-replay"), 2),
+        (("accept", "--help"), 0),
+        (("accept", "--env", "hoper-medium-replay"), 2),
+        (("video", "--help"), 0),
     ],
 )
 def test_what_needs_no_heavy_package_imports_none(arguments, code):
