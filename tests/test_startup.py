@@ -51,6 +51,8 @@ def command(*arguments):
         (("table", "--focus", "bc by q"), 2),
         (("table", "--basline", "bc"), 2),
         (("table", "nowhere"), 2),
+        (("collect", "--env", "hopper-medium-replay", "--updates-per-step", "-1"), 2),
+        (("accept", "--env", "ant-medium-replay", "--work", "pool"), 2),
         (("finetune", "--help"), 0),
         (("finetune", "--env", "hoper-medium-replay"), 2),
         (("finetune", "--env", "hoper-medium-replay", "--quick"), 2),
