@@ -13,7 +13,7 @@ from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.datasets import load, packed
-from iwsft_control.datasets.transitions import Demonstrations
+from iwsft_control.datasets.transitions import Demonstrations, Table
 from iwsft_control.learning import curation, loop, objectives
 from iwsft_control.learning.method import Artefact, Prepared
 from iwsft_control.learning.objectives import ImportanceConfig
@@ -145,6 +145,26 @@ def test_the_effective_sample_size_stays_at_its_target(target):
     np.testing.assert_allclose(sizes[1:], target, atol=0.05)
     assert (np.array(log["gap"]) >= -1e-3).all()
     assert log["gap"][-1] > 0 and log["bound"][-1] > log["bound"][0]  # training ascends the bound
+    assert log["log_likelihood"][-1] > log["log_likelihood"][0]
+    assert log["held_out_log_likelihood"][-1] > log["held_out_log_likelihood"][0]  # far from the end of BC, all rise
+
+
+def test_likelihoods_in_the_log_are_those_of_the_rows():
+    """Curated rows count as often as their unit stands in the set; held-out rows once."""
+    start = bc()
+    config = registry.get("iw-sft-q").config(POLICY, IMPORTANCE, CurationConfig(episode_strata=(60, 80)))
+    artefacts = inputs_of("iw-sft-q", (0,), "return", start)
+    found = prepared(registry.get("iw-sft-q"), config, DATA, artefacts, "return", (0,))
+    own = jax.tree.map(lambda x: x[0], found.own)
+    state = supervised.PolicyState(own.start, own.start, ())
+    _, report = supervised.refresh(config, state, Prepared(Table.of(found.shared), own))
+    density = np.asarray(supervised.log_probs(config, own.start, found.shared))
+    order = np.argsort(-DATA.returns, kind="stable")
+    times = np.isin(DATA.episode_of, order[: round(0.4 * len(order))]).astype(int)
+    times += np.isin(DATA.episode_of, order[: round(0.2 * len(order))])
+    assert float(report["log_likelihood"]) == pytest.approx(np.average(density, weights=times), rel=1e-4)
+    assert not times[own.held_out].any()
+    assert float(report["held_out_log_likelihood"]) == pytest.approx(density[own.held_out].mean(), rel=1e-4)
 
 
 def test_a_unit_whose_likelihood_rises_more_than_the_average_weighs_more_than_one():
@@ -180,7 +200,8 @@ def learn(name, observations, actions, rows, policy, start=None):
     shared = Demonstrations(jnp.asarray(observations), jnp.asarray(actions))
     own = supervised.Own(jax.tree.map(jnp.asarray, curation.stack([curated])), () if start is None else start)
     if KINDS[name].importance_weighted:
-        own = own._replace(reference=supervised._reference(config, own, shared))
+        reference = supervised._reference(config, own, shared)
+        own = own._replace(reference=reference, held_out=jnp.zeros((1, 1), jnp.int32))
     return loop.train(method, config, Prepared(shared, own), (0,)).policy
 
 
@@ -262,7 +283,7 @@ def test_whole_trajectories(method):
     assert log[0]["step"] == [1, 2, 3]
     assert ("effective_sample_size" in log[0]) == kind.importance_weighted
     # The first step's loss, by hand on the same draw of episodes.
-    curated, _ = supervised.curate(CurationConfig(), kind, "return", DATA, None, whole=True)
+    curated, _, _ = supervised.curate(CurationConfig(), kind, "return", DATA, None, whole=True)
     create_key, loop_key = jax.random.split(loop.seed_keys(registry.get(method), (0,))[0])
     key = jax.random.split(jax.random.fold_in(loop_key, 0), 1)[0]
     count = released.TRAJECTORIES if kind.fine_tunes else released.BC_TRAJECTORIES
@@ -301,13 +322,26 @@ def test_segments_tile_the_data():
         np.testing.assert_allclose(curation.mean_values(values, (first, lengths)), first + (lengths - 1) / 2)
 
 
+def test_what_is_held_out_is_the_next_best_and_not_curated():
+    scores, units = curation.episode_returns(DATA), curation.episode_units(DATA)
+    order = np.argsort(-scores, kind="stable")
+    curated = curation.curate(np.concatenate([order[:2], order[:1]]), units)
+    rows = curation.next_best(scores, units, curated)
+    assert len(rows) == curation.HELD_OUT_ROWS
+    assert set(DATA.episode_of[rows]) == set(order[2:4])
+    every = np.isin(DATA.episode_of, order[2:4])
+    assert set(rows) == set(np.flatnonzero(every))
+    whole = curation.curate(np.arange(len(scores)), units)
+    assert set(curation.next_best(scores, units, whole)) == set(range(len(DATA.rewards)))
+
+
 def test_units_of_each_method():
     n, best = len(DATA.rewards), int(DATA.lengths[np.argmax(DATA.returns)])
     q = np.where(DATA.episode_of == 3, 1.0, 0.0) + np.arange(n) / n  # episode 3 has the highest mean
     values = (q, np.zeros(n))
 
     def sizes(method, source="q", **changes):
-        curated, _ = supervised.curate(CurationConfig(**changes), KINDS[method], source, DATA, values)
+        curated, _, _ = supervised.curate(CurationConfig(**changes), KINDS[method], source, DATA, values)
         return len(curated.entries), int(np.asarray(curated.lengths).max())
 
     assert sizes("bc") == (n, 1)
@@ -319,7 +353,7 @@ def test_units_of_each_method():
     parts = sum(-(-int(length) // 7) for length in DATA.lengths)
     taken = sum(round(share * parts) for share in (0.3, 0.15, 0.05))
     assert sizes("sft-q", q_unit="segment", segment_steps=7) == (taken, 7)
-    _, scores = supervised.curate(CurationConfig(), KINDS["sft-q"], "return", DATA, None)
+    _, scores, _ = supervised.curate(CurationConfig(), KINDS["sft-q"], "return", DATA, None)
     np.testing.assert_array_equal(scores, curation.episode_returns(DATA))
 
 

@@ -101,6 +101,21 @@ def curate(entries: np.ndarray, units: Units) -> Curated:
     return Curated(*(x.astype(np.int32) for x in (size, entries, starts, lengths, rows, unit_of_row)))
 
 
+HELD_OUT_ROWS = 4096
+
+
+def next_best(scores: np.ndarray, units: Units, curated: Curated) -> np.ndarray:
+    """Rows (4,096,), evenly spread, of the best units that are not in a curated set, as many units as it has.
+
+    They are as alike to the set as any that fine-tuning never draws, so their likelihood tells what it learns by heart.
+    Where every unit is in the set, rows of the set itself.
+    """
+    rest = np.flatnonzero(~np.isin(units[0], curated.starts))
+    best = rest[np.argsort(-scores[rest], kind="stable")[: len(curated.starts)]]
+    rows = curate(np.sort(best), units).rows if len(best) else np.asarray(curated.rows)
+    return rows[np.linspace(0, len(rows) - 1, HELD_OUT_ROWS).astype(np.int64)]
+
+
 def by_transition(curated: Curated) -> Curated:
     """The same multiset of rows with every row a unit of its own: a uniform draw weighs units by their length."""
     lengths = np.asarray(curated.lengths)

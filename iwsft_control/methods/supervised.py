@@ -42,7 +42,16 @@ class Own(NamedTuple):
     curated: Curated
     start: Any = ()  # BC's parameters, for methods that fine-tune; they are also pi_ref
     reference: Any = ()  # log pi_ref of all curated rows (R,), for weighted methods
+    held_out: Any = ()  # rows that are not curated (4,096,), for weighted methods
     cumulative: Any = ()  # running sum of the entries' weights (M,), for weighted methods
+
+
+class Choice(NamedTuple):
+    """What a method curates."""
+
+    curated: Curated
+    scores: np.ndarray | None  # quality of every unit (U,); None where all data count
+    units: curation.Units  # what the data are cut into
 
 
 class PolicyState(NamedTuple):
@@ -73,8 +82,8 @@ def curate(
     data: Dataset,
     values: Values | None,
     whole: bool = False,
-) -> tuple[Curated, np.ndarray | None]:
-    """The multiset of units that a method samples from, and the scores behind it (None where all data count).
+) -> Choice:
+    """The multiset of units that a method samples from, and the scores behind it.
 
     Args:
         quality: "q" or "return", for kinds that curate by quality.
@@ -84,24 +93,24 @@ def curate(
     transitions, episodes = curation.segment_units(data, 1), curation.episode_units(data)
     if kind.curation == "everything":
         units = episodes if whole else transitions
-        return curation.curate(curation.everything(len(units[0])), units), None
-    scores = curation.episode_returns(data)
+        return Choice(curation.curate(curation.everything(len(units[0])), units), None, units)
+    scores, units, strata = curation.episode_returns(data), episodes, config.episode_strata
     if kind.curation == "quality":
-        if quality == "return":
-            return curation.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
-        assert values is not None
-        q, v = values
-        if config.q_unit != "episode":
-            units = transitions if config.q_unit == "transition" else curation.segment_units(data, config.segment_steps)
-            scores = curation.mean_values(q - v, units)
-            return curation.curate(curation.nested_strata(scores, config.transition_strata), units), scores
-        scores = curation.mean_values(q, episodes)
-        return curation.curate(curation.nested_strata(scores, config.episode_strata), episodes), scores
+        if quality == "q":
+            assert values is not None
+            q, v = values
+            if config.q_unit == "episode":
+                scores = curation.mean_values(q, episodes)
+            else:
+                steps = 1 if config.q_unit == "transition" else config.segment_steps
+                units, strata = curation.segment_units(data, steps), config.transition_strata
+                scores = curation.mean_values(q - v, units)
+        return Choice(curation.curate(curation.nested_strata(scores, strata), units), scores, units)
     best = curation.above(scores, config.filter_percentile)
     if kind.curation == "filtered":  # transitions of the best episodes, uniformly: long episodes count by their length
         rows = np.flatnonzero(np.isin(data.episode_of, best))
-        return curation.curate(rows, transitions), scores
-    return curation.curate(best, episodes), scores
+        return Choice(curation.curate(rows, transitions), scores, transitions)
+    return Choice(curation.curate(best, episodes), scores, episodes)
 
 
 def prepare(kind: Kind, config: SupervisedConfig, inputs: Inputs) -> Prepared:
@@ -114,8 +123,8 @@ def prepare(kind: Kind, config: SupervisedConfig, inputs: Inputs) -> Prepared:
     found = [curate(config.curation, kind, inputs.quality, data, each, whole) for each in values]
     if len(found) == 1:  # one set that all seeds share
         found *= len(inputs.seeds)
-    diagnostics = [{} if score is None else _diagnose(own, score) for own, score in found]
-    curated = [own for own, _ in found]
+    diagnostics = [{} if each.scores is None else _diagnose(each.curated, each.scores) for each in found]
+    curated = [each.curated for each in found]
     if config.policy.length_weighted and not kind.importance_weighted:
         curated = [curation.by_transition(each) for each in curated]
     shared = Demonstrations(jnp.asarray(data.observations), jnp.asarray(data.actions))
@@ -123,7 +132,8 @@ def prepare(kind: Kind, config: SupervisedConfig, inputs: Inputs) -> Prepared:
     if kind.fine_tunes:
         own = own._replace(start=jax.tree.map(jnp.asarray, artefacts["bc"].arrays["params"]))
     if kind.importance_weighted:
-        own = own._replace(reference=_reference(config, own, shared))
+        held_out = [curation.next_best(c.scores, c.units, c.curated) for c in found if c.scores is not None]
+        own = own._replace(reference=_reference(config, own, shared), held_out=jnp.asarray(np.stack(held_out)))
     return Prepared(shared, own, diagnostics)
 
 
@@ -174,6 +184,9 @@ def refresh(config: SupervisedConfig, state: PolicyState, data: Prepared) -> tup
     bound, gap = objectives.bound_and_gap(weights, lengths * of_policy, counts)
     report = objectives.weight_figures(config.importance, weights, log_ratio, counts)
     report |= {"temperature": temperature, "bound": bound, "gap": gap}
+    likelihood = of_policy + objectives.unit_means(own.reference, curated.unit_of_row, lengths)
+    report["log_likelihood"] = (counts * lengths * likelihood).sum() / (counts * lengths).sum()
+    report["held_out_log_likelihood"] = log_probs(config, state.policy, data.shared.rows(own.held_out)).mean()
     return data._replace(own=own._replace(cumulative=jnp.cumsum(per_entry))), report
 
 

@@ -223,7 +223,8 @@ def training(run: RunResult) -> Figure:
     critic = run.diagnostics.get("critic")
     if critic is not None and not {"critic_loss", "value_loss"} <= set(critic):
         critic = None
-    panels = 1 + 3 * weighted + (critic is not None)
+    judged = {"log_likelihood", "held_out_log_likelihood"} <= set(log)
+    panels = 1 + 3 * weighted + judged + (critic is not None)
     figure, axes = plt.subplots(1, panels, figsize=(3.0 * panels, 2.8), squeeze=False)
     rest = list(axes[0])
     if critic is not None:
@@ -251,6 +252,12 @@ def training(run: RunResult) -> Figure:
         axis.plot(log["step"], bound, color=COLOURS[5], label="bound")
         axis.plot(log["step"], bound + gap, "--", color=COLOURS[3], label="bound + gap")
         axis.set(xlabel="step", title=r"$\log\,E_{D^+}[p/\pi_\mathrm{ref}]$")
+        axis.legend(frameon=False)
+    if judged:
+        axis = rest.pop(0)
+        axis.plot(log["step"], log["log_likelihood"], color=COLOURS[5], label="curated")
+        axis.plot(log["step"], log["held_out_log_likelihood"], "--", color=COLOURS[3], label="held out")
+        axis.set(xlabel="step", title="log-likelihood of a row")
         axis.legend(frameon=False)
     for axis in axes[0]:
         axis.locator_params(axis="x", nbins=4)
