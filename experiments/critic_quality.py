@@ -57,6 +57,8 @@ class CriticQualityConfig:
     """Numbers of updates after which a critic is judged, whole multiples of 500."""
     expectiles: tuple[float, ...] = (0.5, 0.7, 0.9)
     discounts: tuple[float, ...] = (0.99,)
+    sarsa: bool = True
+    """The SARSA critic too."""
     out: Path = Path("results/critic")
     work: Path | None = None
     """Folder of unfinished trainings; by default ~/.cache/iwsft_control/critic-quality."""
@@ -123,7 +125,8 @@ def critics(config: CriticQualityConfig) -> Iterator[tuple[str, str, Any]]:
                 "critic",
                 critic.CriticConfig(expectile=expectile, discount=discount),
             )
-        yield f"SARSA, discount {discount:g}", "sarsa", sarsa.SarsaConfig(discount=discount)
+        if config.sarsa:
+            yield f"SARSA, discount {discount:g}", "sarsa", sarsa.SarsaConfig(discount=discount)
 
 
 def stages(method: Method, config: Any, data: Prepared, seed: int, updates: Sequence[int], path: Path) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """``python -m iwsft_control.video``: a video of a trained policy.
 
+iwsft video hopper-medium-replay      # a policy that comes with the package
 iwsft video results/runs/hopper-medium-replay/iw-sft-q-by-q-seed0-....safetensors
 iwsft video POLICY --env hopper-medium-replay --out hopper.gif --steps 300
 """
@@ -22,7 +23,7 @@ class VideoConfig:
     """Whose video, and of what."""
 
     policy: Annotated[Path, tyro.conf.Positional]
-    """The .safetensors file beside a result."""
+    """The .safetensors file beside a result, or the task of a policy that comes with the package."""
     env: str | None = None
     """Task or Gymnasium id; by default the task that the policy was trained on."""
     out: Path | None = None

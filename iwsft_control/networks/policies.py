@@ -278,13 +278,22 @@ class TrainedPolicy:
             )
 
 
+SHIPPED = Path(__file__).parent / "shipped"  # a policy per task: iw-SFT(Q) by learned Q, seed 0
+
+
 def load_policy(path: str | Path) -> TrainedPolicy:
-    """The policy of a run, from the safetensors file beside its result.
+    """The policy of a run, from the safetensors file beside its result, or one that comes with the package.
+
+    Args:
+        path: the file, or the task of a policy that comes with the package: ``"hopper-medium-replay"``.
 
     Raises:
         UserError: no such file, it is damaged, or it is not a policy of this project.
     """
     path = Path(path)
+    own = SHIPPED / f"{path}.safetensors"
+    if not path.exists() and own.is_file():
+        path = own
     if path.exists() and path.suffix != ".safetensors":
         raise UserError(f"{path} is no policy; give the .safetensors file beside a result.")
     arrays, known = files.load_arrays(path)
