@@ -49,8 +49,13 @@ class Variant(NamedTuple):
         return f"{self.group}-{self.weights}".replace(" ", "-").replace(",", "").replace("[", "").replace("]", "")
 
 
-def variants() -> list[Variant]:
-    """Every variant, group by group; the first of a group has no weights."""
+def variants(targets: Sequence[float] = TARGETS, fixed: bool = True) -> list[Variant]:
+    """Every variant, group by group; the first of a group has no weights.
+
+    Args:
+        targets: effective sample sizes.
+        fixed: with the weights of a fixed temperature or clip too.
+    """
     found: list[Variant] = []
     for quality, curation, name in (
         ("return", CurationConfig(), "return, episodes"),
@@ -60,8 +65,9 @@ def variants() -> list[Variant]:
     ):
         curated = (("curation", curation),)
         found.append(Variant(name, "none", "sft-q", quality, curated))
-        weighings = {f"ess {t}": ImportanceConfig(t) for t in TARGETS}
-        weighings |= {"temperature 10": ImportanceConfig(None, temperature=10.0), "clip [0.2, 1.8]": EARLIER}
+        weighings = {f"ess {t}": ImportanceConfig(t) for t in targets}
+        if fixed:
+            weighings |= {"temperature 10": ImportanceConfig(None, temperature=10.0), "clip [0.2, 1.8]": EARLIER}
         found += [Variant(name, w, "iw-sft-q", quality, (*curated, ("importance", i))) for w, i in weighings.items()]
     return found
 
@@ -75,6 +81,10 @@ class AblationConfig:
     """Neither those of tuning (100 and up) nor those of the table (0 to 9)."""
     groups: tuple[str, ...] = ()
     """Names of groups ("return, episodes"), by default all of them."""
+    targets: tuple[float, ...] = TARGETS
+    """Effective sample sizes of the weights."""
+    fixed: bool = True
+    """The weights of temperature 10 and those clipped to [0.2, 1.8] too."""
     out: Path = Path("results/ablation")
     workers: int | None = None
     quick: bool = False
@@ -83,7 +93,7 @@ class AblationConfig:
 
 def main(config: AblationConfig) -> None:
     """Run every variant, then write the table and the figure."""
-    every = variants()
+    every = variants(config.targets, config.fixed)
     known = list(dict.fromkeys(v.group for v in every))
     unknown = sorted(set(config.groups) - set(known))
     require(not unknown, f"no group {', '.join(unknown)}; choose of {'; '.join(known)}.")
