@@ -27,7 +27,7 @@ def test_table_and_figure(tmp_path, monkeypatch, capsys):
     small = ("policy", PolicyConfig(hidden=(8,), batch_size=16))
     every = [v for v in ablation.variants() if v.group == "return, episodes" and v.weights in ("none", "ess 0.5")]
     every = [v._replace(settings=(*v.settings, small)) for v in every]
-    monkeypatch.setattr(ablation, "variants", lambda: every)
+    monkeypatch.setattr(ablation, "variants", lambda *_: every)
     config = ablation.AblationConfig(("hopper-medium-replay",), (3, 4), out=tmp_path, workers=1, quick=True)
     with pytest.raises(UserError, match="no group nothing; choose of return, episodes"):
         ablation.main(ablation.AblationConfig(groups=("nothing",), out=tmp_path))
