@@ -15,6 +15,7 @@ from iwsft_control.base import console
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import save_pytree
 from iwsft_control.benchmark import results, track
+from iwsft_control.envs import tasks
 from iwsft_control.envs import video as rendering
 from iwsft_control.networks import policies
 from tests.test_run import ID, command, config, small
@@ -59,6 +60,19 @@ def test_a_policy_says_what_it_is(tmp_path):
     assert [row["name"] for row in rows] == ["loss", "normalised_score"]
     assert float(rows[0]["value"]) == pytest.approx(result.diagnostics["training"]["loss"][0])
     assert float(rows[1]["value"]) == result.normalised_score
+
+
+@pytest.mark.parametrize("task", ["hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay"])
+def test_a_policy_comes_with_the_package(task):
+    """Found by its task, of the default method and the first seed, and it runs as its score says."""
+    policy = iwsft_control.load_policy(task)
+    assert (policy.task, policy.method, policy.seed) == (task, "iw-sft-q", 0)
+    environment = tasks.parse_task(task).environment
+    assert policy.dataset == tasks.parse_task(task).reconstruction_id and policy.commit and policy.score
+    returns = iwsft_control.evaluate(policy, environment.env_id, episodes=10)
+    score = tasks.normalise(returns.mean(), environment.ref_min_score, environment.ref_max_score)
+    error = 100 * returns.std(ddof=1) / 10**0.5 / (environment.ref_max_score - environment.ref_min_score)
+    assert abs(score - policy.score) < 4 * error + 1
 
 
 def test_a_wrong_observation_names_both_sizes(policy_file):
