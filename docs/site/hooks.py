@@ -45,17 +45,22 @@ def on_files(files: Any, config: Any) -> Any:
 
     scores = list(csv.DictReader((RESULTS / "table.csv").read_text(encoding="utf-8").splitlines()))
     files.append(File.generated(config, "results.md", content=results()))
-    for name in QUESTIONS:
+    for name in figures():
         files.append(File.generated(config, f"figures/{name}.svg", abs_src_path=str(RESULTS / f"figures/{name}.svg")))
     for module, cards in modules().items():
         files.append(File.generated(config, f"methods/{module}.md", content=page(module, cards, scores)))
     return files
 
 
+def figures() -> dict[str, str]:
+    """The figures of the results that there are, with their questions: learning curves are no part of every table."""
+    return {name: question for name, question in QUESTIONS.items() if (RESULTS / f"figures/{name}.svg").is_file()}
+
+
 def results() -> str:
     """The page of results: figures and the tables of results/table.md."""
     text = (RESULTS / "table.md").read_text(encoding="utf-8")
-    pictures = [f"![{question}](figures/{name}.svg)\n\n{question}\n" for name, question in QUESTIONS.items()]
+    pictures = [f"![{question}](figures/{name}.svg)\n\n{question}\n" for name, question in figures().items()]
     first = text.index("\n## ")
     return text[:first] + "\n## Figures\n\n" + "\n".join(pictures) + text[first:]
 
