@@ -158,9 +158,8 @@ def behaviour_table(
 ) -> Table:
     """Mean scores of every candidate beside the published ones."""
     table = Table("candidate", *TOLERANCE, "portrait", "behaviour", title="mean normalised score; distances")
-    ranges = [
-        f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}" for low, high in PUBLISHED_SCORES[task].values()
-    ]
+    published = (PUBLISHED_SCORES[task][method] for method in TOLERANCE)
+    ranges = [f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}" for low, high in published]
     table.add_row("published", *ranges, "0", "0")
     for name, found in scores.items():
         cells = [f"{mean_score(found[m]):.1f}" if m in found else "-" for m in TOLERANCE]

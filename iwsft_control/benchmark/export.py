@@ -71,12 +71,7 @@ def run_results(
                 quick=settings.quick,
                 dataset=results.describe_data(data),
                 physics=physics.describe(data.env_id),
-                evaluation={
-                    "first_reset_seed": evaluation.FIRST_RESET_SEED,
-                    "ref_min_score": data.ref_min_score,
-                    "ref_max_score": data.ref_max_score,
-                    "policy": f"{acts}, {evaluated}, last checkpoint",
-                },
+                evaluation=describe_evaluation(data, f"{acts}, {evaluated}, last checkpoint"),
                 episode_returns=list(record["returns"][s]),
                 normalised_score=mean,
                 standard_error=error,
@@ -89,6 +84,16 @@ def run_results(
             )
         )
     return found
+
+
+def describe_evaluation(data: Dataset, policy: str) -> dict[str, Any]:
+    """How a result was evaluated: the reset seeds, the returns that score 0 and 100, and which ``policy`` acted."""
+    return {
+        "first_reset_seed": evaluation.FIRST_RESET_SEED,
+        "ref_min_score": data.ref_min_score,
+        "ref_max_score": data.ref_max_score,
+        "policy": policy,
+    }
 
 
 def result_path(folder: Path, result: results.RunResult) -> Path:

@@ -207,12 +207,7 @@ def _skeleton(config: Any, data: Dataset, task: str, name: str, seed: int, offli
         quick=config.quick,
         dataset=results.describe_data(data),
         physics=physics.describe(data.env_id),
-        evaluation={
-            "first_reset_seed": evaluation.FIRST_RESET_SEED,
-            "ref_min_score": data.ref_min_score,
-            "ref_max_score": data.ref_max_score,
-            "policy": "mean action, last parameters",
-        },
+        evaluation=export.describe_evaluation(data, "mean action, last parameters"),
         episode_returns=[],
         normalised_score=0.0,
         standard_error=0.0,

@@ -173,7 +173,7 @@ def _metadata(task: Task, config: sac.SACConfig, seed: int, found: Fingerprint) 
 
 def embed(folder: Path, task: Task, episodes: Episodes, metadata: dict[str, Any]) -> None:
     """Pack a data set into ``folder`` and enter its size and sha256 into the manifest there."""
-    path = folder / f"{task.name}-v1.hdf5"
+    path = folder / f"{'-'.join(task.reconstruction_id.split('/')[1:])}.hdf5"
     environment = {"env_spec": minari_files.environment_spec(task.environment.env_id)}
     packed.pack(path, episodes, {"dataset_id": task.reconstruction_id, **environment, **metadata})
     manifest = folder / "manifest.json"

@@ -7,6 +7,7 @@ All of them on D4RL's own data, with mujoco-py. The scores stand with their meth
 
 from __future__ import annotations
 
+from iwsft_control.configs.card import Published
 from iwsft_control.methods import registry
 
 PUBLISHED_TASKS = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
@@ -20,13 +21,7 @@ def published() -> dict[str, tuple[float, float, float]]:
     return {label: found[label] for label in sorted(found, key=lambda x: ORDER.index(x) if x in ORDER else len(ORDER))}
 
 
-def published_label(method: str, quality: str | None) -> str | None:
+def published_as(method: str, quality: str | None) -> Published | None:
     """The published column that means what a row here means (the paper's quality is the return)."""
     column = registry.cards()[method].published if method in registry.cards() else None
-    return column.label if column is not None and column.quality == quality else None
-
-
-def published_as(method: str, quality: str | None) -> tuple[float, float, float] | None:
-    """Its scores."""
-    label = published_label(method, quality)
-    return None if label is None else published()[label]
+    return column if column is not None and column.quality == quality else None

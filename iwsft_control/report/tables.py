@@ -14,7 +14,7 @@ import numpy as np
 
 from iwsft_control.benchmark.results import NO_PHYSICS, RunResult
 from iwsft_control.report import statistics
-from iwsft_control.report.published import PUBLISHED_TASKS, published, published_as, published_label
+from iwsft_control.report.published import PUBLISHED_TASKS, published, published_as
 from iwsft_control.report.runs import (
     NORMALISED,
     Report,
@@ -177,11 +177,11 @@ def _differences(report: Report, title: str, subject: str, pairs: Mapping[str, t
 
 
 def _published_as(row: Row, datasets: Sequence[str], tasks_of: Mapping[str, str]) -> str:
-    values = published_as(row.method, row.quality)
-    if values is None:
+    column = published_as(row.method, row.quality)
+    if column is None:
         return "-"
     places = [PUBLISHED_TASKS.index(tasks_of[d]) if tasks_of[d] in PUBLISHED_TASKS else None for d in datasets]
-    return " / ".join("-" if i is None else f"{values[i]:.1f}" for i in places)
+    return " / ".join("-" if i is None else f"{column.scores[i]:.1f}" for i in places)
 
 
 def _difference_row(report: Report, row: Row, other: Row, label: str, comparisons: int) -> list[str]:
@@ -214,7 +214,8 @@ def _published(report: Report) -> Section | None:
     text = "Published: single numbers, on D4RL's own data in mujoco-py's physics. In brackets: mean here, difference."
     if "reconstruction" in ours_are:
         text += " The scores here are on reconstructions: other data, so the two are not comparable number by number."
-    ours = {published_label(row.method, row.quality): strata(report, row) for row in report.scores}
+    columns_of = {row: published_as(row.method, row.quality) for row in report.scores}
+    ours = {column.label: strata(report, row) for row, column in columns_of.items() if column is not None}
 
     def beside(label: str, value: float, i: int) -> str:
         scores = ours[label][i] if label in ours else ()
