@@ -17,7 +17,7 @@ from tests.conftest import make_data, make_episodes
 from tests.test_run import ID, SCORES, small
 
 BENCH = Path(__file__).parents[1] / "experiments" / "bench"
-NEW = ("shared", "command", "growth", "loading", "released", "sequences")
+NEW = ("all", "shared", "command", "growth", "loading", "released", "sequences")
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +185,33 @@ def test_sequences(capsys, monkeypatch):
     assert all(number(rate) > 0 for rate in found.values())
     with pytest.raises(UserError, match="iw-sft-q differ"):
         sequences.main(dataclasses.replace(config, methods=("iw-sft-q",)))
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def test_what_benches_print_is_kept_as_files(tmp_path, monkeypatch, capfd):
+    """One file for each, with its command; a bench that fails stops the rest and loses nothing."""
+    every = bench("all")
+    assert all((BENCH / f"{name}.py").is_file() for name in every.BENCHES)
+    monkeypatch.setattr(every, "BENCH", tmp_path)
+    (tmp_path / "loading.py").write_text("print('é 3.0')")
+    (tmp_path / "training.py").write_text("import sys; print(sys.argv[1:])")
+    (tmp_path / "command.py").write_text("raise SystemExit(2)")
+    config = every.AllConfig(("loading", "training", "command"), tmp_path / "out", tmp_path / "clone")
+    with pytest.raises(UserError, match="command failed"):
+        every.main(config)
+    kept = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in (tmp_path / "out").iterdir()}
+    assert {name: (lines[0], lines[2]) for name, lines in kept.items()} == {
+        "loading": ("$ python experiments/bench/loading.py", "é 3.0"),
+        "training": (
+            "$ python experiments/bench/training.py --unifloral ../unifloral",
+            str(["--unifloral", str(tmp_path / "clone")]),
+        ),
+    }
+    assert re.fullmatch("# commit ([0-9a-f]{40}|unknown)", kept["loading"][1])
+    with pytest.raises(UserError, match="no bench lading; choose of startup, loading"):
+        every.main(every.AllConfig(("lading",)))
 
 
 # --- the main command -------------------------------------------------------------------------------------------------
