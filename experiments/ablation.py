@@ -5,7 +5,8 @@
 Every variant is a sweep with other settings; BC and the critics are done once for all of them. Kill it and start it
 again: finished runs are kept. The table (results/ablation/ablation.md) gives for every variant the mean score over
 seeds with its 95% interval and, paired by seed, its difference from the variant of its group that is not weighted
-(SFT(Q)). The figure shows the score against the effective sample size of the weights.
+(SFT(Q)) and, over all tasks, from iw-SFT(Q) by the recipe of the paper's released code. The figure shows the score
+against the effective sample size of the weights.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from iwsft_control.report import figures, formats, statistics
 from iwsft_control.report.tables import cell
 
 TARGETS = (0.9, 0.7, 0.5, 0.3, 0.14, 0.05)
+RELEASED = "released recipe"
 EARLIER = ImportanceConfig(None, temperature=1.0, relative=False, low=0.2, high=1.8)  # the defaults up to 0.1
 
 
@@ -54,7 +56,8 @@ def variants(targets: Sequence[float] = TARGETS, fixed: bool = True) -> list[Var
 
     Args:
         targets: effective sample sizes.
-        fixed: with the weights of a fixed temperature or clip too.
+        fixed: with the weights of a fixed temperature or clip too, and the recipe of the released code, whose
+            temperature is fixed.
     """
     found: list[Variant] = []
     for quality, curation, name in (
@@ -69,6 +72,10 @@ def variants(targets: Sequence[float] = TARGETS, fixed: bool = True) -> list[Var
         if fixed:
             weighings |= {"temperature 10": ImportanceConfig(None, temperature=10.0), "clip [0.2, 1.8]": EARLIER}
         found += [Variant(name, w, "iw-sft-q", quality, (*curated, ("importance", i))) for w, i in weighings.items()]
+    if fixed:
+        recipe = (("preset", "released"),)
+        found.append(Variant(RELEASED, "none", "sft-q", "return", recipe))
+        found.append(Variant(RELEASED, "temperature 10", "iw-sft-q", "return", recipe))
     return found
 
 
@@ -84,7 +91,7 @@ class AblationConfig:
     targets: tuple[float, ...] = TARGETS
     """Effective sample sizes of the weights."""
     fixed: bool = True
-    """The weights of temperature 10 and those clipped to [0.2, 1.8] too."""
+    """The weights of temperature 10 and those clipped to [0.2, 1.8] too, and the paper's released recipe."""
     out: Path = Path("results/ablation")
     workers: int | None = None
     quick: bool = False
@@ -137,23 +144,40 @@ def scores(found: Mapping[int, RunResult], seeds: Sequence[int]) -> np.ndarray:
     return np.array([found[s].normalised_score for s in seeds])
 
 
+def over_tasks(by_task: Mapping[str, Mapping[int, RunResult]], names: Sequence[str]) -> dict[int, float]:
+    """Mean normalised score over tasks, of the seeds that have all of them."""
+    seeds = set.intersection(*(set(by_task.get(name, {})) for name in names))
+    return {s: float(np.mean([by_task[name][s].normalised_score for name in names])) for s in sorted(seeds)}
+
+
 def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of cells."""
+    """Header and rows of cells: every task, then the mean over tasks."""
     names = [tasks.parse_task(t).name for t in config.tasks]
-    header = ["quality, unit", "weights", *(c for n in names for c in (n, "minus no weights"))]
-    rows = []
+    columns = {
+        variant: [{s: r.normalised_score for s, r in by_task.get(name, {}).items()} for name in names]
+        + [over_tasks(by_task, names)]
+        for variant, by_task in found.items()
+    }
     base = {v.group: v for v in found if v.weights == "none"}
-    for variant, by_task in found.items():
+    released = next((v for v in found if v.group == RELEASED and v.weights != "none"), None)
+    header = ["quality, unit", "weights", *(c for n in (*names, "mean of the tasks") for c in (n, "minus no weights"))]
+    rows = []
+    for variant, own in columns.items():
         cells = [variant.group, variant.weights]
-        for name in names:
-            mine, other = by_task.get(name, {}), found[base[variant.group]].get(name, {})
-            shared = sorted(set(mine) & set(other))
-            cells.append(cell(statistics.mean_interval(scores(mine, sorted(mine)))) if mine else "-")
-            differences = scores(mine, shared) - scores(other, shared)
-            alike = variant is base[variant.group] or not shared
-            cells.append("-" if alike else cell(statistics.mean_interval(differences), signed=True))
+        for mine, other in zip(own, columns[base[variant.group]], strict=True):
+            cells.append(cell(statistics.mean_interval(np.array([*mine.values()]))) if mine else "-")
+            cells.append("-" if variant is base[variant.group] else difference(mine, other))
+        if released:
+            cells.append("-" if variant is released else difference(own[-1], columns[released][-1]))
         rows.append(cells)
-    return header, rows
+    return header + ["minus the released iw-SFT(Q)"] * bool(released), rows
+
+
+def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> str:
+    """Paired by seed, with its interval."""
+    shared = sorted(set(mine) & set(other))
+    apart = np.array([mine[s] - other[s] for s in shared])
+    return cell(statistics.mean_interval(apart), signed=True) if shared else "-"
 
 
 def figure(config: AblationConfig, found: Found) -> Any:

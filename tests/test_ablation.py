@@ -1,5 +1,7 @@
 """The ablation: variants differ in what they say, and the table compares them on the same seeds."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -18,8 +20,33 @@ def test_variants_differ_in_one_factor():
         for other in others:
             assert other.method == "iw-sft-q" and other.quality == first.quality
             changed = {k for k, v in other.settings if dict(first.settings).get(k) != v}
-            assert changed == {"importance"}
+            assert changed == ({"importance"} if group != ablation.RELEASED else set())
             make(**dict(other.settings))  # they are groups of options
+
+
+def test_the_mean_over_tasks_is_paired_by_seed():
+    """Only of seeds that have every task; the difference from the released recipe beside it."""
+    every = [v for v in ablation.variants() if v.group in ("return, episodes", ablation.RELEASED)]
+    plain, *_, released = every
+    weighted = next(v for v in every if v.weights == "ess 0.5")
+
+    def runs(*scores):
+        return {s: SimpleNamespace(normalised_score=x) for s, x in enumerate(scores)}
+
+    names = ("hopper-medium-replay", "walker2d-medium-replay")
+    found = {
+        plain: dict(zip(names, (runs(10.0, 20.0, 99.0), runs(30.0, 20.0)), strict=True)),
+        weighted: dict(zip(names, (runs(20.0, 30.0), runs(40.0, 40.0)), strict=True)),
+        released: {names[0]: runs(0.0, 0.0)},
+    }
+    found |= {v: {} for v in every if v not in found and v.weights == "none"}
+    header, rows = ablation.table(ablation.AblationConfig(names), found)
+    cells = {row[1]: dict(zip(header, row, strict=False)) for row in rows if row[0] == plain.group}
+    assert cells["none"]["mean of the tasks"].startswith("20.0")
+    assert cells["ess 0.5"]["mean of the tasks"].startswith("32.5")  # 30 and 35
+    assert rows[1][-2].startswith("+12.5")  # 30 - 20 and 35 - 20
+    assert rows[1][-1] == "-"  # the recipe has no second task
+    assert len(header) == len(rows[0])
 
 
 def test_table_and_figure(tmp_path, monkeypatch, capsys):
@@ -36,7 +63,7 @@ def test_table_and_figure(tmp_path, monkeypatch, capsys):
     assert len(lines) == 4 and lines[2].startswith("| return, episodes | none |")
     found = {v: ablation.read(config, v)["hopper-medium-replay"] for v in every}
     plain, weighted = (ablation.scores(found[v], (3, 4)) for v in every)
-    assert f"{np.mean(weighted - plain):+.1f}" in lines[3]
+    assert f"{np.mean(weighted - plain):+.1f}" in lines[3].split("|")[4] == lines[3].split("|")[6]  # one task: its mean
     assert ablation._mean_size(found[every[1]]) == pytest.approx(0.5, abs=0.05)
     assert ablation._mean_size(found[every[0]]) == 1.0
     assert (tmp_path / "effective-sample-size.svg").is_file()
