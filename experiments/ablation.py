@@ -144,33 +144,46 @@ def scores(found: Mapping[int, RunResult], seeds: Sequence[int]) -> np.ndarray:
     return np.array([found[s].normalised_score for s in seeds])
 
 
-def over_tasks(by_task: Mapping[str, Mapping[int, RunResult]], names: Sequence[str]) -> dict[int, float]:
-    """Mean normalised score over tasks, of the seeds that have all of them."""
-    seeds = set.intersection(*(set(by_task.get(name, {})) for name in names))
-    return {s: float(np.mean([by_task[name][s].normalised_score for name in names])) for s in sorted(seeds)}
+def bc_start(run: RunResult) -> float:
+    """Normalised score of the BC policy from which a run was fine-tuned."""
+    return float(run.diagnostics["bc_start"]["normalised_score"])
+
+
+def with_mean(by_task: Sequence[Mapping[int, float]]) -> list[Mapping[int, float]]:
+    """Scores by task and seed, and last their mean over tasks, of the seeds that have all of them."""
+    shared = sorted(set.intersection(*(set(scores) for scores in by_task)))
+    return [*by_task, {s: float(np.mean([scores[s] for scores in by_task])) for s in shared}]
 
 
 def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of cells: every task, then the mean over tasks."""
+    """Header and rows of cells: BC, then every variant; every task, then the mean over tasks."""
     names = [tasks.parse_task(t).name for t in config.tasks]
     columns = {
-        variant: [{s: r.normalised_score for s, r in by_task.get(name, {}).items()} for name in names]
-        + [over_tasks(by_task, names)]
+        variant: with_mean([{s: r.normalised_score for s, r in by_task.get(name, {}).items()} for name in names])
         for variant, by_task in found.items()
     }
+    first = found[next(iter(found))]
+    starts = with_mean([{s: bc_start(r) for s, r in first.get(name, {}).items()} for name in names])
     base = {v.group: v for v in found if v.weights == "none"}
     released = next((v for v in found if v.group == RELEASED and v.weights != "none"), None)
     header = ["quality, unit", "weights", *(c for n in (*names, "mean of the tasks") for c in (n, "minus no weights"))]
-    rows = []
+    rows = [
+        ["BC, where they start", "-", *(c for mine in starts for c in (interval(mine), "-"))] + ["-"] * bool(released)
+    ]
     for variant, own in columns.items():
         cells = [variant.group, variant.weights]
         for mine, other in zip(own, columns[base[variant.group]], strict=True):
-            cells.append(cell(statistics.mean_interval(np.array([*mine.values()]))) if mine else "-")
+            cells.append(interval(mine))
             cells.append("-" if variant is base[variant.group] else difference(mine, other))
         if released:
             cells.append("-" if variant is released else difference(own[-1], columns[released][-1]))
         rows.append(cells)
     return header + ["minus the released iw-SFT(Q)"] * bool(released), rows
+
+
+def interval(scores: Mapping[int, float]) -> str:
+    """Mean over seeds with its interval."""
+    return cell(statistics.mean_interval(np.array([*scores.values()]))) if scores else "-"
 
 
 def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> str:

@@ -31,7 +31,8 @@ def test_the_mean_over_tasks_is_paired_by_seed():
     weighted = next(v for v in every if v.weights == "ess 0.5")
 
     def runs(*scores):
-        return {s: SimpleNamespace(normalised_score=x) for s, x in enumerate(scores)}
+        start = {"bc_start": {"normalised_score": 7.0}}
+        return {s: SimpleNamespace(normalised_score=x, diagnostics=start) for s, x in enumerate(scores)}
 
     names = ("hopper-medium-replay", "walker2d-medium-replay")
     found = {
@@ -44,9 +45,10 @@ def test_the_mean_over_tasks_is_paired_by_seed():
     cells = {row[1]: dict(zip(header, row, strict=False)) for row in rows if row[0] == plain.group}
     assert cells["none"]["mean of the tasks"].startswith("20.0")
     assert cells["ess 0.5"]["mean of the tasks"].startswith("32.5")  # 30 and 35
-    assert rows[1][-2].startswith("+12.5")  # 30 - 20 and 35 - 20
-    assert rows[1][-1] == "-"  # the recipe has no second task
-    assert len(header) == len(rows[0])
+    assert rows[2][-2].startswith("+12.5")  # 30 - 20 and 35 - 20
+    assert rows[2][-1] == "-"  # the recipe has no second task
+    assert rows[0][:3] == ["BC, where they start", "-", "7.0 [7.0, 7.0]"]
+    assert {len(row) for row in rows} == {len(header)}
 
 
 def test_table_and_figure(tmp_path, monkeypatch, capsys):
@@ -60,10 +62,10 @@ def test_table_and_figure(tmp_path, monkeypatch, capsys):
         ablation.main(ablation.AblationConfig(groups=("nothing",), out=tmp_path))
     ablation.main(config)
     lines = (tmp_path / "ablation.md").read_text().splitlines()
-    assert len(lines) == 4 and lines[2].startswith("| return, episodes | none |")
+    assert len(lines) == 5 and lines[3].startswith("| return, episodes | none |")
     found = {v: ablation.read(config, v)["hopper-medium-replay"] for v in every}
     plain, weighted = (ablation.scores(found[v], (3, 4)) for v in every)
-    assert f"{np.mean(weighted - plain):+.1f}" in lines[3].split("|")[4] == lines[3].split("|")[6]  # one task: its mean
+    assert f"{np.mean(weighted - plain):+.1f}" in lines[4].split("|")[4] == lines[4].split("|")[6]  # one task: its mean
     assert ablation._mean_size(found[every[1]]) == pytest.approx(0.5, abs=0.05)
     assert ablation._mean_size(found[every[0]]) == 1.0
     assert (tmp_path / "effective-sample-size.svg").is_file()
