@@ -16,6 +16,7 @@ from iwsft_control.datasets import facts, load, minari_files, packed, transition
 from iwsft_control.envs import tasks
 from iwsft_control.networks.policies import TanhGaussianPolicy
 from iwsft_control.reconstruction import collection, levels, pool, portraits, sac
+from tests.conftest import make_episodes
 
 TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16), first_steps=1000)
 
@@ -101,6 +102,12 @@ def test_fixed_policies(level, tiny, tmp_path):
         collect.main(collect.CollectConfig(name, work=tmp_path / "work"))
 
 
+def choose(record, chosen):
+    """What accept writes of its choice."""
+    files.write_json(record / "hopper-medium-replay.json", {"chosen": chosen.name})
+    pool.write(record / "pool", chosen)
+
+
 def test_only_the_chosen_replay_is_packed(tiny, tmp_path):
     """By default the chosen replay's seed and updates are used; the embedded folder takes no other replay."""
     seed, updates = collect.CHOSEN["hopper"]
@@ -108,30 +115,41 @@ def test_only_the_chosen_replay_is_packed(tiny, tmp_path):
     config = collect.CollectConfig("hopper-medium-replay", work=work, embed=tmp_path / "packed", record=record)
     with pytest.raises(UserError, match="names no chosen candidate"):
         collect.main(config)
-    run = pool.begin("d4rl/Hopper-v2", dataclasses.replace(TINY, updates_per_step=updates), seed, 3000, work)
-    assert run.steps == 3000  # the replay itself is kept
-    chosen = pool.candidate(run)
-    files.write_json(record / "hopper-medium-replay.json", {"chosen": chosen.name})
-    pool.write(record / "pool", dataclasses.replace(chosen, sha256="of another replay"))
+    candidate = pool.Candidate("hopper", 3, 1.0, "0", portraits.portrait(make_episodes((30,)), None))
+    choose(record, candidate)
+    with pytest.raises(
+        UserError, match=r"names seed3-u1, not seed2-u0\.4; give --seed 3 --updates-per-step 1, or leave"
+    ):
+        collect.main(config)
+    assert not work.exists() and not (tmp_path / "packed").exists()  # both were said before anything was made
+    choose(record, dataclasses.replace(candidate, seed=seed, updates_per_step=updates))
     with pytest.raises(UserError, match=r"this replay is not seed2-u0\.4 of"):
         collect.main(config)
-    assert not (tmp_path / "packed").exists() and not minari_files.minari_path(HOPPER.reconstruction_id).exists()
-    pool.write(record / "pool", chosen)
+    assert not list((tmp_path / "packed").iterdir()) and not minari_files.minari_path(HOPPER.reconstruction_id).exists()
+    run = pool.begin("d4rl/Hopper-v2", dataclasses.replace(TINY, updates_per_step=updates), seed, 3000, work)
+    assert run.steps == 3000  # the replay itself is kept
+    choose(record, pool.candidate(run))
     collect.main(config)
     entry = json.loads((tmp_path / "packed/manifest.json").read_text())[HOPPER.reconstruction_id]
     assert (tmp_path / "packed" / entry["file"]).stat().st_size == entry["bytes"]
 
 
 def test_data_are_written_and_packed_alike(tiny, tmp_path, monkeypatch):
-    candidate = dataclasses.make_dataclass("C", ["name", "sha256"])
-    monkeypatch.setattr(levels, "content_sha256", lambda episodes: "x")
-    monkeypatch.setattr(pool, "chosen", lambda folder, task: candidate("seed0-u0.02", "x"))
-    config = collect.CollectConfig("hopper-medium-replay", seed=0, work=tmp_path / "work", embed=tmp_path / "packed")
-    collect.main(config)
+    record = tmp_path / "record"
+    choose(record, pool.candidate(pool.grow("d4rl/Hopper-v2", TINY, 0, 3000, tmp_path / "work")))
+    options = {"work": tmp_path / "work", "embed": tmp_path / "packed", "record": record}
+    collect.main(collect.CollectConfig("hopper-medium-replay", seed=0, **options))
     monkeypatch.setattr(packed, "EMBEDDED", tmp_path / "packed")
     unpacked, metadata = packed.read_embedded(HOPPER.reconstruction_id)
     assert (metadata["seed"], metadata["generation_config"]["updates_per_step"]) == (0, 0.02)
     assert types.content_sha256(unpacked) == load.load(HOPPER).sha256
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot write into .*iwsft/hopper"):
+        collect.main(collect.CollectConfig("hopper-random", work=tmp_path / "work"))
 
 
 @pytest.mark.parametrize("env", ["ant-medium-replay", "hopper-full-replay"])

@@ -24,6 +24,7 @@ from iwsft_control.envs import physics, tasks
 from iwsft_control.envs.tasks import Task
 from iwsft_control.reconstruction import pool, sac
 from iwsft_control.reconstruction.collection import ITERATION_STEPS, Run, concatenate, rollout
+from iwsft_control.reconstruction.pool import Candidate
 from iwsft_control.reconstruction.portraits import fingerprint
 
 ROLLOUT_STEPS = 1_000_000  # transitions of random, medium and expert data
@@ -47,27 +48,44 @@ def make(
         record: folder of accept's record, which names the only replay that is packed.
 
     Raises:
-        UserError: the data set exists already, or another replay is to be packed than the chosen one.
+        UserError: the data set exists already, or another replay is to be packed than the chosen one. What can be
+            known of that before the replay is made is said before; its content only afterwards, and the replay is kept.
     """
     require(expert_steps >= ITERATION_STEPS, f"--expert-steps must be at least {ITERATION_STEPS}.")
     place = minari_files.minari_path(task.reconstruction_id)
     require(not place.exists(), f"{place} exists already; delete it to collect {task.name} again.")
+    chosen = None if folder is None else _to_pack(task, config, seed, record)
     console.cache_compiled_programs()
-    console.writable(work)
+    for each in (work, place.parent, *([] if folder is None else [folder])):
+        console.writable(each)
     episodes = _collect(task, config, seed, expert_steps, work)
     found = fingerprint(episodes)
     report(task, episodes, found)
     metadata = _metadata(task, config, seed, found)
-    if folder is not None:
-        chosen = pool.chosen(record, task)
+    if folder is not None and chosen is not None:
         require(
             content_sha256(episodes) == chosen.sha256,
-            f"this replay is not {chosen.name} of {record / task.name}.json, which accept chose; on another kind of "
-            "processor a replay is another one.",
+            f"this replay is not {chosen.name} of {record / task.name}.json, which accept chose: on another kind of "
+            f"processor a replay is another one. It is kept in {work}; leave out --embed to use it here.",
         )
         embed(folder, task, episodes, dict(metadata))
     written = minari_files.write_minari(task.reconstruction_id, episodes, task.environment.env_id, metadata)
     console.console.print(f"written: {task.reconstruction_id} in {written}")
+
+
+def _to_pack(task: Task, config: sac.SACConfig, seed: int, record: Path) -> Candidate:
+    """The candidate that accept chose, which a replay must be if it is to be packed.
+
+    Raises:
+        UserError: there is no choice, or it is another seed or another number of updates a step.
+    """
+    chosen = pool.chosen(record, task)
+    require(
+        (chosen.seed, chosen.updates_per_step) == (seed, config.updates_per_step),
+        f"{record / task.name}.json names {chosen.name}, not {pool.replay_name(seed, config.updates_per_step)}; "
+        f"give --seed {chosen.seed} --updates-per-step {chosen.updates_per_step:g}, or leave out --embed.",
+    )
+    return chosen
 
 
 def _collect(task: Task, config: sac.SACConfig, seed: int, expert_steps: int, work: Path) -> Episodes:

@@ -30,9 +30,14 @@ CHECKPOINT_STEPS = 20_000
 CHECKPOINT_SECONDS = 1200  # of runs that grow together: their checkpoints are large
 
 
+def replay_name(seed: int, updates_per_step: float) -> str:
+    """The name of a replay: "seed0-u1"."""
+    return f"seed{seed}-u{updates_per_step:g}"
+
+
 def slug(env_id: str, seed: int, config: sac.SACConfig) -> str:
     """The name of a replay's files: "Hopper-v2-seed0-u1"."""
-    return f"{env_id.split('/')[1]}-seed{seed}-u{config.updates_per_step:g}"
+    return f"{env_id.split('/')[1]}-{replay_name(seed, config.updates_per_step)}"
 
 
 def grow(
@@ -158,7 +163,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return f"seed{self.seed}-u{self.updates_per_step:g}"
+        return replay_name(self.seed, self.updates_per_step)
 
 
 def candidate(run: Run) -> Candidate:
