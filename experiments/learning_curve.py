@@ -84,7 +84,7 @@ def curve(config: CurveConfig, task: str, name: str) -> str:
     assert export is not None
     record = curves.begin(task, name, config.seed, stages.configuration(stage), data, config.episodes)
     if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = curves.read_record(path)
         wanted = json.loads(json.dumps(record))
         whole = known["step"][-1:] == [config.steps]
         if whole and all(known[k] == wanted[k] for k in ("config", "dataset", "episodes")):

@@ -136,8 +136,12 @@ def details(found: Mapping[Path, RunResult]) -> str:
     """What pass@1 is made of, a row for each method, in Markdown: mean over seeds [95% t interval].
 
     Raises:
-        UserError: runs that do not belong into one table.
+        UserError: runs that do not belong into one table, or one without these figures.
     """
+    for path, run in found.items():
+        known = run.diagnostics.get("figures")
+        whole = isinstance(known, dict) and set(COLUMNS) <= set(known)
+        require(whole, f"{path} lacks figures of its evaluation; it is of other runs, or damaged: run it again.")
     some = next(iter(found.values()))
     report = grouped.collect(found, Row(some.method, some.quality), Row(some.method, some.quality))
     titles = [title for title, _, _ in COLUMNS.values()] + ["T in D+ (%)", "effective sample size (%)"]

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from minari.serialization import serialize_space
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from experiments import fuzz
+from experiments import fuzz, sequences
 from iwsft_control import load_policy, sweep, table
 from iwsft_control.base import console, files, snapshot
 from iwsft_control.base.errors import UserError
@@ -26,13 +27,16 @@ from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import d4rl_files, hdf5, load, minari_files, packed
-from iwsft_control.envs import evaluation, specs
+from iwsft_control.envs import evaluation, specs, tasks
 from iwsft_control.envs.batch import GymnasiumBatch, make_batch
+from iwsft_control.reconstruction import pool, portraits
+from iwsft_control.report import curves, online
 from tests.conftest import make_data, make_episodes
 from tests.test_report import make_run
 
 ID = "test/car/small-v0"
 SCORES = {"ref_min_score": -20.0, "ref_max_score": 3000.0}
+HOPPER = tasks.parse_task("hopper-medium-replay")
 CAR, PENDULUM = "MountainCarContinuous-v0", "Pendulum-v1"  # 2 observations and 1 action, 3 and 1
 
 
@@ -817,6 +821,94 @@ def test_result_files_are_typed_as_deep_as_tables_read(tmp_path, change, sentenc
     (tmp_path / "x.json").write_text(json.dumps(value), encoding="utf-8")
     with pytest.raises(UserError, match=sentence):
         results.read(tmp_path / "x.json")
+
+
+DEEP = "[" * 100_000
+NO_JSON = ("", "{", DEEP, "\ud800".encode("utf-8", "surrogatepass"))
+POINTS = {"step": [500, 1000], "normalised_score": [1.0, 2.0], "standard_error": [0.1, 0.1]}
+CURVE = {"task": "t", "method": "m", "seed": 1, "config": {}, "dataset": {}, "episodes": 2, **POINTS}
+ENTRY = {"file": "a.hdf5", "sha256": "0", "bytes": 1}
+PORTRAIT = pool.Candidate("hopper", 3, 1.0, "0", portraits.portrait(make_episodes((30,)), None))
+
+
+def portrait(**changes):
+    return dataclasses.asdict(PORTRAIT) | changes
+
+
+def inner(**changes):
+    return portrait(portrait=dataclasses.asdict(PORTRAIT.portrait) | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "wrong"),
+    [
+        (
+            "hopper-medium-replay.json",
+            lambda path: pool.chosen(path.parent, HOPPER),
+            (*NO_JSON, [], {}, "seed3-u1", {"chosen": 3}, {"chosen": ["seed3-u1"]}),
+        ),
+        (
+            "hopper-seed3-u1.json",
+            lambda path: pool.read(path.parent, "hopper"),
+            (*NO_JSON, 3, [], portrait(seed="3"), portrait(portrait=[]), portrait(more=1), inner(mean=None))
+            + (inner(length_quantiles=[1.0]), inner(length_quantiles=["1"] * 6), inner(length_quantiles=3)),
+        ),
+        ("manifest.json", packed.read_manifest, (*NO_JSON, [], {"a": 1}, {"a": ENTRY | {"file": 3}}, {"a": {}})),
+        (
+            "curve.json",
+            lambda path: curves.read(path.parent),
+            (*NO_JSON, [], {}, CURVE | {"seed": None}, CURVE | {"step": []}, CURVE | {"step": [1]})
+            + (CURVE | {"step": 3}, CURVE | {"normalised_score": [1.0, "2"]}, CURVE | {"averaged_score": [1.0]}),
+        ),
+        ("result.json", results.read, (*NO_JSON, [], {}, 3)),
+    ],
+)
+def test_damaged_json_of_our_own_is_one_sentence(tmp_path, name, read, wrong):
+    """Whatever the suite has written as JSON and reads back, with the file and what to do about it in the sentence."""
+    path = tmp_path / name
+    for value in wrong:
+        raw = value.encode() if isinstance(value, str) else value
+        path.write_bytes(raw if isinstance(raw, bytes) else json.dumps(raw).encode())
+        with pytest.raises(UserError) as error:
+            read(path)
+        text = str(error.value)
+        assert name in text and re.search(r"; (run|collect|delete|install) .*\.$", text) and "\n" not in text, text
+
+
+def test_json_of_our_own_that_is_whole_is_read(tmp_path):
+    pool.write(tmp_path / "pool", PORTRAIT)
+    assert pool.read(tmp_path / "pool", "hopper") == [PORTRAIT]
+    files.write_json(tmp_path / "hopper-medium-replay.json", {"chosen": "seed3-u1", "accepted": False})
+    assert pool.chosen(tmp_path, HOPPER) == PORTRAIT
+    for chosen, sentence in ((None, "names no chosen candidate; run"), ("seed4-u1", "holds no portrait of seed4-u1")):
+        files.write_json(tmp_path / "hopper-medium-replay.json", {"chosen": chosen})
+        with pytest.raises(UserError, match=sentence):
+            pool.chosen(tmp_path, HOPPER)
+    files.write_json(tmp_path / "curves/a.json", CURVE)
+    assert curves.read(tmp_path / "curves") == [[CURVE]]
+    files.write_json(tmp_path / "manifest.json", {"a": ENTRY})
+    assert packed.read_manifest(tmp_path / "manifest.json") == {"a": ENTRY}
+    assert packed.read_manifest(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize("lost", ["start", "reward", "steps", "curve"])
+def test_online_results_are_looked_at_before_they_are_drawn(tmp_path, lost):
+    curve = {"step": [1], "normalised_score": [1.0], "success": [0.0]}
+    run = make_run(method="uft", config={"start": "bc", "reward": "dense", "steps": 9})
+    diagnostics = run.diagnostics | {"curve": curve, "success": 0.0}
+    run = dataclasses.replace(run, diagnostics=diagnostics, evaluation=run.evaluation | {"simulator_steps": 9})
+    results.write(tmp_path / "a.json", run)
+    assert len(online.find(tmp_path)) == 1
+    for values in (run.config, run.diagnostics):
+        values.pop(lost, None)
+    results.write(tmp_path / "a.json", run)
+    with pytest.raises(UserError, match="is no result of online training, or damaged"):
+        online.find(tmp_path)
+
+
+def test_runs_without_the_figures_of_a_language_model_are_refused():
+    with pytest.raises(UserError, match=r"x\.json lacks figures"):
+        sequences.details({Path("x.json"): make_run()})
 
 
 HOSTILE = "x</p><script>alert(1)</script>\n\\input{/etc/passwd}|[a](b) $x_1 é"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, is_finite
 
 # Where the record stands in a file's metadata. A name of its own tells files with a checksum from those of earlier
 # versions, so that damage to the checksum's name does not make one of the latter of it.
@@ -60,6 +61,62 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def read_json(path: Path, what: str, remedy: str) -> Any:
+    """A JSON file as Python's objects.
+
+    Args:
+        what: what the file should be, for the sentence: "a result file".
+        remedy: what to do where it is none: "run it again".
+
+    Raises:
+        UserError: it cannot be read, or is not JSON.
+    """
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not {what} ({error}); {remedy}.") from error
+
+
+def problem_of(values: Any, types: Mapping[str, str]) -> str | None:
+    """What keeps a JSON object from having these fields and no others; None if nothing does.
+
+    Args:
+        types: of the fields, as :func:`is_of` takes them.
+    """
+    if not isinstance(values, dict):
+        return "it is no object"
+    different = sorted(set(values) ^ set(types))
+    if different:
+        return f"missing or unknown fields ({', '.join(different):.200})"
+    return next((f"{name} should be {kind}" for name, kind in types.items() if not is_of(values[name], kind)), None)
+
+
+def fields_of(kind: type) -> dict[str, str]:
+    """The fields of a dataclass and their types, as its source writes them."""
+    return {field.name: str(field.type) for field in dataclasses.fields(kind)}
+
+
+def is_of(value: Any, kind: str) -> bool:
+    """Whether a JSON value is of a type as annotations write it; numbers are finite, truth values are none.
+
+    Args:
+        kind: "float", "str | None", "list[...]" and the like (elements are not looked at); another class is an object.
+    """
+    if value is None:
+        return kind.endswith("| None")
+    name = kind.removesuffix(" | None").split("[")[0]
+    if name in ("float", "int"):
+        return is_number(value) and (name == "float" or isinstance(value, int))
+    return isinstance(value, {"str": str, "bool": bool, "list": list, "tuple": list}.get(name, dict))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a number is finite, and no integer that NumPy has no type for."""
+    return is_finite(value) and (isinstance(value, float) or abs(value) < 2**63)
 
 
 def write_text(path: Path, text: str) -> None:

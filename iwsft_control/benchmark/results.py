@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError, is_finite
+from iwsft_control.base.errors import UserError
 from iwsft_control.base.versions import SCORING, version
 from iwsft_control.datasets.types import Dataset
 
@@ -114,12 +114,7 @@ def read(path: Path) -> RunResult:
     Raises:
         UserError: no such file, not JSON, of another schema, or a field is missing, unknown or of the wrong type.
     """
-    try:
-        values = files.parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not a result file ({error}); run it again.") from error
+    values = files.read_json(path, "a result file", "run it again")
     problem = _problem(values)
     if problem is not None:
         raise UserError(f"{path} {problem}; run it again.")
@@ -130,26 +125,22 @@ def _problem(values: Any) -> str | None:
     """What keeps JSON from being a result; None if nothing does."""
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         return f"is not a result file of schema {SCHEMA}"
-    types = {f.name: str(f.type) for f in dataclasses.fields(RunResult)}
-    different = sorted(set(values) ^ set(types))
-    if different:
-        return f"has missing or unknown fields ({', '.join(different):.200})"
-    for name, kind in types.items():
-        if not _is(values[name], kind):
-            return f"is damaged: {name} should be {kind}"
+    problem = files.problem_of(values, files.fields_of(RunResult))
+    if problem is not None:
+        return f"is damaged: {problem}"
     for name, keys in KEYS.items():
         missing = sorted(set(keys) - set(values[name]))
         if missing:
             return f"is damaged: {name} lacks {', '.join(missing)}"
         for key, kind in keys.items():
-            if not _is(values[name][key], kind):
+            if not files.is_of(values[name][key], kind):
                 return f"is damaged: {key} of {name} should be {kind}"
     for name in ("training", "critic"):
         problem = _log_problem(values["diagnostics"].get(name, {"step": [0], "loss": [0]}))
         if problem is not None:
             return f"is damaged: the log of {name} {problem}"
     returns, evaluation = values["episode_returns"], values["evaluation"]
-    if not returns or not all(map(_is_number, returns)):
+    if not returns or not all(map(files.is_number, returns)):
         return "is damaged: episode_returns must be finite numbers"
     low, high = evaluation["ref_min_score"], evaluation["ref_max_score"]
     if low >= high:
@@ -158,16 +149,6 @@ def _problem(values: Any) -> str | None:
     if not np.isclose(mean, float(values["normalised_score"]), rtol=1e-6, atol=1e-6):
         return "is damaged: normalised_score is not that of its episode returns"
     return None
-
-
-def _is(value: Any, kind: str) -> bool:
-    """Whether a value is of a type as :class:`RunResult` writes it; numbers are finite, truth values are none."""
-    name = kind.split("[")[0]
-    if name in ("float", "int"):
-        return _is_number(value) and (name == "float" or isinstance(value, int))
-    if name in ("str | None", "str"):
-        return isinstance(value, str) or (value is None and name != "str")
-    return isinstance(value, {"bool": bool, "list": list, "dict": dict}[name])
 
 
 ROWS = ("weight_quantiles", "weight_histogram")  # of a log: several numbers for each step (the latter up to 0.1)
@@ -181,14 +162,11 @@ def _log_problem(log: Any) -> str | None:
         if not isinstance(values, list) or len(values) != len(log["step"]):
             return f"has not one {name:.40} for each step"
         rows = values if name in ROWS else [[value] for value in values]
-        if not all(isinstance(row, list) and len(row) == len(rows[0]) and all(map(_is_number, row)) for row in rows):
+        if not all(
+            isinstance(row, list) and len(row) == len(rows[0]) and all(map(files.is_number, row)) for row in rows
+        ):
             return f"holds a {name:.40} that is no finite number"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a number is finite, and no integer that NumPy has no type for."""
-    return is_finite(value) and (isinstance(value, float) or abs(value) < 2**63)
 
 
 def versions() -> dict[str, str]:

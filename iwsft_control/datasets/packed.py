@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, require
 from iwsft_control.datasets import hdf5
 from iwsft_control.datasets.types import CONTENT, VELOCITY_LIMIT, Episodes
 
 EMBEDDED = Path(__file__).parent / "embedded"
+MANIFEST = "manifest.json"
+ENTRY = {"file": "str", "sha256": "str", "bytes": "int"}  # of a manifest
 COLUMNS = (*CONTENT, "root_x", "velocity_beyond_limit")  # of a packed file
 
 
@@ -97,12 +99,24 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def embedded_manifest() -> dict[str, dict[str, Any]]:
     """Data set id -> {"file", "sha256", "bytes"} of what ships with the package."""
-    return read_manifest(EMBEDDED / "manifest.json")
+    return read_manifest(EMBEDDED / MANIFEST)
 
 
 def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """A manifest of packed data sets; empty where there is none yet."""
-    return files.parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A manifest of packed data sets; empty where there is none yet.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    what = "a manifest of packed data sets"
+    remedy = "install iwsft_control again" if path.parent == EMBEDDED else "delete it and pack its data sets again"
+    found = files.read_json(path, what, remedy)
+    entries = found.values() if isinstance(found, dict) else [None]
+    problem = next((p for p in (files.problem_of(entry, ENTRY) for entry in entries) if p is not None), None)
+    require(problem is None, f"{path} is not {what} ({problem}); {remedy}.")
+    return found
 
 
 def embedded_file(dataset_id: str) -> tuple[Path, str]:

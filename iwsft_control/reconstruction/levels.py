@@ -58,6 +58,8 @@ def make(
     console.cache_compiled_programs()
     for each in (work, place.parent, *([] if folder is None else [folder])):
         console.writable(each)
+    if folder is not None:
+        packed.read_manifest(folder / packed.MANIFEST)  # a damaged one is said before the replay is made
     episodes = _collect(task, config, seed, expert_steps, work)
     found = fingerprint(episodes)
     report(task, episodes, found)
@@ -194,7 +196,7 @@ def embed(folder: Path, task: Task, episodes: Episodes, metadata: dict[str, Any]
     path = folder / f"{'-'.join(task.reconstruction_id.split('/')[1:])}.hdf5"
     environment = {"env_spec": minari_files.environment_spec(task.environment.env_id)}
     packed.pack(path, episodes, {"dataset_id": task.reconstruction_id, **environment, **metadata})
-    manifest = folder / "manifest.json"
+    manifest = folder / packed.MANIFEST
     entries = packed.read_manifest(manifest)
     entries[task.reconstruction_id] = {
         "file": path.name,

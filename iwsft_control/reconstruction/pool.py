@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, require
 from iwsft_control.datasets import facts
 from iwsft_control.datasets.types import Episodes, content_sha256
 from iwsft_control.envs import tasks
@@ -147,7 +146,8 @@ def _iterate_together(
 
 def steps_of(checkpoint: Path) -> int:
     """Environment steps of a checkpoint; 0 if it is damaged."""
-    return int(files.read_metadata(checkpoint).get("steps", 0))
+    found = files.read_metadata(checkpoint).get("steps")
+    return found if isinstance(found, int) else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,30 +191,44 @@ def read(folder: Path, environment: str) -> list[Candidate]:
     Raises:
         UserError: a file is not a portrait.
     """
-    found = []
-    for path in folder.glob(f"{environment}-seed*.json"):
-        try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            inner = values.pop("portrait")
-            inner["length_quantiles"] = tuple(inner["length_quantiles"])
-            found.append(Candidate(**values, portrait=Portrait(**inner)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is not a candidate's portrait ({error}); collect it again.") from error
+    found = [_read(path) for path in folder.glob(f"{environment}-seed*.json")]
     return sorted(found, key=lambda c: (c.updates_per_step, c.seed))
+
+
+def _read(path: Path) -> Candidate:
+    what, remedy = "a candidate's portrait", "collect it again"
+    values = files.read_json(path, what, remedy)
+    problem = files.problem_of(values, files.fields_of(Candidate))
+    if problem is None:
+        inner = values["portrait"]
+        problem = files.problem_of(inner, files.fields_of(Portrait))
+    if problem is None:
+        inner["length_quantiles"] = quantiles = tuple(inner["length_quantiles"])
+        if len(quantiles) != len(QUANTILES) or not all(map(files.is_number, quantiles)):
+            problem = f"length_quantiles should be {len(QUANTILES)} numbers"
+    require(problem is None, f"{path} is not {what} ({problem}); {remedy}.")
+    return Candidate(**values | {"portrait": Portrait(**inner)})
 
 
 def chosen(record: Path, task: Task) -> Candidate:
     """The candidate that ``python -m iwsft_control.accept`` chose, by its record in a folder.
 
     Raises:
-        UserError: there is no record, or no choice in it.
+        UserError: there is no record, it is damaged, or it names no candidate whose portrait is there.
     """
-    path = record / f"{task.name}.json"
-    name = json.loads(path.read_text(encoding="utf-8"))["chosen"] if path.is_file() else None
+    path, command = record / f"{task.name}.json", f"'python -m iwsft_control.accept --env {task.name}'"
+    found: Any = None
+    if path.is_file():
+        what, remedy = "accept's record", f"run {command} again"
+        values = files.read_json(path, what, remedy)
+        good = isinstance(values, dict) and "chosen" in values and files.is_of(values["chosen"], "str | None")
+        require(good, f'{path} is not {what} (it names no candidate under "chosen"); {remedy}.')
+        found = values["chosen"]
+    require(found is not None, f"{path} names no chosen candidate; run {command} first.")
     for each in read(record / "pool", task.environment.name):
-        if each.name == name:
+        if each.name == found:
             return each
-    raise UserError(f"{path} names no chosen candidate; run 'python -m iwsft_control.accept --env {task.name}' first.")
+    raise UserError(f"{record / 'pool'} holds no portrait of {found}, which {path} names; run {command} again.")
 
 
 def load_episodes(work: Path, environment: Environment, found: Candidate) -> Episodes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from iwsft_control.base import files
+from iwsft_control.base.errors import require
 from iwsft_control.benchmark import results
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import evaluation
@@ -18,6 +18,9 @@ from iwsft_control.networks.policies import Exported
 from iwsft_control.report import figures
 
 FIRST_RESET_SEED = 3_000_000  # no result uses these
+POINTS, AVERAGES = ("step", "normalised_score", "standard_error"), ("last_iterate_score", "averaged_score")
+FIELDS = {"task": "str", "method": "str", "seed": "int", "config": "dict", "dataset": "dict", "episodes": "int"}
+FIELDS |= dict.fromkeys(POINTS, "list")
 
 
 def begin(task: str, method: str, seed: int, config: Mapping[str, Any], data: Dataset, episodes: int) -> dict[str, Any]:
@@ -57,9 +60,32 @@ def draw(folder: Path) -> None:
 
 
 def read(folder: Path) -> list[list[Mapping[str, Any]]]:
-    """The curves in a folder, in groups that differ in their seed only."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return list(_grouped(records).values())
+    """The curves in a folder, in groups that differ in their seed only.
+
+    Raises:
+        UserError: a file is not a curve.
+    """
+    return list(_grouped([read_record(path) for path in sorted(folder.glob("*.json"))]).values())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A curve, whole or not.
+
+    Raises:
+        UserError: the file is none.
+    """
+    what, remedy = "a learning curve", "delete it and draw it again"
+    record = files.read_json(path, what, remedy)
+    known = {name: record.get(name) for name in FIELDS} if isinstance(record, dict) else record
+    problem = files.problem_of(known, FIELDS)
+    if problem is None:
+        columns = [record[name] for name in (*POINTS, *AVERAGES) if name in record]
+        if not columns[0] or any(not isinstance(c, list) or len(c) != len(columns[0]) for c in columns):
+            problem = "it has no points, or not one score for each"
+        elif not all(files.is_number(x) for column in columns for x in column):
+            problem = "a score is no finite number"
+    require(problem is None, f"{path} is not {what} ({problem}); {remedy}.")
+    return record
 
 
 def quarters(records: Sequence[Mapping[str, Any]]) -> str:
@@ -82,7 +108,7 @@ def averages(records: Sequence[Mapping[str, Any]]) -> str:
     """
     lines = ["| task | method | last parameters | their average |", "|---|---|---|---|"]
     for (task, method, _), same in _grouped([r for r in records if "averaged_score" in r]).items():
-        columns = ([_means(r["step"], r[k], 2)[1] for r in same] for k in ("last_iterate_score", "averaged_score"))
+        columns = ([_means(r["step"], r[k], 2)[1] for r in same] for k in AVERAGES)
         cells = " | ".join(", ".join(f"{mean:.0f}" for mean in column) for column in columns)
         lines.append(f"| {task} | {method} | {cells} |")
     return "\n".join(lines)

@@ -72,7 +72,8 @@ def _check(path: Path, run: RunResult) -> None:
     whole = bool(columns) and all(isinstance(c, list) and c and len(c) == len(columns[0]) for c in columns)
     numbers = whole and all(is_finite(x) for c in columns for x in c)
     known = is_finite(run.evaluation.get("simulator_steps")) and is_finite(run.diagnostics.get("success"))
-    budget = isinstance(run.config.get("steps"), int) and isinstance(run.config.get("reward"), str)
+    budget = isinstance(run.config.get("steps"), int)
+    budget &= all(isinstance(run.config.get(name), str) for name in ("reward", "start"))
     if not (numbers and known and budget and run.method in METHODS):
         raise UserError(f"{path} is no result of online training, or damaged; remove it or run it again.")
 
