@@ -14,8 +14,7 @@ import tyro
 
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
-from iwsft_control.datasets import facts, minari_files
-from iwsft_control.datasets.d4rl_files import BASE_URL, download, file_name, import_file, official_files
+from iwsft_control.datasets import facts
 from iwsft_control.envs import tasks
 
 
@@ -49,10 +48,11 @@ def main(config: Download | Import) -> None:
     """Download or import one data set."""
     if isinstance(config, Import):
         require(config.file.is_file(), f"{config.file} does not exist; check the path.")
-    known = official_files()
     name = config.task if config.task is not None else Path(getattr(config, "file", "")).stem
     task = tasks.parse_task(name)
-    official, expected = known[file_name(task)], None
+    from iwsft_control.datasets import d4rl_files, minari_files  # here: help and a mistake need none of HDF5 and Minari
+
+    official, expected = d4rl_files.official_files()[d4rl_files.file_name(task)], None
     if task.level == "medium-replay":
         expected = facts.D4RL_MEDIUM_REPLAY.get(task.environment.name)
     target = minari_files.minari_path(task.d4rl_id)
@@ -62,11 +62,11 @@ def main(config: Download | Import) -> None:
     else:
         folder = config.folder or files.cache_home() / "d4rl"
         console.writable(folder)
-        path = folder / file_name(task)
+        path = folder / d4rl_files.file_name(task)
         with console.progress_bar() as bar:
             line = bar.add_task(path.name, total=official.size)
-            download(BASE_URL + path.name, path, official, lambda n: bar.advance(line, n))
-    written = import_file(path, task, official, expected)
+            d4rl_files.download(d4rl_files.BASE_URL + path.name, path, official, lambda n: bar.advance(line, n))
+    written = d4rl_files.import_file(path, task, official, expected)
     console.console.print(f"imported: {task.d4rl_id} in {written}; runs of {task.name} use it from now on.")
 
 

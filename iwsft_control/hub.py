@@ -88,10 +88,10 @@ def push(what: str, to: str) -> str:
     """
     if what.endswith(".safetensors"):
         return _push_policy(Path(what), to)
-    from iwsft_control.datasets import minari_files
-
     (organisation, *more) = parts_of(to, 1, "the address of an organisation or user, hf://ORG")
     require(not more, f"{to} is not the address of an organisation or user, hf://ORG; the data set keeps its own id.")
+    from iwsft_control.datasets import minari_files  # here and below: help and a mistake in an address need none of it
+
     there = what in minari_files.local_ids()
     require(there, f"{what} is neither a .safetensors file nor a data set in {minari_files.minari_path('')}.")
     group, *rest = what.split("/")
@@ -108,10 +108,11 @@ def push(what: str, to: str) -> str:
 
 
 def _push_policy(path: Path, to: str) -> str:
-    from iwsft_control.networks.policies import load_policy
-
     organisation, name, *more = parts_of(to, 2, "the address of a repository of policies, hf://ORG/NAME")
     require(not more, f"{to} is not the address of a repository of policies, hf://ORG/NAME.")
+    require(path.is_file(), f"{path} does not exist; check the path.")
+    from iwsft_control.networks.policies import load_policy
+
     load_policy(path)  # what is uploaded can be read
     repository = f"{organisation}/{name}"
     with hub() as api:
@@ -155,12 +156,12 @@ def pull(what: str, out: Path = Path(".")) -> Path:
 
 
 def _pull_policy(repository: str, name: str, what: str, out: Path) -> Path:
-    from iwsft_control.networks.policies import load_policy
-
     require(bool(name), f"{what} is not the address of a policy, hf://ORG/NAME/FILE.safetensors.")
     target = out / Path(name).name
     require(not target.exists(), f"{target} exists already; delete it, or choose another --out.")
     console.writable(out)
+    from iwsft_control.networks.policies import load_policy
+
     with tempfile.TemporaryDirectory(dir=out, prefix=".pull-") as folder, hub() as api:
         found = Path(api.hf_hub_download(repository, name, repo_type="model", local_dir=folder))
         load_policy(found)

@@ -40,7 +40,13 @@ def main(config: VideoConfig) -> None:
     """Check, play, write."""
     require(config.episode >= 0, "--episode must not be negative.")
     require(config.size > 0 and (config.steps is None or config.steps > 0), "--size and --steps must be positive.")
-    from iwsft_control.envs import evaluation, video  # here: help needs no MuJoCo
+    if not config.policy.exists():
+        path = config.policy.suffix != "" or len(config.policy.parts) > 1
+        require(not path, f"{config.policy} does not exist; check the path.")
+        tasks.parse_task(str(config.policy))  # of a policy that comes with the package
+    if config.env is not None:
+        tasks.environment_of(config.env)
+    from iwsft_control.envs import evaluation, video  # here: help and a mistake need none of MuJoCo
     from iwsft_control.networks.policies import load_policy
 
     policy = load_policy(config.policy)

@@ -8,6 +8,7 @@ import gymnasium as gym
 import pytest
 
 import iwsft_control
+from iwsft_control.__main__ import COMMANDS
 from iwsft_control.envs import physics, registration
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "mujoco", "minari", "h5py", "matplotlib", "scipy", "ray", "pandas"}
@@ -21,6 +22,11 @@ def imported(code):
     """What a fresh process has imported at its end: (exit code, stdout, packages)."""
     done = subprocess.run([sys.executable, "-c", REPORT + code], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, set(json.loads(done.stderr.splitlines()[-1])), done.stderr
+
+
+def test_every_command_is_among_them():
+    (cases,) = (m.args[1] for m in test_what_needs_no_heavy_package_imports_none.pytestmark if m.name == "parametrize")
+    assert {arguments[0] for arguments, code in cases if code == 0 and arguments[-1] == "--help"} >= set(COMMANDS)
 
 
 def command(*arguments):
@@ -65,6 +71,20 @@ def command(*arguments):
         (("accept", "--help"), 0),
         (("accept", "--env", "hoper-medium-replay"), 2),
         (("video", "--help"), 0),
+        (("video", "hoper-medium-replay"), 2),
+        (("video", "nowhere.safetensors"), 2),
+        (("video", "hopper-medium-replay", "--env", "hoper-medium-replay"), 2),
+        (("d4rl", "--help"), 0),
+        (("d4rl", "download", "--help"), 0),
+        (("d4rl", "dowload", "hopper-medium-replay"), 2),
+        (("d4rl", "download", "hoper-medium-replay"), 2),
+        (("d4rl", "import", "nowhere.hdf5"), 2),
+        (("d4rl", "import", __file__, "--task", "hoper-medium-replay"), 2),
+        (("push", "--help"), 0),
+        (("push", "test/hopper/mine-v0", "ORG"), 2),
+        (("push", "nowhere.safetensors", "hf://ORG/NAME"), 2),
+        (("pull", "--help"), 0),
+        (("pull", "hf://ORG/mine.safetensors"), 2),
     ],
 )
 def test_what_needs_no_heavy_package_imports_none(arguments, code):

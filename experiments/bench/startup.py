@@ -18,7 +18,9 @@ from rich.table import Table
 from iwsft_control.base import console
 
 RUN = ("-m", "iwsft_control.run", "--env")
-SWEEP, TABLE, FINETUNE = (("-m", f"iwsft_control.{name}") for name in ("sweep", "table", "finetune"))
+SWEEP, TABLE, FINETUNE, D4RL, PUSH, PULL, VIDEO = (
+    ("-m", f"iwsft_control.{name}") for name in ("sweep", "table", "finetune", "d4rl", "push", "pull", "video")
+)
 COMMANDS: dict[str, tuple[str, ...]] = {
     "python -c pass": ("-c", "pass"),
     "import iwsft_control": ("-c", "import iwsft_control"),
@@ -43,6 +45,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "iwsft finetune ... --method ufft": (*FINETUNE, "--env", "hopper-medium-replay", "--method", "ufft"),
     "iwsft finetune ... --ppo.clip -1": (*FINETUNE, "--env", "hopper-medium-replay", "--ppo.clip", "-1"),
     "iwsft finetune --sedes 3": (*FINETUNE, "--sedes", "3"),
+    "iwsft d4rl --help": (*D4RL, "--help"),
+    "iwsft d4rl download hoper-medium-replay": (*D4RL, "download", "hoper-medium-replay"),
+    "iwsft push nowhere.safetensors hf://ORG/NAME": (*PUSH, "nowhere.safetensors", "hf://ORG/NAME"),
+    "iwsft pull hf://ORG/mine.safetensors": (*PULL, "hf://ORG/mine.safetensors"),
+    "iwsft video hoper-medium-replay": (*VIDEO, "hoper-medium-replay"),
 }
 
 
