@@ -93,6 +93,19 @@ def test_shared_stages_are_made_once():
     assert all(place[need] < place[job] for job in everything for need in job.dependencies())
 
 
+def test_data_are_named_once_unless_quiet_and_folders_opened(tmp_path, capsys):
+    source, out, kept = DataSource(TASK), tmp_path / "results", tmp_path / "stages"
+    assert benchmark_jobs.begin([source, DataSource(TASK)], out, kept).folder == kept
+    assert capsys.readouterr().out.count("data: D4RL/hopper/medium-replay-v2") == 1
+    assert (
+        out.is_dir() and benchmark_jobs.begin([source], out, None, quiet=True).folder == files.cache_home() / "stages"
+    )
+    assert capsys.readouterr().out == ""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write into .*: it is a file"):
+        benchmark_jobs.begin([source], tmp_path / "file", kept)
+
+
 def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
     data = DataSource(TASK).load()
 

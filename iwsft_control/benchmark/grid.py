@@ -11,13 +11,11 @@ from typing import Any
 import jax
 
 from iwsft_control.base import console, files
-from iwsft_control.base.files import cache_home
 from iwsft_control.base.progress import duration
 from iwsft_control.benchmark import checks, jobs, processes, ray_pool, stages
 from iwsft_control.benchmark.board import Board, seconds_of
 from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
 from iwsft_control.benchmark.settings import Settings
-from iwsft_control.benchmark.store import Store
 from iwsft_control.envs import tasks
 from iwsft_control.methods import registry
 
@@ -59,15 +57,8 @@ def run(plan: Any, chosen: Settings) -> None:
         SystemExit: a run failed.
     """
     folder = plan.results or Path("results/quick" if plan.quick else "results/sweep")
-    store = Store(plan.stages or cache_home() / "stages")
     wanted = plan_jobs(plan, chosen)
-    for source in dict.fromkeys(job.source for job in wanted):
-        data = source.load()
-        checks.check_environment(tasks.parse_task(source.task), data)
-        checks.describe(data)
-    console.writable(folder)
-    checks.check_store(store)
-
+    store = jobs.begin((job.source for job in wanted), folder, plan.stages, plan.quiet)
     pool: jobs.Pool | None = None
     if plan.ray is not None and not plan.dry_run:
         # First of all, since artefacts are named after the kind of device that the cluster offers.

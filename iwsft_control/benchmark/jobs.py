@@ -6,14 +6,15 @@ import dataclasses
 import functools
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 
+from iwsft_control.base import console, files
 from iwsft_control.base.errors import RunError, UserError
-from iwsft_control.benchmark import export, stages
+from iwsft_control.benchmark import checks, export, stages
 from iwsft_control.benchmark.perform import Advance, Report, perform
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.benchmark.store import Store
@@ -57,6 +58,31 @@ def _load(source: DataSource, minari_root: Path) -> Dataset:
         trust_environment=source.trust_environment,
         flatten_observations=source.flatten_observations,
     )
+
+
+def begin(sources: Iterable[DataSource], results: Path, kept: Path | None, quiet: bool = False) -> Store:
+    """What every command does before it trains: load, check and name its data, and make sure that it can write.
+
+    Args:
+        results: folder of result files.
+        kept: folder of finished stages; by default the one in the user's cache.
+        quiet: whether the data are not named.
+
+    Returns:
+        The finished stages.
+
+    Raises:
+        UserError: the data cannot be used, or results cannot be written.
+    """
+    for source in dict.fromkeys(sources):
+        data = source.load()
+        checks.check_environment(tasks.parse_task(source.env) if source.env else None, data)
+        if not quiet:
+            checks.describe(data)
+    store = Store(kept or files.cache_home() / "stages")
+    console.writable(results)
+    checks.check_store(store)
+    return store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,12 @@ import jax
 
 from iwsft_control.base import console
 from iwsft_control.base.errors import UserError
-from iwsft_control.base.files import cache_home
 from iwsft_control.base.progress import Bars
 from iwsft_control.benchmark import checks, jobs, processes, results, stages, track
 from iwsft_control.benchmark.jobs import DataSource, Failure, Job
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
-from iwsft_control.envs import tasks
 
 
 def run(config: Any, chosen: Settings) -> None:
@@ -34,17 +32,10 @@ def run(config: Any, chosen: Settings) -> None:
         UserError: the data cannot be used, or something cannot be written.
         SystemExit: a method failed.
     """
-    task = tasks.parse_task(config.env) if config.env else None
     scores = checks.reference_scores(config.ref_min_score, config.ref_max_score)
     source = DataSource(config.env, config.dataset, scores, config.trust_environment, config.flatten_observations)
-    data = source.load()
-    checks.check_environment(task, data)
     folder = config.results or Path("results/quick" if config.quick else "results/runs")
-    store = Store(config.stages or cache_home() / "stages")
-    console.writable(folder)
-    checks.check_store(store)
-    if not config.quiet:
-        checks.describe(data)
+    store = jobs.begin([source], folder, config.stages, config.quiet)
     if config.quick and not config.quiet:
         console.console.print("quick: a few steps and 5 episodes; this is a trial, not a score.")
     wanted = [
@@ -86,7 +77,9 @@ def run(config: Any, chosen: Settings) -> None:
                     failed.add(job)
                     continue
                 try:
-                    perform(job.stage, data, store, jobs.reporter(lambda *event, job=job: progress(job, *event)))
+                    perform(
+                        job.stage, source.load(), store, jobs.reporter(lambda *event, job=job: progress(job, *event))
+                    )
                 except Exception as error:  # a failed method stops only those that depend on it
                     failed.add(job)
                     finished(job, jobs.failure(error))

@@ -14,7 +14,6 @@ import numpy as np
 
 from iwsft_control.base import console
 from iwsft_control.base.errors import UserError
-from iwsft_control.base.files import cache_home
 from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.benchmark import checks, export, jobs, results, stages, store
 from iwsft_control.benchmark.jobs import DataSource
@@ -24,7 +23,7 @@ from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets.transitions import Demonstrations as Pairs
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.envs import evaluation, physics, tasks
+from iwsft_control.envs import evaluation, physics
 from iwsft_control.envs.batch import D4RLBatch, make_batch
 from iwsft_control.learning import curation
 from iwsft_control.learning.method import Artefact
@@ -48,16 +47,10 @@ def run(config: Any, chosen: Settings) -> None:
         UserError: the data cannot be used, a training failed, or something cannot be written.
     """
     config = shortened(config)
-    task = tasks.parse_task(config.env) if config.env else None
     scores = checks.reference_scores(config.ref_min_score, config.ref_max_score)
     source = DataSource(config.env, config.dataset, scores)
-    data = source.load()
-    checks.check_environment(task, data)
     folder = config.results or Path("results/quick" if config.quick else "results/online")
-    kept = Store(config.stages or cache_home() / "stages")
-    console.writable(folder)
-    checks.check_store(kept)
-    checks.describe(data)
+    kept = jobs.begin([source], folder, config.stages)
     console.cache_compiled_programs()
     with console.progress_bar() as bar:
         for seed in config.seeds:
