@@ -527,6 +527,18 @@ def test_the_committed_tables_are_those_of_the_committed_runs():
 
 
 @pytest.mark.skipif(not RESULTS.is_dir(), reason="results/ is not part of an installed package")
+def test_the_committed_runs_are_of_todays_configurations(tmp_path):
+    """Otherwise a run that is done would be done again, under another name."""
+    bench = runs.Bench(
+        task.parse("modchain-8"), SequenceConfig(), evaluation.EvaluationConfig(), False, tmp_path, lambda *_: None
+    )
+    found = grouped.find([RESULTS / "runs"]).values()
+    assert {run.method for run in found} == set(METHODS)
+    for run in found:
+        assert bench.configuration(runs.Job(run.method, run.quality, run.seed)) == run.config
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="results/ is not part of an installed package")
 def test_the_page_shows_the_committed_tables():
     page = (RESULTS.parents[1] / "docs" / "sequences.md").read_text()
     table_text = (RESULTS / "table.md").read_text().split("## Every method minus sft")[1].split("## ")[0]

@@ -121,9 +121,9 @@ class FineTuningConfig(SequenceConfig):
 
 
 class Form(NamedTuple):
-    """A form of importance weights, with the settings of the code that it comes from."""
+    """A form of importance weights: of which log-ratio they are, with the settings of the code that it comes from."""
 
-    of: Literal["mean", "token", "sum", "relative"]
+    of: Literal["mean", "token", "sum"]
     importance: ImportanceConfig
 
 
@@ -132,7 +132,7 @@ FORMS = {
     "iw-sft": Form("mean", LANGUAGE),
     "iw-sft-token": Form("token", dataclasses.replace(LANGUAGE, low=0.2, high=1.8)),
     "iw-sft-sum": Form("sum", LANGUAGE),
-    "iw-sft-normalised": Form("relative", ImportanceConfig(None, temperature=10.0, lag=0.9, refresh_every=1)),
+    "iw-sft-normalised": Form("mean", ImportanceConfig(None, temperature=10.0, lag=0.9, refresh_every=1)),
 }
 FORMS["iw-sft-q"] = FORMS["iw-sft"]
 CURATIONS = {
@@ -345,10 +345,10 @@ def record(name: str, config: SequenceConfig) -> dict[str, Any]:
     }
     form = form_of(name, config)
     if form is not None:
-        used = {k: getattr(form.importance, k) for k in ("temperature", "low", "high", "lag")}
-        if form.of == "relative":
-            used = {k: used[k] for k in ("temperature", "lag")}
-        found["importance"] = {"of": form.of} | used
+        relative = form.importance.relative
+        names = ["temperature", "lag"] if relative else ["temperature", "low", "high", "lag"]
+        found["importance"] = {"of": "relative" if relative else form.of}
+        found["importance"] |= {name: getattr(form.importance, name) for name in names}
     return found
 
 
