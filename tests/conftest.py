@@ -10,9 +10,11 @@ import jaxlib
 import numpy as np
 import pytest
 
+from iwsft_control.datasets import minari_files
 from iwsft_control.datasets.types import Dataset, Episodes
 from iwsft_control.learning.method import Inputs, Prepared
 
+SCORES = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}  # D4RL's of Hopper
 SHARED = Path(os.environ.get("IWSFT_SHARED", Path(__file__).parents[2] / "shared"))
 
 
@@ -85,6 +87,18 @@ def make_episodes(lengths=(30, 5, 17, 40), seed=0, observation_dim=11, action_di
     )
 
 
+def write_hopper(dataset_id: str) -> None:
+    """Thirty random episodes of Hopper's shape in the local Minari root."""
+    lengths = np.random.default_rng(0).integers(5, 40, 30)
+    minari_files.write_minari(dataset_id, make_episodes(tuple(lengths)), "d4rl/Hopper-v2", SCORES)
+
+
+@pytest.fixture
+def imported_hopper(home):
+    """A small D4RL/hopper/medium-replay-v2, which its task takes before the embedded data."""
+    write_hopper("D4RL/hopper/medium-replay-v2")
+
+
 def make_data(lengths=(30, 5, 17, 40), seed=0) -> Dataset:
     """Random flat data of Hopper's shape."""
     episodes = make_episodes(lengths, seed)
@@ -95,8 +109,7 @@ def make_data(lengths=(30, 5, 17, 40), seed=0) -> Dataset:
         sha256="0" * 64,
         origin="Minari",
         environment="d4rl/Hopper-v2",
-        ref_min_score=-20.272305,
-        ref_max_score=3234.3,
+        **SCORES,
         observations=episodes.observations[rows],
         actions=episodes.actions,
         rewards=episodes.rewards,

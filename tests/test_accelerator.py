@@ -4,21 +4,12 @@ import pytest
 
 from experiments.bench import accelerator
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import jobs as benchmark_jobs
 from iwsft_control.benchmark.store import Store
-from iwsft_control.datasets import minari_files
-from tests.conftest import make_episodes
 
 CONFIG = accelerator.BenchConfig(("hopper-medium-replay",), ("bc", "sft"), seeds=2, steps=3)
 
 
-@pytest.fixture(autouse=True)
-def small():
-    """An imported data set, which a task takes before the embedded one."""
-    scores = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
-    episodes = make_episodes((30, 20, 25, 31, 18, 22))
-    minari_files.write_minari("D4RL/hopper/medium-replay-v2", episodes, "d4rl/Hopper-v2", scores)
-    benchmark_jobs._load.cache_clear()
+pytestmark = pytest.mark.usefixtures("imported_hopper")
 
 
 def test_a_dry_run_tells_what_every_program_needs(tmp_path):

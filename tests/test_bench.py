@@ -13,8 +13,8 @@ import pytest
 
 from iwsft_control.base.errors import UserError
 from iwsft_control.datasets import minari_files, packed
-from tests.conftest import make_data, make_episodes
-from tests.test_run import ID, SCORES, small
+from tests.conftest import SCORES, make_data, make_episodes
+from tests.test_run import ID, small
 
 BENCH = Path(__file__).parents[1] / "experiments" / "bench"
 NEW = ("all", "shared", "command", "growth", "loading", "released", "sequences")

@@ -14,9 +14,9 @@ from iwsft_control.__main__ import main
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import save_pytree
 from iwsft_control.datasets import minari_files
-from tests.conftest import make_episodes
+from tests.conftest import SCORES, make_episodes
 from tests.test_api import layers
-from tests.test_run import ID, SCORES, small
+from tests.test_run import ID, small
 
 
 class StandIn:

@@ -30,11 +30,9 @@ from iwsft_control.benchmark.jobs import (
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.supervised import KINDS, PolicyConfig
-from iwsft_control.datasets import minari_files
 from iwsft_control.envs import evaluation
 from iwsft_control.learning import loop
 from iwsft_control.methods import critic, iql
-from tests.conftest import make_episodes
 
 ROOT = Path(__file__).parents[1]
 TASK = "hopper-medium-replay"
@@ -50,13 +48,7 @@ OPTIONS = (
 ORPHAN_SECONDS = 5  # that a worker may outlive its parent: 0.1 to 0.3 on an idle machine
 
 
-@pytest.fixture(autouse=True)
-def small():
-    """An imported D4RL/hopper/medium-replay-v2, which a task takes before the embedded data."""
-    lengths = np.random.default_rng(0).integers(5, 40, 30)
-    scores = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
-    minari_files.write_minari("D4RL/hopper/medium-replay-v2", make_episodes(tuple(lengths)), "d4rl/Hopper-v2", scores)
-    benchmark_jobs._load.cache_clear()
+pytestmark = pytest.mark.usefixtures("imported_hopper")
 
 
 def plan(tmp_path, name="a", **changes):
