@@ -16,14 +16,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.base.errors import require
 from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import checks, processes, settings, stages
@@ -53,7 +52,7 @@ class CurveConfig:
     seed: int = 100
     """A tuning seed: not one that is reported."""
     episodes: int = 25
-    workers: int = os.cpu_count() or 1
+    workers: int = children.usable_cores()
     out: Path = Path("results/curves")
 
 

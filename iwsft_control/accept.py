@@ -15,10 +15,9 @@ on what ``python -m iwsft_control.collect --env hopper-medium`` wrote.
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks
 from iwsft_control.datasets import facts
@@ -47,7 +46,7 @@ class AcceptConfig:
     """Stop after BC and 10%BC."""
     out: Path = Path("results/reconstruction")
     """Folder of the portraits, scores and the choice."""
-    workers: int = os.cpu_count() or 1
+    workers: int = children.usable_cores()
 
 
 def main(config: AcceptConfig) -> None:

@@ -209,7 +209,7 @@ def test_what_benches_print_is_kept_as_files(tmp_path, monkeypatch, capfd):
             str(["--unifloral", str(tmp_path / "clone")]),
         ),
     }
-    assert re.fullmatch("# commit ([0-9a-f]{40}|unknown)", kept["loading"][1])
+    assert re.fullmatch("# commit ([0-9a-f]{40}(-dirty)?|unknown)", kept["loading"][1])
     with pytest.raises(UserError, match="no bench lading; choose of startup, loading"):
         every.main(every.AllConfig(("lading",)))
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from iwsft_control import load_policy, run
-from iwsft_control.base import console, files
+from iwsft_control.base import children, console, files
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import results, settings, stages
+from iwsft_control.benchmark import processes, results, settings, stages
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.datasets import minari_files
@@ -107,20 +107,40 @@ def test_all_methods(tmp_path, capsys, quality):
     assert "trial, not a score" in printed
 
 
-def test_the_same_seed_gives_the_same_file_bit_for_bit(tmp_path):
+def test_the_same_seed_gives_the_same_file_bit_for_bit(tmp_path, monkeypatch):
+    """With BC and the critic in processes of their own, and with one after the other in this one."""
     small()
-    one, two = (
-        config(tmp_path, results=tmp_path / name, stages=tmp_path / f"stages-{name}", method=("iw-sft-q",))
-        for name in ("a", "b")
-    )
-    run.main(one)
-    run.main(two)
+    began: list[int] = []
+
+    class Counted(processes.Processes):
+        def __init__(self, store, progress, workers):
+            began.append(workers)
+            super().__init__(store, progress, workers)
+
+    monkeypatch.setattr(processes, "Processes", Counted)
+    for name, cores in (("a", 4), ("b", 1)):
+        monkeypatch.setattr(children, "usable_cores", lambda cores=cores: cores)
+        folders = {"results": tmp_path / name, "stages": tmp_path / f"stages-{name}"}
+        run.main(config(tmp_path, method=("iw-sft-q",), **folders))
+    assert began == [2]
     weights = [next((tmp_path / n).rglob("*.safetensors")).read_bytes() for n in ("a", "b")]
     assert weights[0] == weights[1]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be kept on cores here")
+def test_cores_are_those_that_the_process_may_use():
+    """As Slurm and taskset give them, not those of the machine."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert children.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert children.usable_cores() == len(before)
+
+
 def test_several_seeds_in_processes_are_the_seeds_alone(tmp_path):
-    if (os.cpu_count() or 1) < 2:
+    if children.usable_cores() < 2:
         pytest.skip("one core: seeds run one after the other")
     small()
     run.main(config(tmp_path, seeds=(0, 1), method=("bc",)))
@@ -271,6 +291,7 @@ def test_policies_that_are_not(tmp_path):
 def test_what_a_failure_stops_is_not_tried(tmp_path, monkeypatch, capsys):
     """BC diverges: it is trained once, sft and iw-sft are not begun, what does not need it is done."""
     small()
+    monkeypatch.setattr(children, "usable_cores", lambda: 1)  # all in this process
     trained, train = [], loop.train
 
     def failing(method, *arguments, **options):

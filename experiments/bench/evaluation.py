@@ -9,7 +9,6 @@ one after the other; the median of the rounds' ratios is printed.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 
 import jax
@@ -19,7 +18,7 @@ import shared
 import threadpoolctl
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.envs import evaluation, tasks
 from iwsft_control.envs.batch import D4RLBatch
 from iwsft_control.methods import supervised
@@ -128,7 +127,7 @@ def main(config: BenchConfig) -> None:
             f"{np.median(one):,.0f}",
             f"{share:.2f}",
             f"{wanted:.2f}",
-            f"{np.median(two):,.0f}" if (os.cpu_count() or 1) > 1 else "-",
+            f"{np.median(two):,.0f}" if children.usable_cores() > 1 else "-",
             f"{speed_up:.2f}",
             f"{SPEED_UP:.2f}",
         )

@@ -9,7 +9,6 @@ actions alone, without a policy. The first update, which compiles, is not counte
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ import shared
 from rich.table import Table
 
 from iwsft_control import finetune
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import online, settings, stages
 from iwsft_control.benchmark.jobs import DataSource
@@ -60,7 +59,7 @@ def physics_alone(batch: D4RLBatch, demonstrations: Demonstrations, starts: Star
             batch.step(active, played.actions[t, active])
 
     began = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(children.usable_cores()) as pool:
         list(pool.map(group, range(groups)))
     return time.perf_counter() - began
 

@@ -19,7 +19,7 @@ import numpy as np
 import shared
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.base.errors import require
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning.method import Artefact, Inputs
@@ -93,7 +93,7 @@ def main(config: BenchConfig) -> None:
     graded = [name for name in config.methods if METHODS[name].by_quality]
     require(not graded, f"{', '.join(graded)} differ from others in their data alone; choose other --methods.")
     shared.head()
-    sizes = sorted({1, shared.usable_cores()})
+    sizes = sorted({1, children.usable_cores()})
     found = {cores: shared.alone(measure, config, cores) for cores in sizes}
     table = Table("tokens/s", *(f"{n} core{'s' if n > 1 else ''}" for n in sizes), *(["speed-up"] if sizes[1:] else []))
     for name, one in found[1].items():

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import results
 from iwsft_control.datasets.types import Dataset
@@ -35,15 +35,10 @@ def pin(cores: int = 1) -> int:
     return len(mine)
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def head() -> None:
     """Print the processor, how many of its cores are used, and how busy it was before: figures mean little without."""
     busy = f", load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
-    console.console.print(f"{results.processor()}, {usable_cores()} of them used{busy}")
+    console.console.print(f"{results.processor()}, {children.usable_cores()} of them used{busy}")
 
 
 def random_data(n: int, length: int = 200) -> Dataset:

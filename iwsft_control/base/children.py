@@ -1,4 +1,4 @@
-"""Processes that work for another."""
+"""Processes that work for another, and the cores that there are for them."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: under Slurm or ``taskset`` fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

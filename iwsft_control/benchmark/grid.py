@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from iwsft_control.base import console, files
+from iwsft_control.base import children, console, files
 from iwsft_control.base.progress import duration
 from iwsft_control.benchmark import checks, jobs, processes, ray_pool, stages
 from iwsft_control.benchmark.board import Board, seconds_of
@@ -66,7 +65,7 @@ def run(plan: Any, chosen: Settings) -> None:
     everything = jobs.with_dependencies(wanted)
     missing = [job for job in everything if not store.has(job.stage, job.source.load())]
     on_cpu = jax.default_backend() == "cpu"
-    slots = (plan.workers or os.cpu_count() or 1) if on_cpu else 1
+    slots = (plan.workers or children.usable_cores()) if on_cpu else 1
     counts = Counter(job.stage.name for job in missing)
     console.console.print(
         f"{len(wanted)} runs in {len(everything)} stages, {len(everything) - len(missing)} of them finished before. "

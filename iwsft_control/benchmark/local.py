@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.progress import Bars
 from iwsft_control.benchmark import checks, jobs, processes, results, stages, track
-from iwsft_control.benchmark.jobs import DataSource, Failure, Job
-from iwsft_control.benchmark.perform import perform
+from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
 
@@ -44,7 +42,6 @@ def run(config: Any, chosen: Settings) -> None:
         for method in config.method
     ]
     failures: list[Failure] = []
-    processes_count = min(len(config.seeds), os.cpu_count() or 1)
 
     def finished(job: Job, failure: Failure | None) -> None:
         if failure is not None:
@@ -62,29 +59,15 @@ def run(config: Any, chosen: Settings) -> None:
         if tracker is not None:
             stack.callback(tracker.close)
         progress = _progress_on(bar, several=len(config.seeds) > 1, tracker=tracker)
-        if jax.default_backend() == "cpu" and processes_count > 1:
-            # One process per core and seed: on a CPU that beats a vmap over seeds and one seed on all cores.
-            pool = processes.Processes(store, progress, processes_count)
-            try:
-                jobs.execute(wanted, pool, store, lambda job: None, finished)
-            finally:
-                pool.close()
-        else:
+        # On a CPU one process per core beats all cores on one stage, and a vmap over seeds.
+        count = min(_ready(wanted, store), children.usable_cores()) if jax.default_backend() == "cpu" else 1
+        if count == 1:
             console.cache_compiled_programs()
-            failed: set[Job] = set()
-            for job in jobs.with_dependencies(wanted):
-                if not failed.isdisjoint(job.dependencies()):
-                    failed.add(job)
-                    continue
-                try:
-                    perform(
-                        job.stage, source.load(), store, jobs.reporter(lambda *event, job=job: progress(job, *event))
-                    )
-                except Exception as error:  # a failed method stops only those that depend on it
-                    failed.add(job)
-                    finished(job, jobs.failure(error))
-                else:
-                    finished(job, None)
+        pool = processes.Processes(store, progress, count) if count > 1 else InProcessPool(store, progress)
+        try:
+            jobs.execute(wanted, pool, store, lambda job: None, finished)
+        finally:
+            pool.close()
     checks.say_unkept(store)
     for failure in failures:
         if failure.mistake:
@@ -92,6 +75,12 @@ def run(config: Any, chosen: Settings) -> None:
     if failures:
         print(f"error: {failures[0].trace or failures[0].error}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _ready(wanted: Sequence[Job], store: Store) -> int:
+    """Jobs that can begin at once: one seed's BC and its critic, for instance."""
+    missing = [job for job in jobs.with_dependencies(wanted) if not store.has(job.stage, job.source.load())]
+    return sum(all(d not in missing for d in job.dependencies()) for job in missing)
 
 
 def _progress_on(bar: Bars, several: bool, tracker: track.Tracker | None) -> jobs.Progress:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 import threading
 from collections.abc import Sequence
 from multiprocessing import connection
@@ -26,7 +25,7 @@ class Processes:
 
     def __init__(self, store: Store, progress: Progress, workers: int):
         self.store, self.progress, self.slots = store, progress, workers
-        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.threads = max(1, children.usable_cores() // workers)
         self.context = multiprocessing.get_context("spawn")
         self.idle: list[_Worker] = []
         self.busy: dict[connection.Connection, tuple[_Worker, Job, int]] = {}

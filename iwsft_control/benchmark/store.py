@@ -15,7 +15,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -25,7 +24,7 @@ from typing import Any
 import jax
 
 import iwsft_control
-from iwsft_control.base import errors, files, snapshot
+from iwsft_control.base import children, errors, files, snapshot
 from iwsft_control.base.versions import version
 from iwsft_control.benchmark import stages
 from iwsft_control.benchmark.stages import Stage
@@ -154,8 +153,7 @@ def device_kind() -> str:
     or all of them are the same (``tests/test_sweep.py`` checks that).
     """
     kind = jax.devices()[0].device_kind
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{kind}, one core" if jax.default_backend() == "cpu" and cores == 1 else kind
+    return f"{kind}, one core" if jax.default_backend() == "cpu" and children.usable_cores() == 1 else kind
 
 
 def environment(data: Dataset) -> list[Any]:

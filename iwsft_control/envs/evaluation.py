@@ -6,7 +6,6 @@ release the GIL. The lanes do not depend on the number of cores, so neither does
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 import threadpoolctl
 from gymnasium.envs.registration import EnvSpec
 
+from iwsft_control.base import children
 from iwsft_control.base.errors import RunError
 from iwsft_control.envs.batch import Batch, D4RLBatch, make_batch
 from iwsft_control.networks.policies import Policy, as_policy, observe
@@ -134,7 +134,7 @@ def evaluate(
 
     lanes = [np.arange(i, min(i + LANE, episodes)) for i in range(0, episodes, LANE)]
     # One BLAS thread a lane: the lanes are the parallelism.
-    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or children.usable_cores()) as pool:
         list(pool.map(play, lanes))
     return returns
 

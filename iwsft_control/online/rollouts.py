@@ -5,13 +5,13 @@ So the episodes do not depend on the number of cores. MuJoCo and BLAS release th
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import threadpoolctl
 
+from iwsft_control.base import children
 from iwsft_control.base.errors import RunError
 from iwsft_control.online.policy import Actor
 from iwsft_control.online.prefixes import Demonstrations, RestartableBatch, Starts
@@ -76,7 +76,7 @@ def play(
         _play(actor, batch, lanes, observations, found, np.random.default_rng([*seed, 2, g]))
 
     # One BLAS thread a group: the groups are the parallelism.
-    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or children.usable_cores()) as pool:
         list(pool.map(group, range(groups)))
     return found
 

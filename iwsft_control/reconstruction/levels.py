@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from iwsft_control.base import console, files
+from iwsft_control.base import children, console, files
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.versions import version
 from iwsft_control.datasets import facts, minari_files, packed
@@ -129,7 +128,7 @@ def _train_together(env_id: str, config: sac.SACConfig, seeds: Sequence[int], st
     with console.progress_bar() as bar:
         line = bar.add_task(f"SAC, {len(seeds)} seeds", total=steps)
         return pool.grow_together(
-            env_id, config, seeds, steps, work, os.cpu_count() or 1, lambda done: bar.update(line, completed=done)
+            env_id, config, seeds, steps, work, children.usable_cores(), lambda done: bar.update(line, completed=done)
         )
 
 
@@ -144,7 +143,7 @@ def fill_pool(task: Task, config: sac.SACConfig, seeds: Sequence[int], folder: P
             pool.write(folder, pool.candidate(_train(environment.env_id, config, seed, steps, steps, folder)))
     else:
         runs = _train_together(environment.env_id, config, seeds, steps, folder)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(children.usable_cores()) as threads:
             for found in threads.map(pool.candidate, runs):
                 pool.write(folder, found)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{task.name}: candidates in {folder}")
