@@ -16,7 +16,9 @@ from iwsft_control.benchmark import processes
 from iwsft_control.benchmark.jobs import InProcessPool
 from iwsft_control.datasets import minari_files, packed
 from tests.conftest import make_episodes
-from tests.test_sweep import OPTIONS, ROOT, TASK, found, plan, small  # noqa: F401 (small: a fixture of every test)
+from tests.test_sweep import OPTIONS, ROOT, TASK, found, plan
+
+pytestmark = pytest.mark.usefixtures("imported_hopper")
 
 
 @pytest.fixture
