@@ -17,7 +17,7 @@ from tests.conftest import SCORES, make_data, make_episodes
 from tests.test_run import ID, small
 
 BENCH = Path(__file__).parents[1] / "experiments" / "bench"
-NEW = ("all", "shared", "command", "growth", "loading", "released", "sequences")
+NEW = ("all", "breakdown", "training", "shared", "command", "growth", "loading", "released", "sequences")
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +185,33 @@ def test_sequences(capsys, monkeypatch):
     assert all(number(rate) > 0 for rate in found.values())
     with pytest.raises(UserError, match="iw-sft-q differ"):
         sequences.main(dataclasses.replace(config, methods=("iw-sft-q",)))
+
+
+# --- the parts of a step ----------------------------------------------------------------------------------------------
+
+
+def test_parts_are_the_step(capsys, monkeypatch):
+    """What the parts take is what the loop's step takes, and its products are counted by hand."""
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None, raising=False)
+    breakdown = bench("breakdown")
+    monkeypatch.setattr(breakdown.training, "PRODUCTS", 20)
+    counted = []
+    count = breakdown.training.product_flops
+    monkeypatch.setattr(
+        breakdown.training, "product_flops", lambda *given: counted.append(count(*given)) or counted[-1]
+    )
+    breakdown.main(breakdown.BenchConfig(steps=2, rounds=1, transitions=1000))
+    printed = capsys.readouterr().out
+    head_is_there(printed)
+    found = rows(printed)
+    assert [row[0] for row in found] == ["products at the limit", "narrow, and between", "Adam", "the loop"]
+    assert sum(number(row[1]) for row in found) == pytest.approx(number(found[-1][2]), abs=0.003)
+    # Forward passes of the two targets, of V at s and s' and of the two critics; backward those that learn, their first
+    # layer's input without a gradient.
+    wide, q_in, v_in = 256 * 256 + 256, 14 * 256, 11 * 256
+    forward = 2 * (q_in + wide) + 2 * (v_in + wide) + 2 * (q_in + wide)
+    backward = (v_in + 2 * wide) + 2 * (q_in + 2 * wide)
+    assert max(counted) == pytest.approx(2 * 256 * (forward + backward), rel=0.01)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

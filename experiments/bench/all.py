@@ -20,7 +20,18 @@ from iwsft_control.base.errors import require
 from iwsft_control.benchmark import results
 
 BENCH = Path(__file__).parent
-BENCHES = ("startup", "loading", "released", "evaluation", "sequences", "training", "command", "online", "growth")
+BENCHES = (
+    "startup",
+    "loading",
+    "released",
+    "evaluation",
+    "sequences",
+    "breakdown",
+    "training",
+    "command",
+    "online",
+    "growth",
+)
 
 
 @dataclasses.dataclass(frozen=True)
