@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from iwsft_control.base.console import cache_compiled_programs
+from iwsft_control.base import console, progress
 from iwsft_control.base.errors import require
 from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import checks, export, jobs, settings, stages
@@ -86,39 +86,64 @@ def train(
     quality: str = "q",
     quick: bool = False,
     store: Path | None = None,
-    report: Report = silent,
+    results: Path | None = None,
+    method_file: Path | None = None,
+    quiet: bool = False,
+    report: Report | None = None,
     **configs: Any,
 ) -> list[Run]:
-    """Train a method on a data set and evaluate it, for every seed.
+    """Train a method on a data set and evaluate it, for every seed, with progress on a terminal and a log elsewhere.
 
     Args:
         method: name of a method; :func:`method_names` lists them.
         data: what :func:`load` gave.
+        seeds: one run for each.
         quality: "q" or "return": what scores the data, for sft-q and iw-sft-q.
         quick: a trial of seconds, never a score.
         store: folder of finished stages; by default that of the command line.
-        report: told of every loop before it begins; what it returns is told the steps as they are done.
+        results: folder of the result files and policies to write, as the command line does; by default none is written.
+        method_file: Python file whose method joins the others, as ``--method-file``.
+        quiet: tell nothing.
+        report: told of every loop instead: ``report(what, steps)`` before it begins, and what that gives,
+            ``advance(done, values)``, whenever ``done`` more steps are over.
         configs: configurations in place of the defaults, by their group of options: ``iql=IQLConfig(beta=1.0)``.
 
+    Returns:
+        A :class:`Run` for every seed, in their order.
+
     Raises:
-        UserError: an unknown method, a setting out of its bounds, or a run that failed by its own numbers.
+        UserError: an unknown method, a setting out of its bounds, a folder that cannot be written, or a run that failed
+            by its own numbers.
     """
+    if method_file is not None:
+        registry.load_file(Path(method_file))
     checks.check_methods([method])
     checks.check_seeds(tuple(seeds))
     require(quality in ("q", "return"), f"quality must be 'q' or 'return', not {quality!r}.")
     unknown = sorted(set(configs) - set(settings.defaults()))
     require(not unknown, f"no such group of options: {', '.join(unknown)}.")
-    cache_compiled_programs()
+    console.cache_compiled_programs()
     chosen = settings.validate(settings.make(quick, **configs))
     checks.check_preset([method], quality, chosen)
     checks.check_environment(None, data)
     kept, task = Store(store or cache_home() / "stages"), data.task
+    if results is not None:
+        console.writable(Path(results))
     runs = []
     for group in jobs.groups(tuple(seeds)):
         stage = stages.method_stage(method, quality, group, chosen, task)
-        artefact = perform(stage, data, kept, report)
+        if report is None and not quiet:
+            progress.to_stderr()
+            with console.progress_bar() as bar:
+                seed = f"seed {', '.join(map(str, group))}  "
+                told = jobs.reporter(lambda what, *event, seed=seed: bar.loop(seed + what, *event))
+                artefact = perform(stage, data, kept, told)
+        else:
+            artefact = perform(stage, data, kept, report or silent)
         inputs = kept.inputs(stage, data)
         assert inputs is not None
+        if results is not None:
+            export.write_results(Path(results), stage, data, task, inputs, artefact)
         described = artefact.record["policy"]
         for s, result in enumerate(export.run_results(stage, data, task, inputs, artefact)):
             params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays["params"])

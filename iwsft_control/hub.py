@@ -68,7 +68,7 @@ def hub() -> Iterator[Any]:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise UserError("huggingface_hub is not installed; pip install 'iwsft_control[hub]'.") from error
+        raise UserError("huggingface_hub is not installed; pip install huggingface_hub.") from error
     try:
         yield huggingface_hub.HfApi()
     except UserError:

@@ -27,7 +27,8 @@ class RunOptions:
     env: str | None = None
     """Task, e.g. hopper-medium-replay. May be left out where --dataset is given."""
     method: tuple[str, ...] = ("iw-sft-q",)
-    """One or more methods: bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q, iql, td3-bc, awac, cql, rebrac, ..."""
+    """One or more methods: bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q, iql, td3-bc, awac, cql, rebrac, rebrac-tuned,
+    one-step, decision-transformer."""
     seeds: tuple[int, ...] = (0,)
     """One run for each. Several are one program on an accelerator and one process per core on a CPU."""
     quality: Literal["q", "return"] = "q"

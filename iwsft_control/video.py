@@ -27,7 +27,7 @@ class VideoConfig:
     env: str | None = None
     """Task or Gymnasium id; by default the task that the policy was trained on."""
     out: Path | None = None
-    """File to write, .mp4 or .gif; by default the policy's name with .mp4, in this folder."""
+    """File to write, .mp4 or .gif; by default the policy's name in this folder, .mp4 where that can be encoded."""
     episode: int = 0
     """Which of the evaluation's episodes: it decides the reset."""
     steps: int | None = None
@@ -52,7 +52,7 @@ def main(config: VideoConfig) -> None:
     policy = load_policy(config.policy)
     name = config.env or policy.task
     require(name is not None, f"{config.policy} does not say its task; give --env.")
-    out = config.out or Path(config.policy.stem + ".mp4")
+    out = config.out or Path(config.policy.stem + (".mp4" if video.encodes_mp4() else ".gif"))
     console.writable(out.parent)
     total = video.record_video(
         policy,

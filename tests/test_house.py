@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,20 @@ from iwsft_control.configs.card import Card
 from iwsft_control.datasets import minari_files
 from iwsft_control.learning.method import Method
 from iwsft_control.methods import registry
+from iwsft_control.report import runs as grouped
 from tests.conftest import make_data, make_episodes
 from tests.test_run import ID, config, small
 
+NO_STEPS = """import dataclasses
+from iwsft_control.learning.method import Method
+from iwsft_control.methods import iql
+
+{}
+class MyConfig:
+    average_decay: float = 0.9
+
+METHOD = Method(name="mine", config=MyConfig, prepare=iql.prepare, create=iql.create, update=iql.update)
+"""
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "iwsft_control"
 XQL = ROOT / "experiments" / "xql.py"
@@ -241,6 +253,17 @@ def test_the_example_method_runs_from_its_file(tmp_path, without_others):
     assert len(result.episode_returns) == 5
 
 
+def test_help_names_every_method(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", "--help"])
+    with pytest.raises(SystemExit):
+        run.cli()
+    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    listed = re.search(r"One or more methods: ([^.]*)\.", shown)
+    assert listed and [re.sub(r"(\w-) ", r"\1", n) for n in listed[1].split(", ")] == [
+        card.name for card in registry.OURS if card.has_policy
+    ]
+
+
 def test_the_command_line_knows_the_options_of_a_method_file():
     command = [sys.executable, "-m", "iwsft_control.run", "--method-file", str(XQL), "--method", "xql"]
     answer = subprocess.run(
@@ -254,7 +277,10 @@ def test_the_command_line_knows_the_options_of_a_method_file():
     ("text", "sentence"),
     [
         ("", "holds no METHOD"),
-        ("1/0", "ZeroDivisionError"),
+        ("import math\n\nmath.sqrt(-1)\n", r"cannot be imported \(line 3, ValueError"),
+        ("def f(:\n", r"cannot be imported \(SyntaxError: .*line 1\)"),
+        (NO_STEPS.format("@dataclasses.dataclass(frozen=True)"), "MyConfig has no field batch_size, steps; add it"),
+        (NO_STEPS.format("@dataclasses.dataclass"), "the config of 'mine' is no frozen dataclass"),
         ("METHOD = 3", "does not hold a Method record"),
         ("from iwsft_control.methods.iql import METHOD", "there is a method 'iql' already"),
     ],
@@ -265,6 +291,36 @@ def test_method_files_that_are_none(tmp_path, text, sentence, without_others):
         registry.load_file(tmp_path / "mine.py")
 
 
+def test_a_method_file_that_is_not_there(tmp_path, without_others):
+    with pytest.raises(UserError, match=r"mine\.py does not exist; check the path"):
+        registry.load_file(tmp_path / "mine.py")
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"mine\.txt is not a Python file"):
+        registry.load_file(tmp_path / "mine.txt")
+
+
+def test_two_versions_of_ones_own_method_are_two_configurations(tmp_path, without_others):
+    """An edit gives a result of another name, and a table refuses the two together; ours name their commit instead."""
+    small()
+    file, text, codes = tmp_path / "mine.py", XQL.read_text(), []
+    base = {f.name: getattr(config(tmp_path), f.name) for f in dataclasses.fields(config(tmp_path))}
+    for seed, body in enumerate((text, text.replace("(z + 1)", "(z + 2)"))):
+        file.write_text(body)
+        for forget in (store.code_version.cache_clear, store.import_closure.cache_clear, registry._files.clear):
+            forget()
+        registry._cards.pop("xql", None)
+        registry.load_file(file)
+        own = sys.modules[registry.get("xql").config.__module__].XQLConfig(hidden=(16,), steps=20, batch_size=16)
+        changes = {"method": ("xql",), "xql": own, "method_file": (file,), "seeds": (seed,)}
+        run.main(settings.with_options(run.RunOptions)(**base | changes))
+        (written,) = (tmp_path / "results").rglob(f"xql-seed{seed}-*.json")
+        codes.append(results.read(written).config["code"])
+    assert codes[0] != codes[1]
+    found = grouped.find([tmp_path / "results"], quick=True)
+    with pytest.raises(UserError, match="configurations"):
+        grouped.collect(found, grouped.parse_row("xql"), grouped.parse_row("xql"), [])
+
+
 def test_a_method_that_takes_anothers_stream_is_refused(without_others):
     twin = dataclasses.replace(registry.get("iql"), name="iql2", stream=7)
     with pytest.raises(UserError, match="random stream of 'iql'"):
@@ -273,7 +329,7 @@ def test_a_method_that_takes_anothers_stream_is_refused(without_others):
     assert isinstance(registry.get("iql2"), Method)
 
 
-def test_the_python_api(tmp_path):
+def test_the_python_api(tmp_path, capfd):
     """The ten lines of the README, on small data."""
     small()
     data = iwsft_control.load(dataset=ID)
@@ -285,6 +341,19 @@ def test_the_python_api(tmp_path):
     np.testing.assert_array_equal(returns, runs[0].result.episode_returns)
     assert runs[0].policy(np.zeros(11, np.float32)).shape == (3,)
     assert "iw-sft-q" in iwsft_control.method_names()
+    assert "bc: 20 in" in capfd.readouterr().err
+    again = {"quick": True, "policy": own, "store": tmp_path / "stages", "results": tmp_path / "results"}
+    (kept,) = iwsft_control.train("bc", data, seeds=[1], quiet=True, **again)
+    assert capfd.readouterr() == ("", "")
+    (path,) = (tmp_path / "results").rglob("*.json")
+    assert results.read(path) == kept.result
+    frame = iwsft_control.load_results(tmp_path / "results", quick=True)
+    assert list(frame.score) == [kept.result.normalised_score]
+    with pytest.raises(UserError, match=r"is a trial .*quick=True"):
+        iwsft_control.load_results(tmp_path / "results")
+    loaded = iwsft_control.load_policy(path.with_suffix(".safetensors"))
+    assert path.with_suffix(".safetensors").stat().st_mode & 0o777 == path.stat().st_mode & 0o777 == 0o644
+    np.testing.assert_array_equal(loaded(np.ones(11, np.float32)), runs[1].policy(np.ones(11, np.float32)))
     with pytest.raises(UserError, match="did you mean iw-sft-q"):
         iwsft_control.train("iw-sftq", data)
     with pytest.raises(UserError, match="no such group of options: icl"):

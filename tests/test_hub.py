@@ -136,5 +136,5 @@ def test_what_cannot_be_pulled(api, what, sentence):
 def test_the_package_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     minari_files.write_minari("a/b-v0", make_episodes(), "d4rl/Hopper-v2", SCORES)
-    with pytest.raises(UserError, match=r"pip install 'iwsft_control\[hub\]'"):
+    with pytest.raises(UserError, match=r"pip install huggingface_hub"):
         hub.push("a/b-v0", "hf://org")

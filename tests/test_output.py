@@ -97,6 +97,17 @@ def groups(kind):
     return set(vars(kind)["__dataclass_fields__"]) & set(settings.defaults())
 
 
+@pytest.mark.parametrize("twice", [["--method", "bc", "--method", "iql"], ["--seeds=1", "--seeds", "2"]])
+def test_an_option_given_twice_is_refused(monkeypatch, capsys, twice):
+    """Only the last would count."""
+    monkeypatch.setattr(sys, "argv", ["run", "--env", "hopper-medium-replay", *twice])
+    with pytest.raises(SystemExit) as error:
+        run.cli()
+    assert error.value.code == 2
+    name = twice[0].partition("=")[0]
+    assert f"{name} is given twice; give it once, with all its values: {name} A B." in capsys.readouterr().err
+
+
 def test_help_shows_the_options_of_the_chosen_methods(monkeypatch):
     assert groups(options(monkeypatch)) == {"policy", "critic", "importance", "curation", "preset"}
     assert groups(options(monkeypatch, "--quality", "return")) == groups(options(monkeypatch)) - {"critic"}

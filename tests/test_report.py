@@ -258,6 +258,28 @@ def test_the_command_writes_the_same_bytes_twice(runs, tmp_path):
     assert all(line.count("&") == line.count(" & ") for line in tex.splitlines() if not line.startswith("%"))
 
 
+def test_only_the_published_runs_make_the_published_tables(tmp_path):
+    """A table of one's own runs stands beside them."""
+    assert table.beside(table.PUBLISHED) == Path("results")
+    assert table.beside((tmp_path / "quick",)) == tmp_path / "quick-table"
+    assert table.beside((Path("results/sweep"), tmp_path)) == Path("results/sweep-table").resolve()
+    assert table.beside((Path("results/sweep/."),)) == Path("results")
+    (tmp_path / "one.json").touch()
+    assert table.beside((tmp_path / "one.json",)) == tmp_path / "one-table"
+    results.write(tmp_path / "mine" / "a.json", make_run())
+    table.main(table.TableConfig((tmp_path / "mine",), baseline="bc", focus="bc"))
+    assert (tmp_path / "mine-table" / "table.md").is_file()
+
+
+def test_runs_of_a_method_whose_file_is_not_named(runs, tmp_path):
+    results.write(tmp_path / "runs" / "mine.json", make_run(method="exp-bc"))
+    config = table.TableConfig((tmp_path / "runs",), tmp_path / "out", focus="exp-bc")
+    with pytest.raises(UserError, match=r"there are runs of exp-bc, a method of your own; .*--method-file"):
+        table.main(config)
+    with pytest.raises(UserError, match="unknown method 'exp-bd'"):
+        table.main(dataclasses.replace(config, focus="exp-bd"))
+
+
 def test_one_seed_and_a_missing_data_set(tmp_path):
     """No interval, no average over data sets where one is missing; nothing breaks."""
     made = [make_run(method="bc"), make_run("walker2d-medium-replay"), make_run(method="iw-sft-q", quality="q")]

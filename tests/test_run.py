@@ -197,7 +197,7 @@ def test_the_released_recipe(tmp_path):
         ({"iql": iql.IQLConfig(beta=float("nan"))}, "--iql.beta must not be negative, not nan"),
         ({"cql": cql.CQLConfig(hidden=(256, 0))}, "--cql.hidden must be positive"),
         ({"method": ("critic",)}, "critic has no policy"),
-        ({"method_file": (Path("nowhere.py"),)}, "nowhere.py is not a Python file"),
+        ({"method_file": (Path("nowhere.py"),)}, "nowhere.py does not exist"),
         ({"preset": "released", "policy": PolicyConfig()}, "--preset released is for"),
         ({"preset": "released"}, "sets the options --policy itself"),
         ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v1"}, "leave one out"),

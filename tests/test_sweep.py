@@ -437,7 +437,7 @@ def test_three_kills_at_random_moments(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     """Two nodes, one killed when half of the runs are done: none is lost, none counts twice, all are the same."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'iwsft_control[ray]')")
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's workers yield to everything else; a test should not wait
@@ -483,7 +483,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
 )
 def test_user_errors(tmp_path, changes, sentence):
     if "ray" in changes:
-        pytest.importorskip("ray", reason="Ray is not installed (pip install 'iwsft_control[ray]')")
+        pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     with pytest.raises(UserError, match=sentence):
         sweep.main(plan(tmp_path, **changes))
 

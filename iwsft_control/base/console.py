@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.files import cache_home
 from iwsft_control.base.progress import Bars, to_stderr
 
@@ -43,6 +43,7 @@ def command(
     if positional is not None and len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         sys.argv.insert(1, f"--{positional}")
     try:
+        check_repeated(sys.argv[1:])
         kind = options()
         arguments = ["--help" if a == HELP_ALL else a for a in sys.argv[1:]]
         chosen = tyro.cli(kind, args=arguments, prog=program, description=description)
@@ -54,6 +55,17 @@ def command(
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept.", file=sys.stderr)
         sys.exit(130)
+
+
+def check_repeated(arguments: Sequence[str]) -> None:
+    """Refuse an option that is given twice, of which only the last would count.
+
+    Raises:
+        UserError: naming it.
+    """
+    names = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--") and a != "--"]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    require(twice is None, f"{twice} is given twice; give it once, with all its values: {twice} A B.")
 
 
 def given(arguments: Sequence[str]) -> dict[str, list[str]]:

@@ -39,9 +39,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
     os.close(handle)
     temporary = Path(name)
-    temporary.chmod(0o644)
     try:
         yield temporary
+        temporary.chmod(0o644)  # now: some writers put a file of their own in its place
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from iwsft_control.base import files
-from iwsft_control.benchmark import results
+from iwsft_control.benchmark import results, store
 from iwsft_control.benchmark.stages import Stage, configuration, dependencies
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import evaluation, physics
@@ -21,7 +21,8 @@ from iwsft_control.methods import registry
 
 
 def whole_configuration(stage: Stage) -> dict[str, Any]:
-    """Every setting that a result depends on, those of the stages that it started from included."""
+    """Every setting that a result depends on, those of the stages that it started from included, and the digest of the
+    code of a method that is not of this package."""
     config = configuration(stage)
     for name, each in dependencies(stage).items():
         own = {k: v for k, v in configuration(each).items() if k != "quick"}
@@ -32,6 +33,8 @@ def whole_configuration(stage: Stage) -> dict[str, Any]:
                 k: {**v, **config.get(k, {})} if isinstance(v, dict) else config.get(k, v) for k, v in own.items()
             }
     config.pop("quick")
+    if (code := store.own_code(stage)) is not None:  # two versions of one's own method are two configurations
+        config["code"] = code
     return json.loads(json.dumps(config))  # tuples as the lists that they are in a file
 
 

@@ -37,7 +37,7 @@ class RayCluster:
         try:
             import ray
         except ImportError as error:
-            raise UserError("Ray is not installed; pip install 'iwsft_control[ray]'.") from error
+            raise UserError("Ray is not installed; pip install ray.") from error
         require(not registry.files(), "--method-file is for local runs; for Ray install your method as a package.")
         self.ray, self.store = ray, store
         if not ray.is_initialized():

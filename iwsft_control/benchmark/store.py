@@ -107,6 +107,12 @@ def code_of(stage: Stage) -> tuple[Path, ...]:
     return tuple(sorted(files, key=lambda p: (not p.is_relative_to(PACKAGE), p.name, str(p.relative_to(p.parents[1])))))
 
 
+def own_code(stage: Stage) -> str | None:
+    """Digest of the source files of a method that is not of this package; None for ours, which the commit tells."""
+    own = tuple(path for path in code_of(stage) if not path.is_relative_to(PACKAGE))
+    return code_version(own)[:12] if own else None
+
+
 def _written_in(method: Method) -> set[Path]:
     """The source files of a method's configuration and functions."""
     waiting: list[Any] = [getattr(method, field.name) for field in dataclasses.fields(method)]

@@ -55,7 +55,7 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
-            raise UserError("tensorboardX is not installed; pip install 'iwsft_control[tensorboard]'.") from error
+            raise UserError("tensorboardX is not installed; pip install tensorboardX.") from error
         self._make: Callable[[str], Any] = lambda run: SummaryWriter(str(folder / "tensorboard" / run))
         self._writers: dict[str, Any] = {}
 
@@ -76,7 +76,7 @@ class WandB:
         try:
             import wandb
         except ImportError as error:
-            raise UserError("wandb is not installed; pip install 'iwsft_control[wandb]'.") from error
+            raise UserError("wandb is not installed; pip install wandb.") from error
         os.environ.setdefault("WANDB_MODE", "offline")
         self._start = lambda run: wandb.init(
             project="iwsft_control", name=run, dir=str(folder), reinit="create_new", settings={"silent": True}

@@ -12,7 +12,7 @@ from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE
 class ImportanceConfig:
     """The importance weight w(u) of iw-SFT and the lag of q."""
 
-    effective_sample_size: Annotated[float | None, SHARE_ABOVE_ZERO] = 0.14
+    effective_sample_size: Annotated[float | None, SHARE_ABOVE_ZERO] = 0.5
     """Share of the curated set that the weights leave: 1 is SFT, less follows q more. The temperature is found from it
     at every refresh. None: the temperature below."""
     temperature: Annotated[float, NOT_NEGATIVE] = 10.0

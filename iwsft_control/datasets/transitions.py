@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iwsft_control.base.errors import require
 from iwsft_control.datasets.types import Dataset
 
 PASS_CHUNK = 4096  # rows of one forward pass that stay in cache
@@ -92,7 +93,17 @@ class Table:
 
     @classmethod
     def of(cls, arrays: Any) -> Table:
-        """A NamedTuple of float32 arrays (N, ...) as a table."""
+        """A NamedTuple of float32 arrays (N, ...) as a table.
+
+        Raises:
+            UserError: their numbers of rows differ.
+        """
+        lengths = {name: len(x) for name, x in zip(arrays._fields, arrays, strict=True)}
+        told = ", ".join(f"{name} {rows:,}" for name, rows in lengths.items())
+        require(
+            len(set(lengths.values())) == 1,
+            f"the rows to sample from differ in number ({told}); pair them in prepare.",
+        )
         packed = jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=1)
         return cls(packed, type(arrays), tuple(x.shape[1:] for x in arrays))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -57,13 +58,22 @@ def record_video(
         The undiscounted return of what the video shows.
 
     Raises:
-        UserError: another kind of file, nothing here draws, or imageio is missing.
+        UserError: another kind of file, nothing here draws or encodes, or imageio is missing.
     """
     path = Path(path)
     require(path.suffix in KINDS, f"{path} is not {' or '.join(KINDS)}; give a name that ends so.")
+    require(
+        path.suffix != ".mp4" or encodes_mp4(),
+        f"nothing here encodes {path}; pip install 'imageio[ffmpeg]', or give a name that ends in .gif.",
+    )
     frames, seconds, total = play(policy, environment, seed=seed, steps=steps, size=size)
     write(path, frames, seconds)
     return total
+
+
+def encodes_mp4() -> bool:
+    """Whether imageio's encoder is installed, without which .gif is what can be written."""
+    return importlib.util.find_spec("imageio_ffmpeg") is not None
 
 
 def play(
@@ -133,13 +143,11 @@ def write(path: Path, frames: list[np.ndarray], seconds: float) -> None:
     try:
         import imageio.v3 as imageio
     except ImportError as error:
-        raise UserError("imageio is not installed; pip install 'iwsft_control[video]'.") from error
+        raise UserError("imageio is not installed; pip install imageio.") from error
     options: dict[str, Any] = {"fps": 1 / seconds} if path.suffix == ".mp4" else {"duration": 1000 * seconds, "loop": 0}
     try:
         encoded = imageio.imwrite("<bytes>", np.stack(frames), extension=path.suffix, **options)
     except (ImportError, ValueError, OSError) as error:
-        raise UserError(
-            f"cannot make {path} ({error}); for .mp4 pip install 'iwsft_control[video]', .gif needs no more."
-        ) from error
+        raise UserError(f"cannot make {path} ({error}); give a name that ends in .gif.") from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded)

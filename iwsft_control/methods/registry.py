@@ -14,10 +14,12 @@ which the data hold (D4RL's loader, which the papers used, drops that transition
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
+import traceback
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,10 +70,26 @@ def add(methods: Iterable[Method], where: str) -> None:
     """
     for method in methods:
         require(_is_method(method), f"{where} does not hold a Method record; see the registry's page.")
+        check_config(method, where)
         require(method.name not in _cards, f"{where}: there is a method {method.name!r} already; rename it.")
         twin = next((c.name for c in _cards.values() if c.random_stream == method.random_stream), None)
         require(twin is None, f"{where}: {method.name!r} has the random stream of {twin!r}; leave its stream out.")
         _cards[method.name] = method
+
+
+def check_config(method: Method, where: str) -> None:
+    """See that a method's configuration is what the suite works with.
+
+    Raises:
+        UserError: it is no frozen dataclass, or lacks a field.
+    """
+    kind = method.config
+    frozen = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    require(frozen, f"{where}: the config of {method.name!r} is no frozen dataclass; write @dataclass(frozen=True).")
+    if method.group is not None:
+        wanted = ["steps", "batch_size", *(["average_decay"] if method.has_policy else [])]
+        missing = sorted(set(wanted) - {field.name for field in dataclasses.fields(kind)})
+        require(not missing, f"{where}: {kind.__name__} has no field {', '.join(missing)}; add it, with a default.")
 
 
 def _is_method(card: object) -> bool:
@@ -91,7 +109,8 @@ def load_file(path: Path) -> None:
         return
     name = f"iwsft_method_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two files may share a name
     spec = importlib.util.spec_from_file_location(name, path)
-    require(path.is_file() and spec is not None and spec.loader is not None, f"{path} is not a Python file.")
+    require(path.is_file(), f"{path} does not exist; check the path.")
+    require(spec is not None and spec.loader is not None, f"{path} is not a Python file; its name must end in .py.")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # a dataclass looks itself up there
@@ -99,7 +118,9 @@ def load_file(path: Path) -> None:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UserError(f"{path} cannot be imported ({type(error).__name__}: {error}); mend it.") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f"line {lines[-1]}, " if lines else ""  # what does not parse says its line itself
+        raise UserError(f"{path} cannot be imported ({line}{type(error).__name__}: {error}); mend it.") from error
     found = getattr(module, "METHODS", None) or [m for m in (getattr(module, "METHOD", None),) if m is not None]
     require(bool(found), f"{path} holds no METHOD; end it with METHOD = Method(...).")
     add(found, str(path))

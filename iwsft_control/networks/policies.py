@@ -294,16 +294,21 @@ def load_policy(path: str | Path) -> TrainedPolicy:
     own = SHIPPED / f"{path}.safetensors"
     if not path.exists() and own.is_file():
         path = own
+    if not path.exists():
+        known = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.safetensors")))
+        raise UserError(
+            f"{path} does not exist; check the path. Of these tasks a policy comes with the package: {known}."
+        )
     if path.exists() and path.suffix != ".safetensors":
         raise UserError(f"{path} is no policy; give the .safetensors file beside a result.")
-    arrays, known = files.load_arrays(path)
+    arrays, record = files.load_arrays(path)
     try:
-        params, described = files.nest(arrays), known.get("policy", {})
+        params, described = files.nest(arrays), record.get("policy", {})
         kind = described.get("kind", "tanh-mlp")  # files of version 0.1.0 name none
         acting = make(Exported(params, kind, described.get("layout", {})))
-        facts = {name: known.get(name) for name in ("task", "method", "seed", "dataset", "score", "commit")}
+        facts = {name: record.get(name) for name in ("task", "method", "seed", "dataset", "score", "commit")}
         layers = getattr(acting, "layers", None)
-        width = known.get("observation_dim") or (layers["Dense_0"]["kernel"].shape[0] if layers else None)
+        width = record.get("observation_dim") or (layers["Dense_0"]["kernel"].shape[0] if layers else None)
         return TrainedPolicy(acting, kind, **facts, observation_dim=width)
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # other arrays than a policy's
         raise UserError(f"{path} does not hold a policy; give the .safetensors file beside a result.") from error

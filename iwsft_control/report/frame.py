@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     import pandas
 
 
-def load_results(*folders: str | Path) -> pandas.DataFrame:
+def load_results(*folders: str | Path, quick: bool = False) -> pandas.DataFrame:
     """One row for every result file: what was run on what, the score, and every episode's return.
 
     Args:
         folders: of result files, at any depth, or single files; by default results/sweep.
+        quick: read trials (--quick) instead of runs.
 
     Returns:
         Columns task, dataset, method, quality, seed, score and standard_error (normalised, over the run's episodes),
@@ -26,14 +27,14 @@ def load_results(*folders: str | Path) -> pandas.DataFrame:
 
     Raises:
         UserError: pandas is missing, a folder does not exist or holds no result, a file is none,
-            or one is a trial (--quick).
+            one is a trial (--quick) or, with ``quick``, none.
     """
     try:
         import pandas
     except ImportError as error:
-        raise UserError("pandas is not installed; pip install 'iwsft_control[pandas]'.") from error
+        raise UserError("pandas is not installed; pip install pandas.") from error
     places = [Path(folder) for folder in folders or ("results/sweep",)]
-    rows = [_row(path, run) for path, run in find(places).items()]
+    rows = [_row(path, run) for path, run in find(places, quick).items()]
     return pandas.DataFrame(rows).sort_values(["task", "method", "quality", "seed"], ignore_index=True)
 
 

@@ -74,10 +74,10 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
             )
         if run.quick and not quick:
             raise UserError(
-                f"{path} is a trial (--quick), not a score; remove it, or make a table of trials (--quick)."
+                f"{path} is a trial (--quick), not a score; remove it, or ask for trials (--quick; quick=True)."
             )
         if quick and not run.quick:
-            raise UserError(f"{path} is not a trial; leave out --quick.")
+            raise UserError(f"{path} is not a trial; do not ask for trials (--quick; quick=True).")
     return runs
 
 
