@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import perform, settings
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.benchmark.store import Store
@@ -395,3 +396,9 @@ def test_since_when_a_policy_is_dead_and_when_it_may_be_constant(monkeypatch):
         watch(DATA, half, half, half)
     watch(DATA, half, half, alive)
     watch(dataclasses.replace(DATA, actions=np.ones_like(DATA.actions)), half, half, half)
+
+
+def test_rows_of_different_numbers_are_one_sentence():
+    """As a method of one's own may give them."""
+    with pytest.raises(UserError, match=r"differ in number \(observations 3, actions 4\)"):
+        Table.of(Demonstrations(jnp.zeros((3, 2)), jnp.zeros((4, 1))))
