@@ -102,6 +102,7 @@ def test_a_pool_is_made_kept_and_read(tiny, tmp_path, capsys):
         collect.main(collect.CollectConfig("hopper-expert", seeds=(1,)))
 
 
+@pytest.mark.slow
 def test_seeds_that_grow_together(tmp_path, monkeypatch):
     """Their blocks are those of seeds alone as long as their policies are, and a stop between two checkpoints of one
     moment is made up for."""
