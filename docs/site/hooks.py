@@ -1,6 +1,9 @@
 """What the site makes by itself: the page of results, one for every file of methods, and the navigation.
 
 A method's page is its file's docstring (paper, equations, deviations), its hyper-parameters and its rows of results.
+
+The pages are also read as files, so their links lead to files of the repository, and what only the site can show
+(``::: name``, the documentation of a name) stands in comments. Here both become what they are on the site.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ QUESTIONS = {
 }
 ROLE = ":(?:mod|func|class|data|attr|meth):"
 MADE = ("results.md", "methods")
+OUTSIDE = re.compile(r"(?<=\]\(\.\./)[^)#\s]+")  # of a link that leaves docs/: the path from the repository's root
+SHOWN = {".py": "python", ".md": "markdown", ".toml": "toml"}  # files that become a page; others are copied
 
 
 def on_config(config: Any) -> Any:
@@ -49,7 +54,43 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, f"figures/{name}.svg", abs_src_path=str(RESULTS / f"figures/{name}.svg")))
     for module, cards in modules().items():
         files.append(File.generated(config, f"methods/{module}.md", content=page(module, cards, scores)))
+    for path in sorted(linked()):
+        place = place_of(path)
+        if place not in MADE:
+            made = {"content": shown(path)} if place.endswith(".md") else {"abs_src_path": str(ROOT / path)}
+            files.append(File.generated(config, place, **made))
     return files
+
+
+def linked() -> set[str]:
+    """The files of the repository outside docs/ that a page links to."""
+    pages = (ROOT / "docs").glob("*.md")
+    found = {path for page in pages for path in OUTSIDE.findall(page.read_text(encoding="utf-8"))}
+    return {path for path in found if (ROOT / path).is_file()}  # of what is not there the strict build complains
+
+
+def place_of(path: str) -> str:
+    """Where the site has a file of the repository: "results/table.md" is its page of results."""
+    if path == "results/table.md":
+        return "results.md"
+    return f"repository/{path}" + (".md" if Path(path).suffix in SHOWN else "")
+
+
+def shown(path: str) -> str:
+    """A page that shows a file of text."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return f"# {path}\n\n````{SHOWN[Path(path).suffix]}\n{text}````\n"
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """A page as the site has it."""
+    return markdown if "/" in page.file.src_uri else of_site(markdown)
+
+
+def of_site(markdown: str) -> str:
+    """A page of docs/: links that leave it lead to places of the site, and the documentation of names is asked for."""
+    markdown = OUTSIDE.sub(lambda path: place_of(path[0]), markdown).replace("](../", "](")
+    return re.sub(r"<!-- (::: .*?) -->", r"\1", markdown, flags=re.DOTALL)
 
 
 def figures() -> dict[str, str]:
