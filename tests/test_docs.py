@@ -1,5 +1,6 @@
 """The documentation: what it links to is there, what it runs is understood, and every method has its page."""
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -7,13 +8,17 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from iwsft_control import run, sweep
 from iwsft_control.__main__ import COMMANDS
 from iwsft_control.base import console
-from iwsft_control.benchmark import settings
+from iwsft_control.benchmark import results, settings
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.methods import registry
+from tests.conftest import make_data
+from tests.test_run import ID, small
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +33,32 @@ def hooks():
     return module
 
 
+def blocks(page, language):
+    """The code of a page in a language, block by block."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def tables(page):
+    """What the first column of a page's tables names, table by table."""
+    text = (ROOT / "docs" / page).read_text()
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [{n for row in t.splitlines()[2:] for n in re.findall(r"`(\w+)[(`]", row.split("|")[1])} for t in found]
+
+
+@pytest.fixture
+def own_method(tmp_path, monkeypatch):
+    """The file that docs/own-method.md says to save, in the present folder; the registry is put back afterwards."""
+    path = tmp_path / "weighted_bc.py"
+    path.write_text(blocks("own-method.md", "python")[0])
+    monkeypatch.chdir(tmp_path)
+    registry.every()
+    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
+    monkeypatch.setattr(registry, "_files", [])
+    yield path
+    for name in [n for n in sys.modules if n.startswith("iwsft_method_")]:
+        del sys.modules[name]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
     """Also where the page is read as a file, without the site."""
@@ -40,7 +71,9 @@ def test_the_site_holds_what_its_pages_link_to_outside_of_docs(hooks):
     """MkDocs itself, which is no part of the tests' extra, builds the site in .ci/run."""
     linked = hooks.linked()
     assert {"results/table.md", "results/figures/tree.svg", "iwsft_control/learning/objectives.py"} <= linked
-    text = "[a](../results/table.md#b), ![c](../results/figures/tree.svg) and [d](../iwsft_control/learning/objectives.py)"
+    text = (
+        "[a](../results/table.md#b), ![c](../results/figures/tree.svg) and [d](../iwsft_control/learning/objectives.py)"
+    )
     picture, code = "repository/results/figures/tree.svg", "repository/iwsft_control/learning/objectives.py.md"
     assert hooks.of_site(text) == f"[a](results.md#b), ![c]({picture}) and [d]({code})"
     assert "def importance_weights" in hooks.shown("iwsft_control/learning/objectives.py")
@@ -67,13 +100,10 @@ def commands():
 
 
 @pytest.mark.parametrize(("page", "name", "arguments"), [*commands()], ids=lambda x: x if isinstance(x, str) else "")
-def test_commands_are_understood(page, name, arguments, monkeypatch):
+def test_commands_are_understood(page, name, arguments, monkeypatch, own_method):
     """Their options exist and have an effect; nothing is run."""
     assert name in COMMANDS
-    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
-    monkeypatch.setattr(registry, "_files", [])
     monkeypatch.setattr(sys, "argv", [name, *arguments])
-    monkeypatch.chdir(ROOT)
     bases = {
         "run": (run.RunOptions, "method", "quality", "env"),
         "sweep": (sweep.PlanOptions, "methods", "qualities", "tasks"),
@@ -87,6 +117,34 @@ def test_commands_are_understood(page, name, arguments, monkeypatch):
         monkeypatch.setattr(module, "main", seen.append)
         module.cli()
     assert len(seen) == 1
+
+
+def test_the_own_method_of_the_page_runs(own_method, monkeypatch):
+    """As it is printed, on small data and in a few steps; and its weights are what its docstring says."""
+    small()
+    options = "--weighted-bc.steps 20 --weighted-bc.hidden 16 --weighted-bc.batch-size 16".split()
+    monkeypatch.setattr(sys, "argv", ["run", "--dataset", ID, "--method-file", own_method.name, "--quick", *options])
+    sys.argv += ["--method", "weighted-bc", "--results", "results"]
+    run.cli()
+    (path,) = Path("results").rglob("*.json")
+    result = results.read(path)
+    assert result.method == "weighted-bc" and result.config["temperature"] == 1.0 and result.config["steps"] == 20
+    assert len(result.episode_returns) == 5 and result.diagnostics["training"]["step"] == [20]
+    assert path.with_suffix(".safetensors").is_file()
+    method = registry.get("weighted-bc")
+    data = make_data()
+    rows = method.prepare(method.config(), Inputs(data, {}, None, (0,))).shared
+    exponent = np.log(rows.weights[data.starts[:-1]])
+    np.testing.assert_allclose(np.diff(exponent), np.diff(data.returns) / data.returns.std(), rtol=1e-4)
+    assert rows.weights.mean() == pytest.approx(1.0, rel=1e-5) and rows.weights.dtype == np.float32
+
+
+def test_the_page_of_own_methods_names_every_field():
+    named = tables("own-method.md")
+    assert {f.name for f in dataclasses.fields(Method)} in named
+    assert set(Inputs._fields) in named and set(Prepared._fields) in named
+    data = next(names for names in named if "episode_of" in names)
+    assert all(hasattr(make_data(), name) for name in data)
 
 
 def test_every_method_has_a_page(hooks):
