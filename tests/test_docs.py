@@ -6,12 +6,13 @@ import re
 import shlex
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from iwsft_control import run, sweep
+from iwsft_control import run, sweep, table
 from iwsft_control.__main__ import COMMANDS
 from iwsft_control.base import console
 from iwsft_control.benchmark import results, settings
@@ -137,6 +138,24 @@ def test_the_own_method_of_the_page_runs(own_method, monkeypatch):
     exponent = np.log(rows.weights[data.starts[:-1]])
     np.testing.assert_allclose(np.diff(exponent), np.diff(data.returns) / data.returns.std(), rtol=1e-4)
     assert rows.weights.mean() == pytest.approx(1.0, rel=1e-5) and rows.weights.dtype == np.float32
+
+
+def test_own_data_of_the_page(tmp_path, monkeypatch, capsys):
+    """As printed, but for fewer episodes: recorded, read from Python, trained on, and a column of a table."""
+    record, read = blocks("own-data.md", "python")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Minari recommends an author and more
+        exec(record.replace("range(20)", "range(2)"), {})
+    exec(read, {})
+    assert "2 episodes of mean return" in capsys.readouterr().out
+    quick = "--method bc sft --seeds 0 1 --quick --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.hidden 16"
+    monkeypatch.setattr(sys, "argv", ["run", "--dataset", "my/hopper/noisy-v0", "--results", "my-data", *quick.split()])
+    run.cli()
+    monkeypatch.setattr(sys, "argv", ["table", "my-data", "--out", "my-data-table", "--focus", "sft", "--quick"])
+    table.cli()
+    text = Path("my-data-table/table.md").read_text()
+    assert "| hopper noisy |" in text and "\n| sft | 2 |" in text
 
 
 def test_the_page_of_own_methods_names_every_field():
