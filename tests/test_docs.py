@@ -188,10 +188,42 @@ def test_the_readme_is_short_and_holds_both_commands():
     assert f"{begin}'.[dev]' && .venv/bin/python -m pytest" in lines
 
 
+def extras_of_the_package():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda p: p.name)
+def test_pages_install_from_the_clone_with_its_pins(page):
+    """The package is on no index: its name there could be anybody's."""
+    text = page.read_text()
+    assert "iwsft_control[" not in text
+    for command in re.findall(r"pip install ([^`\n&]*)", text):
+        extra = re.fullmatch(r"(?:-q )?-c constraints\.txt -e (?:\.|'\.\[(\w+)\]') ?", command)
+        assert extra and extra[1] in {None, *extras_of_the_package()}, command
+
+
+def test_the_time_of_a_run_is_what_its_sources_say():
+    """Of every method with a policy; of baselines the default steps over the measured speed."""
+    text = (ROOT / "docs/performance.md").read_text()
+    speeds = dict(re.findall(r"^\| ([\w-]+), batch 256, [^|]*\| (\d+) \(", text, re.MULTILINE))
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \| ([^|]*) \| (\d+) steps/s \|$", text, re.MULTILINE)
+    shown = set()
+    for names, steps, time, speed in rows:
+        number, unit = time.split()
+        for name in re.findall(r"`([\w-]+)`", names):
+            shown.add(name)
+            assert registry.get(name).config().steps == int(steps.replace(",", ""))
+            assert speeds[name.removesuffix("-tuned")] == speed
+            minutes = int(steps.replace(",", "")) / int(speed) / 60
+            assert float(number) == pytest.approx(minutes / (60 if unit == "h" else 1), rel=0.05)
+    section = text.split("## Time of a run")[1].split("## ")[0]
+    every = {card.name for card in registry.OURS if card.has_policy}
+    assert shown == {*speeds, "rebrac-tuned"} and every <= set(re.findall(r"`([\w-]+)`", section))
+
+
 def test_every_package_that_an_error_names_is_an_extra():
     """As it is installed anywhere: the project's own name may not be on an index."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    known = {re.split("[>=]", need)[0] for needs in extras.values() for need in needs}
+    known = {re.split("[>=]", need)[0] for needs in extras_of_the_package().values() for need in needs}
     named = {
         package.strip("'")
         for path in (ROOT / "iwsft_control").rglob("*.py")
