@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import iwsft_control
 from iwsft_control import run, sweep, table
 from iwsft_control.__main__ import COMMANDS
 from iwsft_control.base import console
@@ -164,6 +166,21 @@ def test_the_page_of_own_methods_names_every_field():
     assert set(Inputs._fields) in named and set(Prepared._fields) in named
     data = next(names for names in named if "episode_of" in names)
     assert all(hasattr(make_data(), name) for name in data)
+
+
+def test_the_page_of_the_api_names_what_there_is():
+    named = tables("api.md")
+    assert {name for name in iwsft_control.__all__ if name != "__version__"} <= named[0]
+    assert set(iwsft_control.Run._fields) in named
+    arguments = inspect.signature(iwsft_control.train).parameters
+    assert {name for name, each in arguments.items() if each.kind != each.VAR_KEYWORD} <= named[2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_of_the_pages_compiles_and_names_what_there_is(page):
+    for code in blocks(page, "python"):
+        compile(code, page.name, "exec")
+        assert set(re.findall(r"\biwsft\.(\w+)", code)) <= set(iwsft_control.__all__)
 
 
 def test_every_method_has_a_page(hooks):
