@@ -18,6 +18,7 @@ from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import export, grid, processes, ray_pool, results, settings, stages, store
 from iwsft_control.benchmark import jobs as benchmark_jobs
+from iwsft_control.benchmark.board import seconds_left, seconds_of
 from iwsft_control.benchmark.jobs import (
     DataSource,
     Failure,
@@ -96,6 +97,15 @@ def test_data_are_named_once_unless_quiet_and_folders_opened(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write into .*: it is a file"):
         benchmark_jobs.begin([source], tmp_path / "file", kept)
+
+
+def test_the_time_left_is_that_of_the_longest_chain():
+    """One run is not faster on sixteen cores: its fine-tuning waits for BC and the critic, which are side by side."""
+    jobs = with_dependencies([Job(DataSource(TASK), stages.method_stage("iw-sft-q", "q", (0,), settings.make(), TASK))])
+    seconds = {job.stage.method: seconds_of(job, {}) for job in jobs}
+    assert seconds_left(jobs, 1, {}) == pytest.approx(sum(seconds.values()))
+    assert seconds_left(jobs, 16, {}) == pytest.approx(seconds["critic"] + seconds["iw-sft-q"])
+    assert seconds_left([], 2, {}) == 0.0
 
 
 def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -26,6 +26,20 @@ def seconds_of(job: Job, seen: dict[tuple[str, str], list[float]]) -> float:
     return len(stage.seeds) * (method.seconds * stage.config.steps / 1000 + evaluating)
 
 
+def seconds_left(left: Collection[Job], slots: int, seen: dict[tuple[str, str], list[float]]) -> float:
+    """Expected seconds until jobs are done, ``slots`` at a time: no less than the longest chain of those that wait for
+    one another."""
+    chains: dict[Job, float] = {}
+
+    def chain(job: Job) -> float:
+        if job not in chains:
+            before = [chain(each) for each in job.dependencies() if each in left]
+            chains[job] = seconds_of(job, seen) + max(before, default=0.0)
+        return chains[job]
+
+    return max(sum(seconds_of(job, seen) for job in left) / slots, max(map(chain, left), default=0.0))
+
+
 class Board:
     """Live progress: what is done, running and failed, the time left, and the loops of every running stage."""
 
@@ -41,7 +55,7 @@ class Board:
         self._describe()
 
     def _describe(self) -> None:
-        left = sum(seconds_of(job, self.seen) for job in self.left) / self.slots
+        left = seconds_left(self.left, self.slots, self.seen)
         text = f"running {len(self.began)}, failed {self.failed}, about {duration(left)} left"
         self.bar.update(self.total, description=text)
 

@@ -32,6 +32,6 @@ CARD = Card(
     name="awac",
     config=AWACConfig,
     stream=9,
-    seconds=3.3,
+    seconds=7.0,
     published=Published("AWAC", (37.2, 40.5, 27.0)),
 )

@@ -28,6 +28,6 @@ CARD = Card(
     name="critic",
     config=CriticConfig,
     stream=1,
-    seconds=1.5,
+    seconds=6.5,
     has_policy=False,
 )

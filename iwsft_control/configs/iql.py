@@ -30,6 +30,6 @@ CARD = Card(
     name="iql",
     config=IQLConfig,
     stream=7,
-    seconds=3.2,
+    seconds=7.0,
     published=Published("IQL", (94.7, 44.2, 73.9)),
 )

@@ -32,6 +32,6 @@ CARD = Card(
     config=OneStepConfig,
     dependencies=lambda quality: ("bc", "sarsa"),
     stream=14,
-    seconds=1.5,
+    seconds=3.0,
     published=Published("OneStep", (97.5, 38.1, 49.5)),
 )

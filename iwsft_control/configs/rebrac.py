@@ -25,7 +25,7 @@ CARD = Card(
     name="rebrac",
     config=ReBRACConfig,
     stream=11,
-    seconds=6.0,
+    seconds=13.0,
 )
 TUNED_CARD = dataclasses.replace(
     CARD,

@@ -27,6 +27,6 @@ CARD = Card(
     name="sarsa",
     config=SarsaConfig,
     stream=13,
-    seconds=2.2,
+    seconds=5.0,
     has_policy=False,
 )

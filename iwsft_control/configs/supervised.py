@@ -130,7 +130,7 @@ def _card(name: str, stream: int, published: Published | None = None) -> Card:
         dependencies=lambda quality: ("bc",) * kind.fine_tunes + ("critic",) * (quality == "q"),
         record=partial(record, kind),
         stream=stream,
-        seconds=1.5,
+        seconds=4.0,
         published=published,
     )
 

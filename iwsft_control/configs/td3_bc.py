@@ -40,6 +40,6 @@ CARD = Card(
     name="td3-bc",
     config=TD3BCConfig,
     stream=8,
-    seconds=2.5,
+    seconds=5.0,
     published=Published("TD3+BC", (60.9, 44.6, 81.8)),
 )
