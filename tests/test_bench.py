@@ -254,7 +254,7 @@ def test_command(capsys):
     printed = capsys.readouterr().out
     head_is_there(printed)
     found = {name: cells for name, *cells in rows(printed)}
-    assert list(found)[:4] == ["bc, s", "bc evaluation, s", "the rest, s", "the whole, s"]
+    assert list(found)[:4] == ["bc, s", "bc evaluation, s", "the whole less these, s", "the whole, s"]
     compiled, kept, entries = (
         [int(x) for x in found[name]]
         for name in ("programs compiled", "programs taken from disk", "entries of the folder")

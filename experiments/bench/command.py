@@ -9,9 +9,9 @@ Three starts of ``python -m iwsft_control.run``, in turns over the rounds, media
     second   the cache of the first, no stages: the same training, its programs from disk
     again    the second once more: everything is done already
 
-Columns are the seconds of the stages as the result files tell them (training with its compilation), the rest (start-up,
-loading, writing), and the whole; then the programs that were compiled, the programs that were taken from the folder of
-compiled programs, the entries that it has afterwards, the seconds of compiling and of reading what was kept, and the
+Columns are the seconds of the stages as the result files tell them (training with its compilation), what the whole takes
+beyond them (less than nothing where stages train side by side; start-up, loading, writing), and the whole;
+then the programs that were compiled, the programs that were taken from the folder of compiled programs, the entries that it has afterwards, the seconds of compiling and of reading what was kept, and the
 seconds until the first program of training was there, which is when the first step begins.
 """
 
@@ -127,7 +127,7 @@ def main(config: BenchConfig) -> None:
     for stage in taken["first"][0].stages:
         table.add_row(f"{stage}, s", *(_median([s.stages.get(stage, 0.0) for s in x]) for x in taken.values()))
     rest = [[s.whole - sum(s.stages.values()) for s in x] for x in taken.values()]
-    table.add_row("the rest, s", *(_median(x) for x in rest))
+    table.add_row("the whole less these, s", *(_median(x) for x in rest))
     table.add_row("the whole, s", *(_median([s.whole for s in x]) for x in taken.values()), end_section=True)
     for title, field, digits in (
         ("programs compiled", "compiled", 0),
