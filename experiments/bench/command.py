@@ -9,10 +9,11 @@ Three starts of ``python -m iwsft_control.run``, in turns over the rounds, media
     second   the cache of the first, no stages: the same training, its programs from disk
     again    the second once more: everything is done already
 
-Columns are the seconds of the stages as the result files tell them (training with its compilation), what the whole takes
-beyond them (less than nothing where stages train side by side; start-up, loading, writing), and the whole;
-then the programs that were compiled, the programs that were taken from the folder of compiled programs, the entries that it has afterwards, the seconds of compiling and of reading what was kept, and the
-seconds until the first program of training was there, which is when the first step begins.
+Columns are the seconds of the stages as the result files tell them (training with its compilation), what the whole
+takes beyond them (start-up, loading, writing; less than nothing where stages train side by side), and the whole; then
+the programs that were compiled, the programs that were taken from the folder of compiled programs, the entries that it
+has afterwards, the seconds of compiling and of reading what was kept, and the seconds until the first program of
+training was there, which is when the first step begins.
 """
 
 from __future__ import annotations
