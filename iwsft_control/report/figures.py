@@ -95,15 +95,15 @@ def scores(report: Report) -> Figure:
     """Who scores what: mean over seeds, its 95% interval and every seed, a panel per data set and one of their mean."""
     rows = [row for _, group in _grouped(report) for row in group]
     figure, axes = _panels(report, rows)
-    rng, looks = np.random.default_rng(0), _looks(report)
+    looks = _looks(report)
     each = {row: strata(report, row) for row in rows}
     for i, axis in enumerate(axes[: len(report.datasets)]):
         found = {row: statistics.mean_interval(each[row][i]) if len(each[row][i]) else None for row in rows}
         heights = _forest(axis, report, rows, found)
         for row, height in zip(rows, heights, strict=True):
             runs = each[row][i]
-            jitter = height + rng.uniform(-0.25, 0.25, len(runs))
-            axis.scatter(runs, jitter, 7, color=looks[row].colour, alpha=0.35, linewidth=0)
+            beside = np.full(len(runs), height + 0.3)  # off the bar, which would hide them
+            axis.scatter(runs, beside, 16, color=looks[row].colour, edgecolor="white", linewidth=0.5, zorder=3)
         axis.set_yticks(heights, [_shown(row.label) for row in rows])
     if len(axes) > len(report.datasets):
         means = {row: overall(report, row) for row in rows}
