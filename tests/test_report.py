@@ -288,6 +288,9 @@ def test_one_seed_and_a_missing_data_set(tmp_path):
     table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "out"))
     text = (tmp_path / "out" / "table.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith("| iw-sft-q (q) | 1 |")]
+    told = "Without runs on every data set, and so without a mean over them: iw-sft-q (q) (only hopper medium-replay)."
+    assert told in (tmp_path / "out" / "short.md").read_text()
+    assert html.escape(told) in (tmp_path / "out" / "report.html").read_text()
     assert row.endswith("| - | - | - | - |")
     assert "[" not in row
 

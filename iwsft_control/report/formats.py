@@ -17,7 +17,7 @@ import numpy as np
 
 from iwsft_control.report import statistics
 from iwsft_control.report.runs import Report, differences, notes, overall, strata
-from iwsft_control.report.tables import caveat, cell, messages, sections
+from iwsft_control.report.tables import caveat, cell, messages, sections, without_mean
 
 
 def to_markdown(report: Report) -> str:
@@ -161,7 +161,8 @@ def to_short_markdown(report: Report) -> str:
         counts = {len(x) for x in strata(report, row)}
         if total is not None:
             lines.append(f"| {_markdown(row.label)} | {min(counts)} | {cell(total[0])} |")
-    return "\n".join([*lines, "", _markdown(caveat(report)), ""])
+    notes = [*without_mean(report), caveat(report)]
+    return "\n".join([*lines, "", *(_markdown(note) for note in notes), ""])
 
 
 def to_json(value: Any) -> str:

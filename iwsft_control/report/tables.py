@@ -100,7 +100,20 @@ def messages(report: Report) -> list[str]:
     ):
         if outcome in found:
             lines.append(f"{subject} {words} {', '.join(found[outcome])}.")
-    return [*lines, caveat(report)]
+    return [*lines, *without_mean(report), caveat(report)]
+
+
+def without_mean(report: Report) -> list[str]:
+    """A sentence on the methods that lack runs on some data set, if there are any."""
+    partial = {
+        row.label: [title for title, runs in zip(titles(report), strata(report, row), strict=True) if len(runs)]
+        for row in report.scores
+        if overall(report, row) is None
+    }
+    if not partial:
+        return []
+    told = "; ".join(f"{label} (only {', '.join(there)})" for label, there in partial.items())
+    return [f"Without runs on every data set, and so without a mean over them: {told}."]
 
 
 def caveat(report: Report) -> str:
