@@ -243,10 +243,8 @@ def test_faults_of_the_data_come_before_trust():
 
 def steps_of(environment):
     """Steps of an episode of an environment that ends by its time limit alone."""
-    recorder = evaluation.Recorder([0])
-    evaluation.evaluate(
-        lambda o: np.zeros((len(o), make_batch(environment, 1).action_dim)), environment, 1, recorder=recorder
-    )
+    recorder, actions = evaluation.Recorder([0]), make_batch(environment, 1).action_dim
+    evaluation.evaluate(lambda o: np.zeros((len(o), actions)), environment, 1, recorder=recorder)
     return len(recorder.recordings[0].rewards)
 
 
