@@ -20,6 +20,7 @@ from iwsft_control.base import console, files
 from iwsft_control.benchmark import jobs, settings, stages
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
+from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.supervised import KINDS
 from iwsft_control.datasets.types import Dataset
@@ -46,8 +47,7 @@ class CurationOptions:
     out: Path = Path("results/tuning")
     stages: Path | None = None
     """Folder of finished stages; by default ~/.cache/iwsft_control/stages."""
-    quick: bool = False
-    """A critic of a few steps."""
+    critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
 
 
 def drawn(data: Dataset, curated: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ def main(config: CurationOptions) -> None:
     with console.progress_bar() as bar:
         for task in config.tasks:
             data = api.load(task)
-            stage = stages.method_stage("sft-q", "q", (config.seed,), settings.make(config.quick), task)
+            stage = stages.method_stage("sft-q", "q", (config.seed,), settings.make(critic=config.critic), task)
             critic = stages.dependencies(stage)["critic"]
             told = jobs.reporter(lambda what, *event, task=task: bar.loop(f"{task} {what}", *event))
             arrays = perform(critic, data, store, told).arrays

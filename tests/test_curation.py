@@ -3,6 +3,8 @@
 import numpy as np
 
 from experiments import curation as origins
+from iwsft_control import load
+from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.supervised import KINDS
 from iwsft_control.methods import supervised
@@ -20,13 +22,15 @@ def test_draws_count_by_length_and_by_how_often_a_unit_stands_there():
     np.testing.assert_allclose(probability, expected / expected.sum())
 
 
-def test_the_table(tmp_path):
-    """For real, with a critic of a trial: a row for all data, and one for every unit."""
-    config = origins.CurationOptions(("hopper-medium-replay",), out=tmp_path, quick=True)
-    origins.main(config)
-    lines = (tmp_path / "curation.md").read_text().splitlines()
-    assert [line.split("|")[2].strip() for line in lines[2:]] == ["(all data)", *origins.UNITS.values()]
-    everything = lines[2].split("|")
-    assert everything[3].strip() == "402,000"
-    share, mean = float(everything[4]), float(everything[5].replace(",", ""))
-    assert 0.1 < share < 0.5 and mean > 0  # long episodes have more transitions
+def test_the_table(tmp_path, imported_hopper):
+    """For real, with a small critic on small data: a row for all data, and one for every unit."""
+    critic = CriticConfig(steps=20, hidden=(8,), batch_size=16)
+    origins.main(origins.CurationOptions(("hopper-medium-replay",), out=tmp_path, critic=critic))
+    rows = [[c.strip() for c in line.split("|")[2:-1]] for line in (tmp_path / "curation.md").read_text().splitlines()]
+    assert [row[0] for row in rows[2:]] == ["(all data)", *origins.UNITS.values()]
+    data = load("hopper-medium-replay")
+    best = np.argsort(-data.returns)[:3]
+    share = data.lengths[best].sum() / data.lengths.sum()
+    mean = data.returns @ data.lengths / data.lengths.sum()
+    assert rows[2][1:] == [f"{len(data.rewards):,}", f"{share:.2f}", f"{mean:,.0f}"]
+    assert all(0 <= float(row[2]) <= 1 for row in rows[3:])
