@@ -77,7 +77,10 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
                 f"{path} is a trial (--quick), not a score; remove it, or ask for trials (--quick; quick=True)."
             )
         if quick and not run.quick:
-            raise UserError(f"{path} is not a trial; do not ask for trials (--quick; quick=True).")
+            raise UserError(
+                f"{path} is not a trial, and trials stand in no table with scores; do not ask for them (--quick; "
+                "quick=True)."
+            )
     return runs
 
 
