@@ -15,7 +15,6 @@ of them takes beyond the one before:
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -47,13 +46,6 @@ class BenchConfig:
     """Rows of the random data."""
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """That a call takes."""
-    began = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - began
-
-
 def gradients(config: critic.CriticConfig, state: critic.CriticState, batch: Any) -> critic.CriticState:
     """An update without Adam: all parameters move by a hair, or compilers would leave out what is always the same."""
     value_gradient = jax.grad(partial(critic.value_loss, config))(state.value, state.target, batch)
@@ -72,9 +64,7 @@ def main(config: BenchConfig) -> None:
     carry, table, keys = loop.begin(method, own, prepared, (0,))
     state = jax.tree.map(lambda x: x[0], carry[0])
     batch = method.sample(own, table._replace(own=jax.tree.map(lambda x: x[0], table.own)), keys[0])
-    traced = jax.make_jaxpr(lambda s, b: critic.update(own, s, b))(state, batch).jaxpr
-    flops = training.product_flops(traced, 1.0)
-
+    step_of_loop, flops = training.method_case(method, own, data)
     repeat = jax.jit(
         lambda which, state, batch: jax.lax.fori_loop(0, config.steps, lambda i, s: which(s, batch), state),
         static_argnums=0,
@@ -84,12 +74,14 @@ def main(config: BenchConfig) -> None:
     def whole_update(s: Any, b: Any) -> Any:
         return critic.update(own, s, b)[0]
 
-    step_of_loop, _ = training.method_case(method, own, data)
+    def milliseconds(run: Callable[[int], Any]) -> float:
+        return 1e3 / training.measure(run, config.steps)
+
     parts: dict[str, Callable[[], float]] = {
-        "products at the limit": lambda: flops / training.limit_rate(),
-        "narrow, and between": lambda: seconds(lambda: repeat(only_gradients, state, batch)) / config.steps,
-        "Adam": lambda: seconds(lambda: repeat(whole_update, state, batch)) / config.steps,
-        "the loop": lambda: 1 / training.measure(step_of_loop, config.steps),
+        "products at the limit": lambda: 1e3 * flops / training.limit_rate(),
+        "narrow, and between": lambda: milliseconds(lambda steps: repeat(only_gradients, state, batch)),
+        "Adam": lambda: milliseconds(lambda steps: repeat(whole_update, state, batch)),
+        "the loop": lambda: milliseconds(step_of_loop),
     }
     for part in parts.values():
         part()  # compiles
@@ -97,9 +89,7 @@ def main(config: BenchConfig) -> None:
     medians = np.median(found, axis=0)
     printed = Table("a step of the critic", "ms more", "ms so far", "share of the step")
     for name, before, until in zip(parts, [0.0, *medians], medians, strict=False):
-        printed.add_row(
-            name, f"{1e3 * (until - before):.3f}", f"{1e3 * until:.3f}", f"{(until - before) / medians[-1]:.2f}"
-        )
+        printed.add_row(name, f"{until - before:.3f}", f"{until:.3f}", f"{(until - before) / medians[-1]:.2f}")
     console.console.print(printed)
 
 
