@@ -40,8 +40,8 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def _is_there(name: str, folder: Path) -> bool:
-    return name in MADE or (folder / name).is_file()
+def _is_there(name: str | list[Any], folder: Path) -> bool:
+    return isinstance(name, list) or name in MADE or (folder / name).is_file()
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -18,6 +18,7 @@ scores in their place, since what these are worth takes no time. Their steps are
 from __future__ import annotations
 
 import dataclasses
+import gc
 import resource
 import sys
 import time
@@ -139,6 +140,7 @@ def measure(case: Case) -> Measured:
     began = time.perf_counter()
     prepared = prepare()
     preparation = time.perf_counter() - began
+    gc.collect()  # with it JAX lets go of the arrays it borrowed; a run packs its table once
     trained, taken = shared.train(method, config, prepared, seeds)
     of_data = [v for f in dataclasses.fields(data) if isinstance(v := getattr(data, f.name), np.ndarray)]
     arrays = size_of((of_data, [a.arrays for a in artefacts.values()], trained.state, trained.policy))

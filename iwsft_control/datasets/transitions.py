@@ -1,4 +1,7 @@
-"""Transitions on the device: what critics, SAC and every method that learns from single transitions sample from."""
+"""Transitions: what critics, SAC and every method that learns from single transitions sample from.
+
+They stay NumPy views of the data set until :class:`Table` packs them for the device: one copy of the data, not two.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,9 @@ class Transitions(NamedTuple):
 
 
 def transitions(data: Dataset) -> Transitions:
-    """The data set on the device, rewards as they are."""
-    return Transitions(
-        jnp.asarray(data.observations),
-        jnp.asarray(data.actions),
-        jnp.asarray(data.rewards),
-        jnp.asarray(data.next_observations),
-        jnp.asarray(data.terminations, jnp.float32),
-    )
+    """The data set, rewards as they are."""
+    terminations = data.terminations.astype(np.float32)
+    return Transitions(data.observations, data.actions, data.rewards, data.next_observations, terminations)
 
 
 def reward_scale(data: Dataset) -> float:
@@ -45,8 +43,8 @@ def reward_scale(data: Dataset) -> float:
 
 
 def scaled_transitions(data: Dataset) -> Transitions:
-    """The data set on the device, rewards times :func:`reward_scale`."""
-    return transitions(data)._replace(rewards=jnp.asarray(data.rewards * np.float32(reward_scale(data))))
+    """The data set, rewards times :func:`reward_scale`."""
+    return transitions(data)._replace(rewards=data.rewards * np.float32(reward_scale(data)))
 
 
 class Demonstrations(NamedTuple):
@@ -79,13 +77,13 @@ def with_next_actions(rows: Transitions, data: Dataset) -> FollowedTransitions:
     has_next = np.ones(len(data.rewards), np.float32)
     has_next[data.starts[1:] - 1] = 0.0
     following = np.roll(data.actions, -1, axis=0)
-    return FollowedTransitions(*rows, next_actions=jnp.asarray(following), has_next=jnp.asarray(has_next))
+    return FollowedTransitions(*rows, next_actions=following, has_next=has_next)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("packed",), meta_fields=("kind", "shapes"))
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Arrays of N rows each, side by side: a row of a batch is then one look-up in memory, not one for every array."""
+    """Arrays of N rows each, side by side on the device: a row of a batch is one look-up, not one for every array."""
 
     packed: jax.Array  # (N, D) float32
     kind: Any  # the NamedTuple that the arrays come from
@@ -104,8 +102,11 @@ class Table:
             len(set(lengths.values())) == 1,
             f"the rows to sample from differ in number ({told}); pair them in prepare.",
         )
-        packed = jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=1)
-        return cls(packed, type(arrays), tuple(x.shape[1:] for x in arrays))
+        columns = [np.asarray(x).reshape(len(x), -1) for x in arrays]
+        packed = _aligned((len(columns[0]), sum(x.shape[1] for x in columns)))
+        np.concatenate(columns, axis=1, out=packed)
+        # Nobody else has the buffer, so that a CPU may use it as it is.
+        return cls(jax.device_put(packed, may_alias=True), type(arrays), tuple(x.shape[1:] for x in arrays))
 
     def __len__(self) -> int:
         return self.packed.shape[0]
@@ -115,3 +116,11 @@ class Table:
         widths = [math.prod(shape) for shape in self.shapes]
         parts = jnp.split(self.packed[index], np.cumsum(widths)[:-1], axis=1)
         return self.kind(*(p.reshape(len(index), *shape) for p, shape in zip(parts, self.shapes, strict=True)))
+
+
+def _aligned(shape: tuple[int, int]) -> np.ndarray:
+    """An empty float32 array where JAX needs no copy of it on a CPU: it begins at a multiple of 64 bytes."""
+    size = 4 * math.prod(shape)
+    buffer = np.empty(size + 64, np.uint8)
+    first = -buffer.ctypes.data % 64
+    return buffer[first : first + size].view(np.float32).reshape(shape)

@@ -40,11 +40,12 @@ class Inputs(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a method samples from, on the device."""
+    """What a method samples from."""
 
     shared: Any
-    """The same for every seed: a NamedTuple of float32 arrays (N, ...) with ``observations`` and ``actions``, which the
-    loop packs: all functions but ``prepare`` find a :class:`~iwsft_control.datasets.transitions.Table`."""
+    """The same for every seed: a NamedTuple of float32 arrays (N, ...), of NumPy if they can, with ``observations`` and
+    ``actions``. The loop packs them on the device: all functions but ``prepare`` find a
+    :class:`~iwsft_control.datasets.transitions.Table`."""
     own: Any = ()
     """A pytree with a leading seed axis S; inside the loop that of one seed."""
     diagnostics: Sequence[Mapping[str, Any]] = ()

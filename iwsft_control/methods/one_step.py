@@ -81,21 +81,21 @@ def advantages(critic: Any, behaviour: Any, rows: Demonstrations, samples: int, 
 
 def prepare(config: OneStepConfig, inputs: Inputs) -> Prepared:
     """States and actions; for every seed the weight of every row, and BC's parameters."""
-    shared = Demonstrations(jnp.asarray(inputs.data.observations), jnp.asarray(inputs.data.actions))
+    shared = Demonstrations(inputs.data.observations, inputs.data.actions)
     critics, behaviours = (
         jax.tree.map(jnp.asarray, inputs.artefacts[name].arrays["params"]) for name in ("sarsa", "bc")
     )
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(seed_keys(METHOD, inputs.seeds))
 
     @jax.jit
-    def weigh(critics: Any, behaviours: Any, keys: jax.Array) -> jax.Array:
+    def weigh(rows: Demonstrations, critics: Any, behaviours: Any, keys: jax.Array) -> jax.Array:
         def of_seed(critic: Any, behaviour: Any, key: jax.Array) -> jax.Array:
-            advantage = advantages(critic, behaviour, shared, config.samples, key)
+            advantage = advantages(critic, behaviour, rows, config.samples, key)
             return jnp.minimum(jnp.exp(config.temperature * advantage), config.max_weight)
 
         return over_seeds(of_seed, critics, behaviours, keys)
 
-    weights = weigh(critics, behaviours, keys)
+    weights = weigh(shared, critics, behaviours, keys)
     diagnostics = [{"weights": {"mean": float(w.mean()), "max": float(w.max())}} for w in np.asarray(weights)]
     return Prepared(shared, Own(weights, behaviours), diagnostics)
 

@@ -127,7 +127,7 @@ def prepare(kind: Kind, config: SupervisedConfig, inputs: Inputs) -> Prepared:
     curated = [each.curated for each in found]
     if config.policy.length_weighted and not kind.importance_weighted:
         curated = [curation.by_transition(each) for each in curated]
-    shared = Demonstrations(jnp.asarray(data.observations), jnp.asarray(data.actions))
+    shared = Demonstrations(data.observations, data.actions)
     own = Own(jax.tree.map(jnp.asarray, curation.stack(curated)))
     if kind.fine_tunes:
         own = own._replace(start=jax.tree.map(jnp.asarray, artefacts["bc"].arrays["params"]))

@@ -61,11 +61,10 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
             raise UserError(f"{folder} does not exist; give a folder of result files.")
         paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
         ours = (SCORES_FILE,)  # what a table writes beside them is no result
-        runs |= {path: read(path) for path in paths if path.parent.name != "failures" and path.name not in ours}
-    if not runs:
-        raise UserError(
-            f"no result files in {', '.join(map(str, folders))}; make some with python -m iwsft_control.sweep."
-        )
+        found = {path: read(path) for path in paths if path.parent.name != "failures" and path.name not in ours}
+        if not found:  # of several folders too: a table without one of them is not what was asked for
+            raise UserError(f"no result files in {folder}; make some with python -m iwsft_control.sweep.")
+        runs |= found
     for path, run in runs.items():
         if "simulator_steps" in run.evaluation:
             raise UserError(

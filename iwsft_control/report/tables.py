@@ -62,15 +62,11 @@ def sections(report: Report) -> list[Section]:
     baseline, focus = report.baseline, report.focus
     others = [row for row in report.scores if row != baseline]
     rivals = [row for row in report.scores if row != focus]
-    found = [
-        _scores(report),
-        _differences(
-            report, f"Every method minus {baseline.label}", "the method", {row.label: (row, baseline) for row in others}
-        ),
-        _differences(
-            report, f"{focus.label} minus every other method", focus.label, {row.label: (focus, row) for row in rivals}
-        ),
-    ]
+    compared = (
+        (f"Every method minus {baseline.label}", "the method", {row.label: (row, baseline) for row in others}),
+        (f"{focus.label} minus every other method", focus.label, {row.label: (focus, row) for row in rivals}),
+    )
+    found = [_scores(report), *(_differences(report, *each) for each in compared if each[-1])]
     published = _published(report)
     return [*found, published] if published else found
 

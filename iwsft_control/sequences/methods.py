@@ -214,7 +214,7 @@ class Own(NamedTuple):
 
 def prepare_bc(config: SequenceConfig, inputs: Inputs) -> Prepared:
     """The corpus."""
-    return Prepared(Demonstrations(jnp.asarray(inputs.data.observations), jnp.asarray(inputs.data.actions)))
+    return Prepared(Demonstrations(inputs.data.observations, inputs.data.actions))
 
 
 def curate(kind: str, config: CurationConfig, quality: str | None, data: Any, scores: np.ndarray | None) -> np.ndarray:
