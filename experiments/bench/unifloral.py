@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from iwsft_control.base import console
@@ -111,7 +112,7 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
         "next_action": data.next_actions,
         "done": data.terminations,
     }
-    dataset = module.Transition(**{k: named[k] for k in module.Transition._fields})
+    dataset = module.Transition(**{k: jnp.asarray(named[k]) for k in module.Transition._fields})
     observation, action = dataset.obs[0], dataset.action[0]
     mean, std = dataset.obs.mean(axis=0), dataset.obs.std(axis=0)
     policy_key, critic_key, value_key, key = jax.random.split(jax.random.key(seed), 4)
