@@ -65,7 +65,8 @@ def main(config: OnlineConfig) -> None:
     for each in wanted if not config.only_report else []:
         finetune.main(each)
     found = online.find(config.out)
-    table = online.to_markdown(found)
+    paired = f"Paired by seed [95% interval, corrected for the {len(online.COMPARED)} comparisons of a column]:"
+    table = "\n\n".join([online.to_markdown(found), paired, online.differences_markdown(found)])
     write_text(config.out / "table.md", table + "\n")
     figures.save(online.draw(found), config.out, "score")
     figures.save(online.draw(found, "success"), config.out, "success")

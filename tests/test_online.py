@@ -550,6 +550,34 @@ def test_the_command_writes_results_with_simulator_steps(tmp_path, monkeypatch, 
     assert "simulator steps" in capsys.readouterr().out
 
 
+def test_differences_are_paired_by_seed(tmp_path):
+    """Seeds far apart, a method always 5 above: the interval of the pairs is what tells it."""
+    finetune.main(config(tmp_path, method=("uft",), reward="sparse"))
+    (path,) = (tmp_path / "results").rglob("*.json")
+    made = results.read(path)
+    of_start = made.diagnostics["bc_start"]
+    runs = {
+        name: [
+            dataclasses.replace(
+                made,
+                method=name,
+                seed=seed,
+                normalised_score=10.0 * seed + above,
+                diagnostics=made.diagnostics | {"bc_start": of_start | {"normalised_score": 10.0 * seed - 1}},
+            )
+            for seed in seeds
+        ]
+        for name, above, seeds in (("bc-rl", 0.0, (0, 1, 2)), ("uft", 5.0, (0, 2, 3)))
+    }
+    panels = {report.Panel(task, "sparse", 300): runs for task in ("hopper-medium-replay", "walker2d-medium-replay")}
+    header, _, *lines = report.differences_markdown(panels).splitlines()
+    cells = {row[1].strip(): row[2:-1] for row in (line.split("|") for line in lines)}
+    assert header.split("|")[-2].strip() == "mean over tasks, sparse"
+    assert {c.strip() for c in cells["UFT, minus PPO from BC"]} == {"+5.0 [+5.0, +5.0]"}
+    assert {c.strip() for c in cells["PPO from BC, minus BC"]} == {"+1.0 [+1.0, +1.0]"}
+    assert {c.strip() for c in cells["UFT, minus UFT without the likelihood"]} == {"-"}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -80,12 +80,17 @@ def _check(path: Path, run: RunResult) -> None:
 
 def starts(methods: Mapping[str, Sequence[RunResult]], what: str) -> np.ndarray:
     """What the offline policies that the runs of a panel start from reach, without a simulator step: one per seed."""
+    found = _starts(methods, what)
+    return np.array([found[seed] for seed in sorted(found)])
+
+
+def _starts(methods: Mapping[str, Sequence[RunResult]], what: str) -> dict[int, float]:
     found = {}
     for run in (run for runs in methods.values() for run in runs):
         start = run.diagnostics.get(f"{run.config['start']}_start")
         if isinstance(start, dict) and is_finite(start.get(what)):
             found[run.seed] = start[what]
-    return np.array([found[seed] for seed in sorted(found)])
+    return found
 
 
 def to_markdown(online: Online) -> str:
@@ -104,6 +109,51 @@ def to_markdown(online: Online) -> str:
             rows.append([panel.task, panel.reward, method, *_cells(scores, successes, steps)])
     header = ["task", "reward", "method", "seeds", "simulator steps", "normalised score", "successes, %"]
     return formats.markdown_table(header, rows)
+
+
+START = "start"  # the offline policy of the same seed, as if it were a method
+COMPARED = {  # what a difference tells, and between whom
+    "PPO from BC, minus BC": ("bc-rl", START),
+    "no BC at all, minus PPO from BC": ("rl", "bc-rl"),
+    "uniform resets, minus PPO from BC": ("rl-uniform-resets", "bc-rl"),
+    "UFT without the likelihood, minus PPO from BC": ("uft-no-likelihood", "bc-rl"),
+    "UFT, minus PPO from BC": ("uft", "bc-rl"),
+    "Prefix-RFT, minus PPO from BC": ("prefix-rft", "bc-rl"),
+    "UFT, minus UFT without the likelihood": ("uft", "uft-no-likelihood"),
+}
+
+
+def differences_markdown(online: Online) -> str:
+    """Differences of scores paired by seed, for every panel and for the mean over the tasks of a reward.
+
+    Intervals are corrected for the comparisons of a column (Bonferroni).
+    """
+    columns: dict[str, list[Panel]] = {f"{panel.task}, {panel.reward}": [panel] for panel in online}
+    for reward in dict.fromkeys(panel.reward for panel in online):
+        group = [panel for panel in online if panel.reward == reward]
+        if len(group) > 1:
+            columns[f"mean over tasks, {reward}"] = group
+    rows = []
+    for label, pair in COMPARED.items():
+        cells = []
+        for panels in columns.values():
+            strata = [_differences(online[panel], *pair) for panel in panels]
+            whole = all(len(stratum) for stratum in strata)
+            cells.append(cell(statistics.stratified_mean(strata, len(COMPARED)) if whole else None, signed=True))
+        rows.append([label, *cells])
+    return formats.markdown_table(["difference of scores", *columns], rows)
+
+
+def _differences(methods: Mapping[str, Sequence[RunResult]], one: str, other: str) -> np.ndarray:
+    """Scores of ``one`` minus those of ``other``, of the seeds that both have."""
+    mine, theirs = (_scores(methods, name) for name in (one, other))
+    return np.array([mine[seed] - theirs[seed] for seed in sorted(set(mine) & set(theirs))])
+
+
+def _scores(methods: Mapping[str, Sequence[RunResult]], name: str) -> dict[int, float]:
+    if name == START:
+        return _starts(methods, "normalised_score")
+    return {run.seed: run.normalised_score for run in methods.get(name, ())}
 
 
 def _cells(scores: np.ndarray, successes: np.ndarray, steps: Sequence[int]) -> list[str]:
