@@ -190,9 +190,8 @@ def interval(scores: Mapping[int, float]) -> str:
 
 def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> str:
     """Paired by seed, with its interval."""
-    shared = sorted(set(mine) & set(other))
-    apart = np.array([mine[s] - other[s] for s in shared])
-    return cell(statistics.mean_interval(apart), signed=True) if shared else "-"
+    apart = statistics.paired(mine, other)
+    return cell(statistics.mean_interval(apart), signed=True) if len(apart) else "-"
 
 
 def figure(config: AblationConfig, found: Found) -> Any:

@@ -54,7 +54,7 @@ LAWS = {
     "uft-cosine": Law("cosine", True),
     "hint-cosine": Law("cosine", False),
 }
-SHOWN = {  # in the figure, as docs/online.md names them
+SHOWN = {  # in the figure, as docs/uft.md names them
     "rft": "rft (no hints)",
     "uft-uniform": "UFT, uniform l",
     "uft-cosine": "UFT, cosine",

@@ -5,7 +5,6 @@ import sys
 import textwrap
 import types
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,11 +12,8 @@ from experiments.bench import unifloral
 from iwsft_control.base.errors import UserError
 
 DATA = unifloral.rebrac.FollowedTransitions(
-    *(jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32) for shape in ((9, 4), (9, 2), (9,))),
-    jnp.zeros((9, 4)),
-    jnp.zeros(9),
-    jnp.zeros((9, 2)),
-    jnp.zeros(9),
+    *(np.random.default_rng(0).standard_normal(shape, np.float32) for shape in ((9, 4), (9, 2), (9,))),
+    *(np.zeros(shape, np.float32) for shape in ((9, 4), 9, (9, 2), 9)),
 )
 
 
@@ -33,6 +29,7 @@ def clone(tmp_path, monkeypatch):
             import collections, dataclasses
             import d4rl, gym, wandb
             import flax.linen as nn
+            import jax
 
             @dataclasses.dataclass
             class Args:
@@ -57,6 +54,7 @@ def clone(tmp_path, monkeypatch):
 
             def make_train_step(args, actor, critic, dataset):
                 def step(carry, _):
+                    dataset.reward[jax.random.randint(carry[0], (4,), 0, len(dataset.reward))]  # as all of them sample
                     return (carry[0], carry[1]._replace(actor=carry[1].actor + len(dataset.reward))), None
                 return step
             """

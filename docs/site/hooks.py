@@ -34,14 +34,22 @@ SHOWN = {".py": "python", ".md": "markdown", ".toml": "toml"}  # files that beco
 
 def on_config(config: Any) -> Any:
     """Leave out pages that are not there; list those of methods."""
-    pages = [page for page in config.nav if _is_there(next(iter(page.values())), Path(config.docs_dir))]
+    pages = _that_are_there(config.nav, Path(config.docs_dir))
     listed = [f"methods/{module}.md" for module in modules()]
     config.nav = [{"Methods": listed} if "Methods" in page else page for page in pages]
     return config
 
 
-def _is_there(name: str | list[Any], folder: Path) -> bool:
-    return isinstance(name, list) or name in MADE or (folder / name).is_file()
+def _that_are_there(pages: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Of pages, and of sections of pages at any depth."""
+    found = []
+    for page in pages:
+        ((title, place),) = page.items()
+        if isinstance(place, list):
+            found.append({title: _that_are_there(place, folder)})
+        elif place in MADE or (folder / place).is_file():
+            found.append(page)
+    return found
 
 
 def on_files(files: Any, config: Any) -> Any:

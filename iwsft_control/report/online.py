@@ -78,19 +78,14 @@ def _check(path: Path, run: RunResult) -> None:
         raise UserError(f"{path} is no result of online training, or damaged; remove it or run it again.")
 
 
-def starts(methods: Mapping[str, Sequence[RunResult]], what: str) -> np.ndarray:
-    """What the offline policies that the runs of a panel start from reach, without a simulator step: one per seed."""
-    found = _starts(methods, what)
-    return np.array([found[seed] for seed in sorted(found)])
-
-
-def _starts(methods: Mapping[str, Sequence[RunResult]], what: str) -> dict[int, float]:
+def starts(methods: Mapping[str, Sequence[RunResult]], what: str) -> dict[int, float]:
+    """What the offline policies that the runs of a panel start from reach, without a simulator step, by seed."""
     found = {}
     for run in (run for runs in methods.values() for run in runs):
         start = run.diagnostics.get(f"{run.config['start']}_start")
         if isinstance(start, dict) and is_finite(start.get(what)):
             found[run.seed] = start[what]
-    return found
+    return dict(sorted(found.items()))
 
 
 def to_markdown(online: Online) -> str:
@@ -98,9 +93,8 @@ def to_markdown(online: Online) -> str:
     rows = []
     for panel, methods in online.items():
         first = next(run for runs in methods.values() for run in runs)
-        offline = starts(methods, "normalised_score")
+        offline, successes = (np.array([*starts(methods, x).values()]) for x in ("normalised_score", "success"))
         if len(offline):
-            successes = starts(methods, "success")
             rows.append([panel.task, panel.reward, first.config["start"], *_cells(offline, successes, [0])])
         for method, runs in methods.items():
             scores = np.array([run.normalised_score for run in runs])
@@ -137,22 +131,16 @@ def differences_markdown(online: Online) -> str:
     for label, pair in COMPARED.items():
         cells = []
         for panels in columns.values():
-            strata = [_differences(online[panel], *pair) for panel in panels]
+            strata = [statistics.paired(*(_scores(online[panel], name) for name in pair)) for panel in panels]
             whole = all(len(stratum) for stratum in strata)
             cells.append(cell(statistics.stratified_mean(strata, len(COMPARED)) if whole else None, signed=True))
         rows.append([label, *cells])
     return formats.markdown_table(["difference of scores", *columns], rows)
 
 
-def _differences(methods: Mapping[str, Sequence[RunResult]], one: str, other: str) -> np.ndarray:
-    """Scores of ``one`` minus those of ``other``, of the seeds that both have."""
-    mine, theirs = (_scores(methods, name) for name in (one, other))
-    return np.array([mine[seed] - theirs[seed] for seed in sorted(set(mine) & set(theirs))])
-
-
 def _scores(methods: Mapping[str, Sequence[RunResult]], name: str) -> dict[int, float]:
     if name == START:
-        return _starts(methods, "normalised_score")
+        return starts(methods, "normalised_score")
     return {run.seed: run.normalised_score for run in methods.get(name, ())}
 
 
@@ -178,8 +166,8 @@ def draw(online: Online, what: str = "normalised_score") -> Figure:
                 error = curves.std(axis=0, ddof=1) / len(runs) ** 0.5
                 axis.fill_between(grid / 1000, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
         offline = starts(methods, what)
-        if len(offline):
-            axis.axhline(offline.mean(), color="#bbbbbb", linewidth=0.9, zorder=0)
+        if offline:
+            axis.axhline(np.mean([*offline.values()]), color="#bbbbbb", linewidth=0.9, zorder=0)
         axis.set(xlabel="thousand simulator steps", title=f"{panel.task}, {panel.reward}")
     axes[0, 0].set_ylabel(what.replace("_", " "))
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}

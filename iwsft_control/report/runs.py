@@ -177,10 +177,9 @@ def differences(report: Report, row: Row, other: Row) -> dict[str, np.ndarray]:
     """Score of ``row`` minus that of ``other`` by seed, (n,) for every data set where they share seeds."""
     found = {}
     for dataset in report.datasets:
-        mine, theirs = (report.scores[r].get(dataset, {}) for r in (row, other))
-        shared = sorted(set(mine) & set(theirs))
-        if shared:
-            found[dataset] = np.array([mine[s] - theirs[s] for s in shared])
+        apart = statistics.paired(*(report.scores[r].get(dataset, {}) for r in (row, other)))
+        if len(apart):
+            found[dataset] = apart
     return found
 
 

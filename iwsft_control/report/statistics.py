@@ -8,7 +8,7 @@ interquartile mean, which has no such formula, takes its standard error from a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,11 @@ def t_quantile(share: float, freedom: float) -> float:
     from scipy import stats  # here: who only reads results needs none of it
 
     return float(stats.t.ppf(share, freedom))
+
+
+def paired(mine: Mapping[int, float], theirs: Mapping[int, float]) -> np.ndarray:
+    """Scores by seed minus others by seed, (n,) of the seeds that both have, in order."""
+    return np.array([mine[seed] - theirs[seed] for seed in sorted(set(mine) & set(theirs))])
 
 
 def mean_interval(scores: np.ndarray, comparisons: int = 1) -> Estimate:
