@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import jax
@@ -15,6 +16,9 @@ from iwsft_control.datasets.types import Dataset, Episodes
 from iwsft_control.learning.method import Inputs, Prepared
 
 SCORES = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}  # D4RL's of Hopper
+STATM = Path("/proc/self/statm")  # memory of this process in pages: in all, resident, ...
+LARGE = 3 << 29  # bytes
+
 SHARED = Path(os.environ.get("IWSFT_SHARED", Path(__file__).parents[2] / "shared"))
 
 
@@ -47,9 +51,10 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """The programs of a module's tests are let go after it: they would add up to gigabytes."""
+    """Programs are let go after a module that leaves its process large: they would add up to gigabytes."""
     yield
-    jax.clear_caches()
+    if not STATM.is_file() or int(STATM.read_text().split()[1]) * resource.getpagesize() > LARGE:
+        jax.clear_caches()
 
 
 @pytest.fixture(params=["hopper", "halfcheetah", "walker2d"])

@@ -333,7 +333,7 @@ def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
     wait_for(lambda: all(map(ended, servers)), ORPHAN_SECONDS)
     both = [start_sweep(tmp_path, "killed", *options, count="1") for _ in range(2)]
     assert [p.wait(timeout=300) for p in both] == [0, 0]
-    assert start_sweep(tmp_path, "whole", *options).wait(timeout=300) == 0
+    sweep.main(plan(tmp_path, "whole", qualities=("q",), methods=("bc", "sft-q", "iw-sft-q"), workers=1))
     killed, whole = found(tmp_path / "killed"), found(tmp_path / "whole")
     assert killed == whole
     assert len(whole) == 3

@@ -1,0 +1,48 @@
+"""The second round of tuning: every row is the default but for what its name tells; the table compares by seed."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from experiments import tuning
+from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark.settings import make
+
+
+def test_every_row_is_what_its_name_tells():
+    plain = make()
+    folders = {tuning.folder(name) for name in tuning.KNOBS}
+    assert len(folders) == len(tuning.KNOBS) and all("/" not in f and " " not in f for f in folders)
+    for name, groups in tuning.KNOBS.items():
+        settings = make(**groups)
+        assert (settings == plain) == (name == tuning.DEFAULT)
+        told = [float(x) for x in name.replace(",", "").replace("/", " ").split() if x[0].isdigit()]
+        changed = [
+            value
+            for group in groups.values()
+            for field, value in vars(group).items()
+            if value != getattr(type(group)(), field)
+        ]
+        flat = [x for value in changed for x in (value if isinstance(value, tuple) else (value,))]
+        assert flat == told
+
+
+def test_the_table_compares_by_seed(tmp_path):
+    def runs(**scores):
+        start = {"bc_start": {"normalised_score": 30.0}}
+        return {int(s[1:]): SimpleNamespace(normalised_score=x, diagnostics=start) for s, x in scores.items()}
+
+    tasks = ("hopper-medium-replay", "walker2d-medium-replay")
+    found = {
+        tuning.DEFAULT: {tasks[0]: runs(s100=80.0, s101=90.0), tasks[1]: runs(s100=20.0, s101=50.0)},
+        "size 0.8": {tasks[0]: runs(s100=90.0, s101=100.0), tasks[1]: runs(s101=60.0)},
+        "size 0.65": {},
+    }
+    header, rows = tuning.table(tasks, found)
+    assert [row[0] for row in rows] == ["default", "size 0.8"] and {len(row) for row in rows} == {len(header)}
+    assert rows[0][1:4] == ["2", "85.0 (+55.0)", "35.0 (+5.0)"] and rows[0][4].startswith("60.0")  # 50 and 70
+    assert rows[1][1:] == ["1", "95.0 (+65.0)", "60.0 (+30.0)", *rows[1][4:]]
+    assert rows[1][4].startswith("80.0") and rows[1][5].startswith("+10.0")  # of seed 101 alone
+    assert rows[0][5] == "-"
+    with pytest.raises(UserError, match="no knob nothing; choose of default"):
+        tuning.main(tuning.TuningConfig(knobs=("nothing",), out=tmp_path))
