@@ -35,12 +35,20 @@ KNOBS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "steps 1,000": {"policy": PolicyConfig(fine_tune_steps=1_000)},
     "steps 2,000": {"policy": PolicyConfig(fine_tune_steps=2_000)},
+    "steps 10,000": {"policy": PolicyConfig(fine_tune_steps=10_000)},
+    "learning rate 1e-3": {"policy": PolicyConfig(fine_tune_learning_rate=1e-3)},
     "learning rate 1e-4": {"policy": PolicyConfig(fine_tune_learning_rate=1e-4)},
     "size 0.65": {"importance": ImportanceConfig(0.65)},
     "size 0.8": {"importance": ImportanceConfig(0.8)},
     "strata 90": {"curation": CurationConfig(episode_strata=(90,))},
     "strata 80/90/95": {"curation": CurationConfig(episode_strata=(80, 90, 95))},
     "strata 70/85/95": {"curation": CurationConfig(episode_strata=(70, 85, 95))},
+}
+KNOBS |= {
+    f"transitions {'/'.join(map(str, strata))}": {
+        "curation": CurationConfig(episode_strata=strata, strata_of="transitions")
+    }
+    for strata in ((80, 90, 95), (75, 85, 95), (70, 85, 95))
 }
 
 

@@ -29,6 +29,25 @@ def test_at_least_one_unit():
     np.testing.assert_array_equal(curation.above(np.array([1.0, 3.0, 2.0]), 98), [1])
 
 
+def test_percentiles_of_transitions():
+    """The best units that hold the share, to half of the last or the next one; of equal lengths as of units."""
+    rng = np.random.default_rng(0)
+    scores, lengths = rng.standard_normal(300), rng.integers(1, 1001, 300)
+    for percentile in (0, 50, 90, 98):
+        best = curation.above(scores, percentile, lengths)
+        order = np.argsort(-scores)
+        assert best.tolist() == sorted(order[: len(best)])
+        beyond = lengths[best].sum() - lengths.sum() * (100 - percentile) / 100
+        following = lengths[order[len(best)]] if len(best) < 300 else 0
+        assert -following / 2 <= beyond <= lengths[order[len(best) - 1]] / 2
+        np.testing.assert_array_equal(
+            curation.above(scores, percentile, np.full(300, 7)), curation.above(scores, percentile)
+        )
+    assert curation.above(scores, 99.999, lengths).tolist() == [scores.argmax()]
+    counts = np.bincount(curation.nested_strata(np.arange(4.0), (40, 90), np.array([10, 10, 50, 30])), minlength=4)
+    assert counts.tolist() == [0, 0, 1, 2]  # the best hold 30 of 100, with half of the next 55
+
+
 @pytest.mark.parametrize("percentile", [-1, 100])
 def test_percentiles_outside(percentile):
     with pytest.raises(ValueError, match="percentile"):

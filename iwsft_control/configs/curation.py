@@ -20,6 +20,8 @@ class CurationConfig:
     """Transitions of a segment; the last one of an episode may have fewer."""
     episode_strata: Annotated[tuple[float, ...], PERCENTILE] = (90, 95, 98)
     """Episodes are taken once for each of these percentiles of quality that they exceed (the paper's)."""
+    strata_of: Literal["episodes", "transitions"] = "episodes"
+    """What these percentiles count."""
     transition_strata: Annotated[tuple[float, ...], PERCENTILE] = (70, 85, 95)
     """Likewise for segments and transitions."""
 

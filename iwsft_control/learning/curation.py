@@ -59,24 +59,33 @@ def everything(n: int) -> np.ndarray:
     return np.arange(n)
 
 
-def above(scores: np.ndarray, percentile: float) -> np.ndarray:
+def above(scores: np.ndarray, percentile: float, lengths: np.ndarray | None = None) -> np.ndarray:
     """Indices of the units above a percentile of the scores, at least one: binary R in {0, 1}, the set D+.
+
+    Args:
+        lengths: of the units (U,): the percentile is then one of their transitions, so that the best units which hold
+            the rest of all transitions are taken (as %BC counts, Chen et al. 2021). By default one of the units.
 
     Raises:
         ValueError: the percentile is not in [0, 100).
     """
     if not 0 <= percentile < 100:
         raise ValueError(f"percentile must lie in [0, 100), not {percentile}")
-    keep = max(1, round(len(scores) * (100 - percentile) / 100))
-    return np.sort(np.argsort(-scores, kind="stable")[:keep])
+    order, share = np.argsort(-scores, kind="stable"), (100 - percentile) / 100
+    if lengths is None:
+        keep = round(len(scores) * share)
+    else:  # the last one is taken if more than half of it lies in the share
+        ends = np.cumsum(lengths[order])
+        keep = int(np.searchsorted(ends - lengths[order] / 2, share * ends[-1]))
+    return np.sort(order[: max(1, keep)])
 
 
-def nested_strata(scores: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
-    """The concatenation of the sets above each percentile, so the best units stand in it once per stratum.
+def nested_strata(scores: np.ndarray, percentiles: Sequence[float], lengths: np.ndarray | None = None) -> np.ndarray:
+    """The concatenation of the sets :func:`above` each percentile, so the best units stand in it once per stratum.
 
     SFT(Q)'s quality-proportional sampling as in the paper's released code (percentiles 90, 95, 98 of return).
     """
-    return np.concatenate([above(scores, p) for p in percentiles])
+    return np.concatenate([above(scores, p, lengths) for p in percentiles])
 
 
 class Curated(NamedTuple):

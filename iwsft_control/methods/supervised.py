@@ -105,7 +105,8 @@ def curate(
                 steps = 1 if config.q_unit == "transition" else config.segment_steps
                 units, strata = curation.segment_units(data, steps), config.transition_strata
                 scores = curation.mean_values(q - v, units)
-        return Choice(curation.curate(curation.nested_strata(scores, strata), units), scores, units)
+        lengths = units[1] if config.strata_of == "transitions" else None
+        return Choice(curation.curate(curation.nested_strata(scores, strata, lengths), units), scores, units)
     best = curation.above(scores, config.filter_percentile)
     if kind.curation == "filtered":  # transitions of the best episodes, uniformly: long episodes count by their length
         rows = np.flatnonzero(np.isin(data.episode_of, best))
