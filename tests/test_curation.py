@@ -14,7 +14,7 @@ from tests.conftest import make_data
 def test_draws_count_by_length_and_by_how_often_a_unit_stands_there():
     data = make_data((10, 20, 30, 40))
     q = np.repeat([0.0, 1.0, 2.0, 3.0], data.lengths)
-    config = CurationConfig(q_unit="episode", episode_strata=(50, 75))  # the two best, then the best once more
+    config = CurationConfig(strata=(50, 75), strata_of="units")  # the two best, then the best once more
     choice = supervised.curate(config, KINDS["sft-q"], "q", data, (q, q))
     rows, probability = origins.drawn(data, choice.curated)
     assert sorted(rows) == list(range(30, 100))

@@ -24,7 +24,7 @@ def test_every_seed_draws_from_the_latest_of_its_own_set():
         "critic": Artefact({"q": q, "v": np.zeros_like(q)}, {}),
         "bc": Artefact({"params": {"w": np.zeros((2, 3))}}, {}),
     }
-    config = FineTuningConfig(curation=CurationConfig(episode_strata=(50,)))
+    config = FineTuningConfig(curation=CurationConfig(strata=(50,), strata_of="units"))
     found = recency.prepare(config, Inputs(data, artefacts, None, (0, 1)))
     curated = found.own.curated
     rows = [set(np.asarray(curated.rows[s])[np.asarray(curated.entries[s][: curated.size[s]])]) for s in (0, 1)]

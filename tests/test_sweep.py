@@ -117,7 +117,7 @@ def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
     faster = dataclasses.replace(POLICY, fine_tune_learning_rate=1.0)
     longer = dataclasses.replace(POLICY, bc_steps=21)
     deeper = dataclasses.replace(CRITIC, steps=21)
-    narrower = CurationConfig(episode_strata=(95,))
+    narrower = CurationConfig(strata=(95,))
     assert key() == key()
     assert len({key(), key(seeds=(1,)), key(quality="return"), key("sft-q"), key("sft"), key("bc")}) == 6
     for change in ({"policy": faster}, {"policy": longer}, {"critic": deeper}, {"curation": narrower}):

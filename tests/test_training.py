@@ -103,9 +103,10 @@ def test_a_vmap_over_seeds_is_the_seeds_one_by_one():
 def test_a_vmap_over_seeds_with_sets_of_several_sizes(method):
     """Each seed has its own critic, so its own episodes, of other lengths: padding changes nothing."""
     values = np.stack([np.random.default_rng(s).standard_normal(N) for s in (0, 3)])
-    more = {"q_unit": "episode", "curation": {"episode_strata": (70, 85)}}
+    more = {"curation": {"strata": (70, 85), "strata_of": "units"}}
     sets = [
-        supervised.curate(CurationConfig(episode_strata=(70, 85)), KINDS[method], "q", DATA, (v, v))[0] for v in values
+        supervised.curate(CurationConfig(strata=(70, 85), strata_of="units"), KINDS[method], "q", DATA, (v, v))[0]
+        for v in values
     ]
     assert len(sets[0].rows) != len(sets[1].rows)
     start = bc((3, 4))
@@ -153,7 +154,7 @@ def test_the_effective_sample_size_stays_at_its_target(target):
 def test_likelihoods_in_the_log_are_those_of_the_rows():
     """Curated rows count as often as their unit stands in the set; held-out rows once."""
     start = bc()
-    config = registry.get("iw-sft-q").config(POLICY, IMPORTANCE, CurationConfig(episode_strata=(60, 80)))
+    config = registry.get("iw-sft-q").config(POLICY, IMPORTANCE, CurationConfig(strata=(60, 80), strata_of="units"))
     artefacts = inputs_of("iw-sft-q", (0,), "return", start)
     found = prepared(registry.get("iw-sft-q"), config, DATA, artefacts, "return", (0,))
     own = jax.tree.map(lambda x: x[0], found.own)
@@ -348,12 +349,19 @@ def test_units_of_each_method():
     assert sizes("bc") == (n, 1)
     assert sizes("filtered-bc") == (best, 1)  # the best of ten episodes, by transition
     assert sizes("sft") == sizes("iw-sft") == (1, best)
-    assert sizes("sft-q", "return") == sizes("iw-sft-q", "return") == (3, best)  # once per stratum
-    assert sizes("sft-q") == sizes("iw-sft-q") == (3, 40)
-    assert sizes("sft-q", q_unit="transition") == (round(0.3 * n) + round(0.15 * n) + round(0.05 * n), 1)
+    papers = {"strata": (90, 95, 98), "strata_of": "units"}
+    assert sizes("sft-q", "return", **papers) == sizes("iw-sft-q", "return", **papers) == (3, best)  # once per stratum
+    assert sizes("sft-q", **papers) == sizes("iw-sft-q", **papers) == (3, 40)
+    order = np.argsort(-curation.mean_values(q, curation.episode_units(DATA)), kind="stable")
+    ends = np.cumsum(DATA.lengths[order])
+    middles = ends - DATA.lengths[order] / 2
+    taken = sum(max(1, int((middles < share * n).sum())) for share in (0.25, 0.15, 0.05))  # of all transitions
+    assert sizes("sft-q")[0] == sizes("iw-sft-q")[0] == taken
+    strata = {"strata": (70, 85, 95)}
+    assert sizes("sft-q", q_unit="transition", **strata)[0] == round(0.3 * n) + round(0.15 * n) + round(0.05 * n)
     parts = sum(-(-int(length) // 7) for length in DATA.lengths)
     taken = sum(round(share * parts) for share in (0.3, 0.15, 0.05))
-    assert sizes("sft-q", q_unit="segment", segment_steps=7) == (taken, 7)
+    assert sizes("sft-q", q_unit="segment", segment_steps=7, strata_of="units", **strata) == (taken, 7)
     _, scores, _ = supervised.curate(CurationConfig(), KINDS["sft-q"], "return", DATA, None)
     np.testing.assert_array_equal(scores, curation.episode_returns(DATA))
 

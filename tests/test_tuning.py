@@ -1,5 +1,6 @@
-"""The second round of tuning: every row is the default but for what its name tells; the table compares by seed."""
+"""The second round of tuning: every row is the first but for what its name tells; the table compares by seed."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -10,22 +11,26 @@ from iwsft_control.benchmark.settings import make
 
 
 def test_every_row_is_what_its_name_tells():
-    plain = make()
+    """Words and numbers of a name are the values that differ from the first row's, which tells its own strata."""
     folders = {tuning.folder(name) for name in tuning.KNOBS}
     assert len(folders) == len(tuning.KNOBS) and all("/" not in f and " " not in f for f in folders)
+
+    def values(groups):
+        named = ((k, v) for k, v in make(**groups).groups if k in ("policy", "importance", "curation"))
+        return {(k, field): value for k, group in named for field, value in dataclasses.asdict(group).items()}
+
+    first = values(tuning.KNOBS[tuning.DEFAULT])
+    assert first["curation", "strata"] == (90, 95, 98) and first["curation", "strata_of"] == "units"
     for name, groups in tuning.KNOBS.items():
-        settings = make(**groups)
-        assert (settings == plain) == (name == tuning.DEFAULT)
-        told = [float(x) for x in name.replace(",", "").replace("/", " ").split() if x[0].isdigit()]
-        changed = [
-            value
-            for group in groups.values()
-            for field, value in vars(group).items()
-            if value != getattr(type(group)(), field)
-        ]
-        flat = [x for value in changed for x in (value if isinstance(value, tuple) else (value,))]
-        assert [x for x in flat if x != "transitions"] == told
-        assert ("transitions" in flat) == name.startswith("transitions")
+        changed = {k[1]: v for k, v in values(groups).items() if first[k] != v}
+        told = tuple(float(x) for x in name.replace(",", "").replace("/", " ").split() if x[0].isdigit())
+        unit = "units" if name.startswith("episodes") else "transitions" if name.startswith("transitions") else None
+        if unit == "units":
+            assert changed == ({} if name == tuning.DEFAULT else {"strata": told})
+        elif unit:
+            assert changed == {"strata": told, "strata_of": unit}
+        else:
+            assert tuple(changed.values()) == told
 
 
 def test_the_table_compares_by_seed(tmp_path):
@@ -40,10 +45,10 @@ def test_the_table_compares_by_seed(tmp_path):
         "size 0.65": {},
     }
     header, rows = tuning.table(tasks, found)
-    assert [row[0] for row in rows] == ["default", "size 0.8"] and {len(row) for row in rows} == {len(header)}
+    assert [row[0] for row in rows] == [tuning.DEFAULT, "size 0.8"] and {len(row) for row in rows} == {len(header)}
     assert rows[0][1:4] == ["2", "85.0 (+55.0)", "35.0 (+5.0)"] and rows[0][4].startswith("60.0")  # 50 and 70
     assert rows[1][1:] == ["1", "95.0 (+65.0)", "60.0 (+30.0)", *rows[1][4:]]
     assert rows[1][4].startswith("80.0") and rows[1][5].startswith("+10.0")  # of seed 101 alone
     assert rows[0][5] == "-"
-    with pytest.raises(UserError, match="no knob nothing; choose of default"):
+    with pytest.raises(UserError, match="no knob nothing; choose of episodes"):
         tuning.main(tuning.TuningConfig(knobs=("nothing",), out=tmp_path))

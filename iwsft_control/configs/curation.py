@@ -18,14 +18,11 @@ class CurationConfig:
     """--quality q: whole episodes by their mean learned Q, or parts of them by their (mean) learned advantage."""
     segment_steps: Annotated[int, POSITIVE] = 50
     """Transitions of a segment; the last one of an episode may have fewer."""
-    episode_strata: Annotated[tuple[float, ...], PERCENTILE] = (90, 95, 98)
-    """Episodes are taken once for each of these percentiles of quality that they exceed (the paper's)."""
-    strata_of: Literal["episodes", "transitions"] = "episodes"
-    """What these percentiles count."""
-    transition_strata: Annotated[tuple[float, ...], PERCENTILE] = (70, 85, 95)
-    """Likewise for segments and transitions."""
+    strata: Annotated[tuple[float, ...], PERCENTILE] = (75, 85, 95)
+    """sft-q, iw-sft-q: units are taken once for each of these percentiles of quality that they exceed."""
+    strata_of: Literal["transitions", "units"] = "transitions"
+    """What these percentiles count: transitions (good episodes are longer in some data), or episodes (the paper's)."""
 
     def problem(self, option: str) -> str | None:
         """What no single field tells."""
-        empty = not (self.episode_strata and self.transition_strata)
-        return f"--{option}.episode-strata and --{option}.transition-strata must not be empty." if empty else None
+        return None if self.strata else f"--{option}.strata must not be empty."

@@ -115,7 +115,7 @@ def as_released(policy: PolicyConfig) -> dict[str, Any]:
             average_decay=0.0,
         ),
         "importance": released.IMPORTANCE,
-        "curation": CurationConfig(),
+        "curation": released.CURATION,
         "preset": "released",
     }
 

@@ -94,7 +94,7 @@ def curate(
     if kind.curation == "everything":
         units = episodes if whole else transitions
         return Choice(curation.curate(curation.everything(len(units[0])), units), None, units)
-    scores, units, strata = curation.episode_returns(data), episodes, config.episode_strata
+    scores, units = curation.episode_returns(data), episodes
     if kind.curation == "quality":
         if quality == "q":
             assert values is not None
@@ -103,10 +103,10 @@ def curate(
                 scores = curation.mean_values(q, episodes)
             else:
                 steps = 1 if config.q_unit == "transition" else config.segment_steps
-                units, strata = curation.segment_units(data, steps), config.transition_strata
+                units = curation.segment_units(data, steps)
                 scores = curation.mean_values(q - v, units)
         lengths = units[1] if config.strata_of == "transitions" else None
-        return Choice(curation.curate(curation.nested_strata(scores, strata, lengths), units), scores, units)
+        return Choice(curation.curate(curation.nested_strata(scores, config.strata, lengths), units), scores, units)
     best = curation.above(scores, config.filter_percentile)
     if kind.curation == "filtered":  # transitions of the best episodes, uniformly: long episodes count by their length
         rows = np.flatnonzero(np.isin(data.episode_of, best))
