@@ -966,7 +966,8 @@ def test_a_training_goes_on_where_no_snapshot_can_be_kept(tmp_path, monkeypatch)
 def test_the_command_asks_for_trust(tmp_path, stranger, option):
     write(env_spec=spec(id="Stranger-v0", entry_point="stranger_module:Env", max_episode_steps=3))
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "iwsft_control.run", "--quick", "--method", "bc", *option]
+    small = ["--policy.hidden", "8", "--policy.bc-steps", "20"]
+    command = [sys.executable, "-m", "iwsft_control.run", "--quick", "--method", "bc", *small, *option]
     folders = ["--results", str(tmp_path / "results"), "--stages", str(tmp_path / "stages")]
     answer = subprocess.run([*command, *folders], env=environment, capture_output=True, text=True)
     trusted = "--trust-environment" in option

@@ -80,12 +80,12 @@ def test_rebrac_tuned_takes_its_settings_from_the_task(tmp_path):
         run.main(config(tmp_path, method=("rebrac-tuned",)))
 
 
-@pytest.mark.parametrize("quality", ["q", "return"])
-def test_all_methods(tmp_path, capsys, quality):
+@pytest.mark.parametrize(("quality", "methods"), [("q", tuple(KINDS)), ("return", ("sft-q", "iw-sft-q"))])
+def test_all_methods(tmp_path, capsys, quality, methods):
     small()
-    run.main(config(tmp_path, method=tuple(KINDS), quality=quality))
+    run.main(config(tmp_path, method=methods, quality=quality))
     found = {p: results.read(p) for p in (tmp_path / "results").rglob("*.json")}
-    assert sorted(r.method for r in found.values()) == sorted(KINDS)
+    assert sorted(r.method for r in found.values()) == sorted(methods)
     for path, result in found.items():
         assert len(result.episode_returns) == 5
         assert result.quick
