@@ -9,6 +9,7 @@ many entries as iw-SFT(Q)'s weights leave at an effective sample size of 0.5, ch
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ SHARE = 0.5  # of the curated multiset, entries
 def latest(entries: np.ndarray, share: float = SHARE) -> np.ndarray:
     """The entries of the last episodes of a multiset (M,) of episodes: at least a ``share`` of it, whole episodes."""
     ordered = np.sort(entries)
-    first = ordered[len(ordered) - max(1, round(share * len(ordered)))]
+    first = ordered[len(ordered) - math.ceil(share * len(ordered))]
     return ordered[ordered >= first]
 
 

@@ -1,7 +1,7 @@
 """The second round of tuning: what keeps iw-SFT(Q) from ending below BC, on tuning seeds.
 
     python experiments/tuning.py --seeds 100 101
-    python experiments/tuning.py --seeds 102 103 104 --knobs "episodes 90/95/98" "transitions 75/85/95"
+    python experiments/tuning.py --seeds 102 104 --knobs "episodes 90/95/98" "transitions 75/85/95"
 
 Every row is the first but for the knobs that its name tells; the rule that chooses stands in docs/difference.md. Kill
 it and start it again: finished runs are kept. The table (results/tuning/knobs/knobs.md) is made of all seeds in the
@@ -93,7 +93,8 @@ def read(config: TuningConfig, name: str) -> dict[str, dict[int, RunResult]]:
     for path in sorted((config.out / folder(name)).rglob("*.json")):
         run = None if path.parent.name == "failures" else results.read(path)
         if run is not None and run.quick == config.quick:
-            found.setdefault(run.task, {})[run.seed] = run
+            require(run.seed not in found.setdefault(run.task, {}), f"{path.parent} holds two runs of seed {run.seed}.")
+            found[run.task][run.seed] = run
     return found
 
 

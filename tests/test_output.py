@@ -83,6 +83,8 @@ def options(monkeypatch, *arguments, base=run.RunOptions, names=("method", "qual
         (("--method", "bc", "--policy.fine-tune-steps", "3"), "none of sft, iw-sft, sft-q, iw-sft-q is among"),
         (("--method", "sft", "--policy.no-length-weighted", "--importance.low", "0"), "--importance.low has no effect"),
         (("--quality", "return", "--critic.steps", "3"), r"none of sft-q \(by q\), iw-sft-q \(by q\) is among"),
+        (("--method", "sft", "--curation.strata", "95"), "--curation.strata has no effect"),
+        (("--method", "sft-q", "--curation.filter-percentile", "80"), "--curation.filter-percentile has no effect"),
         (("--method", "iql", "--quality", "return"), "--quality has no effect"),
         (("--method", "iql", "--sarsa.steps", "3"), "--sarsa.steps has no effect: one-step is not among the methods"),
         (("--method", "iqll", "--iql.beta", "3"), "did you mean iql"),

@@ -19,7 +19,7 @@ from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.datasets import minari_files
 from iwsft_control.envs import evaluation
 from iwsft_control.learning import loop, objectives
-from iwsft_control.methods import awac, cql, iql, rebrac, td3_bc
+from iwsft_control.methods import awac, cql, iql, rebrac, registry, td3_bc
 from iwsft_control.methods.critic import CriticConfig
 from tests.conftest import make_episodes, write_hopper
 
@@ -170,6 +170,9 @@ def test_the_released_recipe(tmp_path):
     found = {r.method: r for r in map(results.read, (tmp_path / "results").rglob("*.json"))}
     assert found["iw-sft"].config["preset"] == found["bc"].config["preset"] == "released"
     assert found["iw-sft"].config["importance"]["high"] == 1000.0 and found["bc"].config["policy"]["average_decay"] == 0
+    assert found["iw-sft"].config["curation"] == {"filter_percentile": 90}
+    chosen = settings.validate(settings.make(**plain)).of(registry.card("iw-sft-q")).curation
+    assert (chosen.strata, chosen.strata_of) == ((90, 95, 98), "units")
     assert len(found["iw-sft"].diagnostics["training"]["effective_sample_size"]) == 200
     with pytest.raises(UserError, match="sets the options --importance itself"):
         run.main(config(tmp_path, method=("iw-sft",), **plain | {"importance": objectives.ImportanceConfig(lag=0.5)}))

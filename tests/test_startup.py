@@ -79,7 +79,7 @@ CASES = (
     (("pull", "hf://ORG/mine.safetensors"), 2),
 )
 
-# Forks for every command of a process that has imported what all of them may: 53 fresh ones would take half a minute.
+# A fork for every command of a process that has imported what all of them may: a process each takes half a minute.
 FORKS = """
 import json, os, sys
 import rich.console, tyro

@@ -352,11 +352,9 @@ def test_units_of_each_method():
     papers = {"strata": (90, 95, 98), "strata_of": "units"}
     assert sizes("sft-q", "return", **papers) == sizes("iw-sft-q", "return", **papers) == (3, best)  # once per stratum
     assert sizes("sft-q", **papers) == sizes("iw-sft-q", **papers) == (3, 40)
-    order = np.argsort(-curation.mean_values(q, curation.episode_units(DATA)), kind="stable")
-    ends = np.cumsum(DATA.lengths[order])
-    middles = ends - DATA.lengths[order] / 2
-    taken = sum(max(1, int((middles < share * n).sum())) for share in (0.25, 0.15, 0.05))  # of all transitions
-    assert sizes("sft-q")[0] == sizes("iw-sft-q")[0] == taken
+    wide = {"strata": (60, 85, 95)}  # the best three by return have 50, 40 and 33 of the 240 transitions
+    assert sizes("sft-q", "return", **wide) == sizes("iw-sft-q", "return", **wide) == (2 + 1 + 1, best)
+    assert sizes("sft-q", "return", **wide, strata_of="units") == (4 + 2 + 1, best)
     strata = {"strata": (70, 85, 95)}
     assert sizes("sft-q", q_unit="transition", **strata)[0] == round(0.3 * n) + round(0.15 * n) + round(0.05 * n)
     parts = sum(-(-int(length) // 7) for length in DATA.lengths)

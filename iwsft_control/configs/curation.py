@@ -21,7 +21,7 @@ class CurationConfig:
     strata: Annotated[tuple[float, ...], PERCENTILE] = (75, 85, 95)
     """sft-q, iw-sft-q: units are taken once for each of these percentiles of quality that they exceed."""
     strata_of: Literal["transitions", "units"] = "transitions"
-    """What these percentiles count: transitions (good episodes are longer in some data), or episodes (the paper's)."""
+    """What these percentiles count: transitions (good episodes may be longer), or units (of episodes: the paper's)."""
 
     def problem(self, option: str) -> str | None:
         """What no single field tells."""

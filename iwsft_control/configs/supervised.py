@@ -96,7 +96,9 @@ def record(kind: Kind, config: SupervisedConfig) -> dict[str, Any]:
         "policy": {k: v for k, v in dataclasses.asdict(config.policy).items() if k not in left_out}
     }
     if kind.curation != "everything":
-        found["curation"] = dataclasses.asdict(config.curation)
+        by_quality = kind.curation == "quality"
+        curation = dataclasses.asdict(config.curation)
+        found["curation"] = {k: v for k, v in curation.items() if (k != "filter_percentile") == by_quality}
     if kind.importance_weighted:
         found["importance"] = dataclasses.asdict(config.importance)
     return found | {"preset": config.preset}

@@ -1,6 +1,6 @@
 """Curation: from the quality of units of data to the multiset that fine-tuning draws from.
 
-In this order below: units (whole episodes or single transitions) and their scores, higher is better; which of them are
+In this order below: units (whole episodes, segments, single transitions) and their scores, higher is better; which are
 taken, and how often (ranks decide, ties go to the earlier unit); the multiset on the device; and a draw from it.
 """
 
@@ -51,7 +51,7 @@ def segment_units(data: Dataset, steps: int) -> Units:
 
 def summary(scores: np.ndarray) -> dict[str, Any]:
     """Quantiles of scores for a result file's diagnostics."""
-    return {f"p{q}": float(np.percentile(scores, q)) for q in (0, 5, 50, 70, 85, 90, 95, 98, 100)}
+    return {f"p{q}": float(np.percentile(scores, q)) for q in (0, 5, 50, 70, 75, 85, 90, 95, 98, 100)}
 
 
 def everything(n: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def above(scores: np.ndarray, percentile: float, lengths: np.ndarray | None = No
 def nested_strata(scores: np.ndarray, percentiles: Sequence[float], lengths: np.ndarray | None = None) -> np.ndarray:
     """The concatenation of the sets :func:`above` each percentile, so the best units stand in it once per stratum.
 
-    SFT(Q)'s quality-proportional sampling as in the paper's released code (percentiles 90, 95, 98 of return).
+    SFT(Q)'s quality-proportional sampling as in the paper's released code (percentiles 90, 95, 98 of the episodes).
     """
     return np.concatenate([above(scores, p, lengths) for p in percentiles])
 

@@ -4,10 +4,10 @@ Their losses stand on one page, :mod:`iwsft_control.learning.objectives`, beside
 Springenberg 2025, arXiv 2507.12856); which data they draw, in :mod:`iwsft_control.learning.curation`. Here is what each
 of the six makes of these: what it curates, whether it starts from BC, whether it is weighted.
 
-Deviations from the released code (``--preset released`` is that code): single transitions are drawn from the curated
-set instead of whole trajectories; a unit counts by its length; 5,000 steps at 3e-4; weights relative to their mean over
-the whole curated set, at the temperature of a given effective sample size, refreshed every 100 steps; the exponential
-average of the parameters is evaluated.
+Deviations from the released code (``--preset released`` is that code): strata are 75/85/95 of the transitions instead
+of 90/95/98 of the episodes; single transitions are drawn from the curated set instead of whole trajectories; a unit
+counts by its length; 5,000 steps at 3e-4; weights relative to their mean over the whole curated set, at the temperature
+of a given effective sample size, refreshed every 100 steps; the exponential average of the parameters is evaluated.
 """
 
 from __future__ import annotations
