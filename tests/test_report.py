@@ -23,7 +23,6 @@ from iwsft_control.report import figures, formats, looks, statistics, tables
 from iwsft_control.report import runs as grouped
 from iwsft_control.report.runs import Row
 
-RNG = np.random.default_rng(0)
 IDS = {
     "hopper-medium-replay": "iwsft/hopper/medium-replay-v1",
     "walker2d-medium-replay": "iwsft/walker2d/medium-replay-v1",
@@ -45,7 +44,8 @@ def configuration(method, quality):
 
 
 def make_run(task="hopper-medium-replay", method="bc", quality=None, seed=0, mean=50.0, **changes):
-    returns = list(RNG.normal(mean, 5, 20))
+    rng = np.random.default_rng([*f"{task} {method} {quality} {seed} {mean}".encode()])  # whatever ran before
+    returns = list(rng.normal(mean, 5, 20))
     score, error = results.score(np.array(returns), 0.0, 100.0)
     log = {"step": [100, 200], "loss": [2.0, 1.0]}
     if method.startswith("iw"):
@@ -69,7 +69,7 @@ def make_run(task="hopper-medium-replay", method="bc", quality=None, seed=0, mea
         standard_error=error,
         config=configuration(method, quality),
         diagnostics=diagnostics,
-        seconds={"bc": float(RNG.random())},
+        seconds={"bc": float(rng.random())},
         versions={"jax": "0"},
         device="cpu",
         git_commit="c0ffee",

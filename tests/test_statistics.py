@@ -6,7 +6,13 @@ from scipy import stats
 
 from iwsft_control.report import statistics
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+    """Every test's own, so that none depends on which ran before."""
+    return np.random.default_rng(0)
+
+
 MEANS, DEVIATIONS = np.array([40.0, 70.0, 25.0]), np.array([3.0, 8.0, 10.0])
 
 
@@ -14,15 +20,15 @@ def draw(rng, n, tasks=3):
     return [m + s * rng.standard_normal(n) for m, s in zip(MEANS[:tasks], DEVIATIONS[:tasks], strict=True)]
 
 
-def test_the_interval_of_a_mean_is_students():
-    x = RNG.normal(50, 10, 7)
+def test_the_interval_of_a_mean_is_students(rng):
+    x = rng.normal(50, 10, 7)
     wanted = stats.t.interval(0.95, 6, x.mean(), stats.sem(x))
     np.testing.assert_allclose(statistics.mean_interval(x), (x.mean(), *wanted))
 
 
-def test_the_interval_of_a_mean_over_tasks_is_welchs():
+def test_the_interval_of_a_mean_over_tasks_is_welchs(rng):
     """For two tasks, half the interval of the difference between the first and the negated second."""
-    x, y = RNG.normal(50, 10, 7), RNG.normal(20, 3, 5)
+    x, y = rng.normal(50, 10, 7), rng.normal(20, 3, 5)
     welch = stats.ttest_ind(x, -y, equal_var=False).confidence_interval(0.95)
     found = statistics.stratified_mean([x, y])
     np.testing.assert_allclose(found, ((x.mean() + y.mean()) / 2, welch.low / 2, welch.high / 2))
@@ -36,12 +42,12 @@ def test_few_and_equal_scores():
         statistics.mean_interval(np.array([]))
 
 
-def test_iqm():
+def test_iqm(rng):
     for n in (4, 8, 40):
-        x = RNG.normal(size=(5, n))
+        x = rng.normal(size=(5, n))
         np.testing.assert_allclose(statistics.iqm(x), stats.trim_mean(x, 0.25, axis=1))
     np.testing.assert_allclose(statistics.iqm(np.array([0.0, 1.0, 5.0])), (0.25 * 0 + 1 + 0.25 * 5) / 1.5)
-    x = RNG.normal(size=200_001)
+    x = rng.normal(size=200_001)
     assert statistics.iqm(x) == pytest.approx(stats.trim_mean(x, 0.25), abs=1e-5)
 
 
@@ -77,7 +83,7 @@ def test_intervals_of_iqms_cover_the_truth(seeds):
 
 
 @pytest.mark.parametrize("seeds", [5, 10])
-def test_paired_intervals_cover_the_truth_and_use_the_pairing(seeds):
+def test_paired_intervals_cover_the_truth_and_use_the_pairing(seeds, rng):
     """Runs that share BC and critic share luck: the paired interval covers, and is shorter than the unpaired one."""
     rng = np.random.default_rng(seeds)
     covered, shorter = 0, 0
@@ -92,8 +98,8 @@ def test_paired_intervals_cover_the_truth_and_use_the_pairing(seeds):
     assert shorter > 1900
 
 
-def test_probability_of_improvement_is_mann_whitneys():
-    x, y = RNG.integers(0, 5, 8).astype(float), RNG.integers(0, 5, 6).astype(float)
+def test_probability_of_improvement_is_mann_whitneys(rng):
+    x, y = rng.integers(0, 5, 8).astype(float), rng.integers(0, 5, 6).astype(float)
     u = stats.mannwhitneyu(x, y).statistic
     assert statistics.probability_of_improvement([(x, y)]) == pytest.approx(u / 48)
     assert statistics.probability_of_improvement([(x, y), (y, x)]) == pytest.approx(0.5)
@@ -109,10 +115,10 @@ def test_profile():
     assert np.all(np.diff(share) <= 0)
 
 
-def test_best_of():
+def test_best_of(rng):
     """No episode: one at random. Many: the best. Without noise one episode each is enough."""
     worth = np.array([10.0, 50.0, 30.0])
-    noisy = worth[:, None] + 20 * RNG.standard_normal((3, 100))
+    noisy = worth[:, None] + 20 * rng.standard_normal((3, 100))
     noisy += worth[:, None] - noisy.mean(axis=1, keepdims=True)
     found = statistics.best_of(noisy, [0, 1, 3, 30, 3000], 4000)
     assert found[0] == pytest.approx(30.0, abs=1.0)
@@ -137,7 +143,7 @@ def test_a_task_with_more_seeds_does_not_weigh_more_in_the_iqm():
     assert statistics.iqm_interval([few, np.repeat(many, 5)]).value == pytest.approx(balanced)
 
 
-def test_corrected_intervals_hold_all_at_once():
+def test_corrected_intervals_hold_all_at_once(rng):
     """Ten comparisons of nothing with nothing: without a correction some interval misses zero in a third of
     repetitions, with it in one of twenty."""
     rng = np.random.default_rng(0)
