@@ -22,13 +22,12 @@ from matplotlib import pyplot as plt
 from iwsft_control import sweep
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
-from iwsft_control.benchmark import results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.envs import tasks
 from iwsft_control.learning.objectives import ImportanceConfig
-from iwsft_control.report import figures, formats, statistics
-from iwsft_control.report.tables import cell
+from iwsft_control.report import figures, formats, runs, statistics
+from iwsft_control.report.tables import difference, interval
 
 TARGETS = (0.9, 0.7, 0.5, 0.3, 0.14, 0.05)
 RELEASED = "released recipe"
@@ -131,14 +130,9 @@ Found = Mapping[Variant, Mapping[str, Mapping[int, RunResult]]]  # variant -> ta
 
 def read(config: AblationConfig, variant: Variant) -> dict[str, dict[int, RunResult]]:
     """The results of a variant."""
-    found: dict[str, dict[int, RunResult]] = {}
-    for path in sorted((config.out / variant.folder).rglob("*.json")):
-        if path.parent.name == "failures":
-            continue
-        run = results.read(path)
-        if run.seed in config.seeds and run.quick == config.quick:
-            found.setdefault(run.task, {})[run.seed] = run
-    return found
+    found = runs.by_seed(config.out / variant.folder, config.quick)
+    chosen = {task: {s: r for s, r in by_seed.items() if s in config.seeds} for task, by_seed in found.items()}
+    return {task: by_seed for task, by_seed in chosen.items() if by_seed}
 
 
 def scores(found: Mapping[int, RunResult], seeds: Sequence[int]) -> np.ndarray:
@@ -146,15 +140,9 @@ def scores(found: Mapping[int, RunResult], seeds: Sequence[int]) -> np.ndarray:
     return np.array([found[s].normalised_score for s in seeds])
 
 
-def bc_start(run: RunResult) -> float:
-    """Normalised score of the BC policy from which a run was fine-tuned."""
-    return float(run.diagnostics["bc_start"]["normalised_score"])
-
-
 def with_mean(by_task: Sequence[Mapping[int, float]]) -> list[Mapping[int, float]]:
     """Scores by task and seed, and last their mean over tasks, of the seeds that have all of them."""
-    shared = sorted(set.intersection(*(set(scores) for scores in by_task)))
-    return [*by_task, {s: float(np.mean([scores[s] for scores in by_task])) for s in shared}]
+    return [*by_task, statistics.over_tasks(by_task)]
 
 
 def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[str]]]:
@@ -165,7 +153,7 @@ def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[st
         for variant, by_task in found.items()
     }
     first = found[next(iter(found))]
-    starts = with_mean([{s: bc_start(r) for s, r in first.get(name, {}).items()} for name in names])
+    starts = with_mean([{s: runs.bc_start(r) for s, r in first.get(name, {}).items()} for name in names])
     base = {v.group: v for v in found if v.weights == "none"}
     released = next((v for v in found if v.group == RELEASED and v.weights != "none"), None)
     header = ["quality, unit", "weights", *(c for n in (*names, "mean of the tasks") for c in (n, "minus no weights"))]
@@ -181,17 +169,6 @@ def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[st
             cells.append("-" if variant is released else difference(own[-1], columns[released][-1]))
         rows.append(cells)
     return header + ["minus the released iw-SFT(Q)"] * bool(released), rows
-
-
-def interval(scores: Mapping[int, float]) -> str:
-    """Mean over seeds with its interval."""
-    return cell(statistics.mean_interval(np.array([*scores.values()]))) if scores else "-"
-
-
-def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> str:
-    """Paired by seed, with its interval."""
-    apart = statistics.paired(mine, other)
-    return cell(statistics.mean_interval(apart), signed=True) if len(apart) else "-"
 
 
 def figure(config: AblationConfig, found: Found) -> Any:

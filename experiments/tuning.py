@@ -21,14 +21,13 @@ import numpy as np
 from iwsft_control import sweep
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
-from iwsft_control.benchmark import results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.importance import ImportanceConfig
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.envs import tasks
-from iwsft_control.report import formats, statistics
-from iwsft_control.report.tables import cell
+from iwsft_control.report import formats, runs, statistics
+from iwsft_control.report.tables import difference, interval
 
 DEFAULT = "episodes 90/95/98"
 """The default of the first round: what every row is but for the knobs that its name tells."""
@@ -77,7 +76,7 @@ def main(config: TuningConfig) -> None:
         options = {"tasks": config.tasks, "methods": ("iw-sft-q",), "qualities": ("q",), "seeds": config.seeds}
         own = {"results": config.out / folder(name), "workers": config.workers, "quick": config.quick}
         sweep.main(sweep.Plan(**options, **own, **KNOBS[name]))
-    header, rows = table(config.tasks, {name: read(config, name) for name in KNOBS})
+    header, rows = table(config.tasks, {name: runs.by_seed(config.out / folder(name), config.quick) for name in KNOBS})
     console.print_table(header, rows)
     files.write_text(config.out / "knobs.md", formats.markdown_table(header, rows) + "\n")
 
@@ -87,48 +86,29 @@ def folder(name: str) -> str:
     return name.replace(" ", "-").replace(",", "").replace("/", "-")
 
 
-def read(config: TuningConfig, name: str) -> dict[str, dict[int, RunResult]]:
-    """The results of a row, by task and seed; of all seeds that are there."""
-    found: dict[str, dict[int, RunResult]] = {}
-    for path in sorted((config.out / folder(name)).rglob("*.json")):
-        run = None if path.parent.name == "failures" else results.read(path)
-        if run is not None and run.quick == config.quick:
-            require(run.seed not in found.setdefault(run.task, {}), f"{path.parent} holds two runs of seed {run.seed}.")
-            found[run.task][run.seed] = run
-    return found
-
-
 def table(
     task_names: Sequence[str], found: Mapping[str, Mapping[str, Mapping[int, RunResult]]]
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows of cells: every row of :data:`KNOBS` that has results."""
     names = [tasks.parse_task(t).name for t in task_names]
-    means = {name: over_tasks([by_task.get(t, {}) for t in names]) for name, by_task in found.items() if by_task}
+    by_task = {name: [of_task.get(t, {}) for t in names] for name, of_task in found.items() if of_task}
+    means = {
+        name: statistics.over_tasks([{s: r.normalised_score for s, r in of_task.items()} for of_task in each])
+        for name, each in by_task.items()
+    }
     rows = []
-    for name, mean in means.items():
-        cells = []
-        for runs in (found[name].get(t, {}).values() for t in names):
-            score, start = (
-                np.mean(x) if x else np.nan for x in ([r.normalised_score for r in runs], [bc_start(r) for r in runs])
-            )
-            cells.append(f"{score:.1f} ({score - start:+.1f})" if runs else "-")
-        whole = cell(statistics.mean_interval(np.array([*mean.values()]))) if mean else "-"
-        apart = statistics.paired(mean, means.get(DEFAULT, {}))
-        compared = name != DEFAULT and len(apart)
-        cells += [whole, cell(statistics.mean_interval(apart), signed=True) if compared else "-"]
-        rows.append([name, str(len(mean)), *cells])
+    for name, each in by_task.items():
+        apart = difference(means[name], means.get(DEFAULT, {})) if name != DEFAULT else "-"
+        rows.append([name, str(len(means[name])), *map(with_start, each), interval(means[name]), apart])
     return ["knob", "seeds", *(f"{t} (minus BC)" for t in names), "mean of the tasks", f"minus {DEFAULT}"], rows
 
 
-def bc_start(run: RunResult) -> float:
-    """Normalised score of the BC policy from which a run was fine-tuned."""
-    return float(run.diagnostics["bc_start"]["normalised_score"])
-
-
-def over_tasks(by_task: Sequence[Mapping[int, RunResult]]) -> dict[int, float]:
-    """The mean score over tasks of every seed that has all of them."""
-    seeds = set.intersection(*(set(runs) for runs in by_task))
-    return {seed: float(np.mean([runs[seed].normalised_score for runs in by_task])) for seed in sorted(seeds)}
+def with_start(by_seed: Mapping[int, RunResult]) -> str:
+    """The mean score of runs, and in brackets how far that is from where they started."""
+    if not by_seed:
+        return "-"
+    score, start = np.mean([(run.normalised_score, runs.bc_start(run)) for run in by_seed.values()], axis=0)
+    return f"{score:.1f} ({score - start:+.1f})"
 
 
 if __name__ == "__main__":

@@ -94,6 +94,24 @@ def runs(tmp_path):
 BC, SFT, IW = Row("bc", None), Row("sft-q", "return"), Row("iw-sft-q", "q")
 
 
+def test_the_runs_of_a_variant_by_task_and_seed(tmp_path):
+    """Trials aside, or they alone; records of failed runs aside; a seed that stands there twice is refused."""
+    assert grouped.by_seed(tmp_path / "nowhere") == {}
+    results.write(tmp_path / "a.json", make_run(seed=3, mean=40.0))
+    results.write(tmp_path / "deeper" / "b.json", make_run(seed=1, mean=60.0))
+    results.write(tmp_path / "trial.json", make_run(seed=3, quick=True))
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / "c.json").write_text("{}")
+    found = grouped.by_seed(tmp_path)
+    assert {task: set(runs) for task, runs in found.items()} == {"hopper-medium-replay": {1, 3}}
+    assert {task: set(runs) for task, runs in grouped.by_seed(tmp_path, quick=True).items()} == {
+        "hopper-medium-replay": {3}
+    }
+    results.write(tmp_path / "twice.json", make_run(seed=3, mean=50.0))
+    with pytest.raises(UserError, match="holds two runs of seed 3; remove one"):
+        grouped.by_seed(tmp_path)
+
+
 def test_a_row_says_how_many_updates_it_took():
     for method, quality, wanted in (
         ("bc", None, "20,000"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError, near
+from iwsft_control.base.errors import UserError, near, require
 from iwsft_control.benchmark.results import NO_PHYSICS, RunResult, read
 from iwsft_control.datasets.types import describe_origin
 from iwsft_control.methods import registry
@@ -59,9 +59,7 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
     for folder in folders:
         if not folder.exists():
             raise UserError(f"{folder} does not exist; give a folder of result files.")
-        paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
-        ours = (SCORES_FILE,)  # what a table writes beside them is no result
-        found = {path: read(path) for path in paths if path.parent.name != "failures" and path.name not in ours}
+        found = {path: read(path) for path in ([folder] if folder.is_file() else _result_files(folder))}
         if not found:  # of several folders too: a table without one of them is not what was asked for
             raise UserError(f"no result files in {folder}; make some with python -m iwsft_control.sweep.")
         runs |= found
@@ -81,6 +79,32 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
                 "quick=True)."
             )
     return runs
+
+
+def by_seed(folder: Path, quick: bool = False) -> dict[str, dict[int, RunResult]]:
+    """The runs in the folder of one variant of a method, or with ``quick`` its trials, by task and seed.
+
+    Raises:
+        UserError: a file is no result, or two are of one task and seed.
+    """
+    found: dict[str, dict[int, RunResult]] = {}
+    for path in _result_files(folder):
+        run = read(path)
+        if run.quick == quick:
+            first = found.setdefault(run.task, {}).setdefault(run.seed, run)
+            require(first is run, f"{path.parent} holds two runs of seed {run.seed}; remove one.")
+    return found
+
+
+def bc_start(run: RunResult) -> float:
+    """Normalised score of the BC policy that a run was fine-tuned from."""
+    return float(run.diagnostics["bc_start"]["normalised_score"])
+
+
+def _result_files(folder: Path) -> list[Path]:
+    """The files in a folder, at any depth, that hold results, records of failed runs aside."""
+    ours = (SCORES_FILE,)  # what a table writes beside them is no result
+    return sorted(p for p in folder.rglob("*.json") if p.parent.name != "failures" and p.name not in ours)
 
 
 def find_failures(folders: Sequence[Path]) -> list[str]:

@@ -38,6 +38,12 @@ def paired(mine: Mapping[int, float], theirs: Mapping[int, float]) -> np.ndarray
     return np.array([mine[seed] - theirs[seed] for seed in sorted(set(mine) & set(theirs))])
 
 
+def over_tasks(by_task: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """The mean over tasks of the scores by seed, of the seeds that have all tasks."""
+    shared = sorted(set.intersection(*(set(scores) for scores in by_task)))
+    return {seed: float(np.mean([scores[seed] for scores in by_task])) for seed in shared}
+
+
 def mean_interval(scores: np.ndarray, comparisons: int = 1) -> Estimate:
     """Mean of scores (n,) over seeds with Student's t interval; ``comparisons`` as in :func:`stratified_mean`.
 

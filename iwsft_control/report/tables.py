@@ -48,6 +48,17 @@ def cell(estimate: Estimate | None, signed: bool = False) -> str:
     return f"{estimate.value:{sign}.1f}{interval}"
 
 
+def interval(scores: Mapping[int, float]) -> str:
+    """The mean over seeds of scores by seed, with its interval; "-" where there are none."""
+    return cell(statistics.mean_interval(np.array([*scores.values()])) if scores else None)
+
+
+def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> str:
+    """The mean of scores minus others, paired by seed, with its interval; "-" where they share no seed."""
+    apart = statistics.paired(mine, other)
+    return cell(statistics.mean_interval(apart) if len(apart) else None, signed=True)
+
+
 class Section(NamedTuple):
     """One table of the report: what it says, its header and its rows of cells."""
 
