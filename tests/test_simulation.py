@@ -144,22 +144,22 @@ def test_reset_seeds_are_fixed_and_matter():
 
 @pytest.mark.parametrize("env_id", ["d4rl/Hopper-v2", "d4rl/HalfCheetah-v2", "d4rl/Walker2d-v2"])
 def test_set_state_goes_on_where_an_episode_was(env_id):
-    """An episode that is taken up in its middle goes on as it did, and ends at the same step."""
+    """An episode that is taken up in its middle goes on as it did; one taken up near its end ends at the same step."""
     batch = D4RLBatch(env_id, 1)
     recorder = evaluation.Recorder([0])
-    policy = linear_policy(batch)
-    evaluate(policy, env_id, 1, recorder=recorder)
+    evaluate(linear_policy(batch), env_id, 1, recorder=recorder)
     episode = recorder.recordings[0]
-    middle, length = len(episode.rewards) // 2, len(episode.rewards)
-    observation = batch.set_state(0, episode.qpos[middle], episode.qvel[middle], elapsed=middle)
-    np.testing.assert_allclose(observation, episode.observations[middle], rtol=1e-12, atol=1e-12)
-    for step in range(middle, length):
-        _, reward, terminated, truncated = batch.step(np.arange(1), episode.actions[step : step + 1])
-        # Not bit for bit: the contact solver's warm start is not part of a state.
-        assert reward[0] == pytest.approx(episode.rewards[step], abs=1e-3 if step < middle + 20 else 0.5)
-        if terminated[0] or truncated[0]:
-            break
-    assert abs(step - (length - 1)) <= (0 if truncated[0] else 5)
+    length = len(episode.rewards)
+    steps = min(20, length // 2)
+    # No more steps, and not bit for bit: the contact solver's warm start is not part of a state, and contacts are
+    # chaotic, so how far it is later depends on the processor.
+    for start in (length // 2, length - steps):
+        observation = batch.set_state(0, episode.qpos[start], episode.qvel[start], elapsed=start)
+        np.testing.assert_allclose(observation, episode.observations[start], rtol=1e-12, atol=1e-12)
+        for step in range(start, min(start + steps, length)):
+            _, reward, terminated, truncated = batch.step(np.arange(1), episode.actions[step : step + 1])
+            assert reward[0] == pytest.approx(episode.rewards[step], abs=1e-3)
+            assert (terminated[0] or truncated[0]) == (step == length - 1)
 
 
 def test_set_state_counts_the_steps_that_are_over():
