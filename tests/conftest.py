@@ -11,6 +11,9 @@ import jaxlib
 import numpy as np
 import pytest
 
+from iwsft_control.base import children
+from iwsft_control.benchmark import processes
+from iwsft_control.benchmark.jobs import InProcessPool
 from iwsft_control.datasets import minari_files
 from iwsft_control.datasets.types import Dataset, Episodes
 from iwsft_control.learning.method import Inputs, Prepared
@@ -96,6 +99,13 @@ def write_hopper(dataset_id: str) -> None:
     """Thirty random episodes of Hopper's shape in the local Minari root."""
     lengths = np.random.default_rng(0).integers(5, 40, 30)
     minari_files.write_minari(dataset_id, make_episodes(tuple(lengths)), "d4rl/Hopper-v2", SCORES)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Sweeps and runs do all in this process: a process of their own takes seconds to import what they need."""
+    monkeypatch.setattr(children, "usable_cores", lambda: 1)
+    monkeypatch.setattr(processes, "Processes", lambda kept, progress, count: InProcessPool(kept, progress))
 
 
 @pytest.fixture

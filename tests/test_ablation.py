@@ -51,7 +51,7 @@ def test_the_mean_over_tasks_is_paired_by_seed():
     assert {len(row) for row in rows} == {len(header)}
 
 
-def test_table_and_figure(tmp_path, monkeypatch, capsys):
+def test_table_and_figure(tmp_path, one_process, monkeypatch, capsys):
     """Two variants, two seeds, for real but small: a second call does nothing anew."""
     small = ("policy", PolicyConfig(hidden=(8,), batch_size=16))
     every = [v for v in ablation.variants() if v.group == "return, episodes" and v.weights in ("none", "ess 0.5")]

@@ -12,6 +12,7 @@ CONFIG = accelerator.BenchConfig(("hopper-medium-replay",), ("bc", "sft"), seeds
 pytestmark = pytest.mark.usefixtures("imported_hopper")
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_every_program_needs(tmp_path):
     found = {job.stage.method: needs for job, needs in accelerator.dry_run(CONFIG, tmp_path)}
     assert list(found) == ["bc", "sft"]

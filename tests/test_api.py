@@ -130,7 +130,7 @@ def draws() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("kind", ["gif", "mp4"])
+@pytest.mark.parametrize("kind", ["gif", pytest.param("mp4", marks=pytest.mark.slow)])
 def test_a_video_shows_the_episode(policy_file, tmp_path, kind):
     if not draws():
         pytest.skip("nothing draws here")

@@ -138,6 +138,7 @@ def test_loading(tmp_path, monkeypatch, capsys):
 # --- the released recipe ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_released(capsys):
     small()
     released = bench("released")
@@ -190,6 +191,7 @@ def test_sequences(capsys, monkeypatch):
 # --- the parts of a step ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parts_are_the_step(capsys, monkeypatch):
     """What the parts take is what the loop's step takes, and its products are counted by hand."""
     monkeypatch.setattr("os.sched_setaffinity", lambda *_: None, raising=False)

@@ -38,17 +38,16 @@ def same(a, b):
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path):
-    whole = collection.Run("d4rl/Hopper-v2", TINY, 3, 4000)
-    for _ in range(4):
+    whole = collection.Run("d4rl/Hopper-v2", TINY, 3, 3000)
+    for _ in range(3):
         whole.iterate()
     first = collection.Run("d4rl/Hopper-v2", TINY, 3, 2000)
     for _ in range(2):
         first.iterate()
     first.save(tmp_path / "x.safetensors")
-    second = collection.Run("d4rl/Hopper-v2", TINY, 3, 4000)
+    second = collection.Run("d4rl/Hopper-v2", TINY, 3, 3000)
     second.load(tmp_path / "x.safetensors")
-    for _ in range(2):
-        second.iterate()
+    second.iterate()
     same(whole.record, second.record)
     same(whole.learner, second.learner)
 
@@ -87,7 +86,9 @@ def test_fingerprint():
     assert found.mean == pytest.approx(returns.mean(), rel=1e-6)
 
 
-@pytest.mark.parametrize("level", ["random", "medium", "expert", "medium-expert"])
+@pytest.mark.parametrize(
+    "level", ["random", *(pytest.param(x, marks=pytest.mark.slow) for x in ("medium", "expert")), "medium-expert"]
+)
 def test_fixed_policies(level, tiny, tmp_path):
     name = f"hopper-{level}"
     collect.main(collect.CollectConfig(name, expert_steps=4000, work=tmp_path / "work"))
@@ -220,6 +221,6 @@ def test_sac_solves_a_bandit():
     )
     replay = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), replay)
     state = sac.create(config, 2, 1, jax.random.key(0))
-    state = sac.train(config, 1500, state, replay, np.int32(n), jax.random.key(1))
+    state = sac.train(config, 800, state, replay, np.int32(n), jax.random.key(1))
     mean, _ = TanhGaussianPolicy(config.hidden, 1).apply(state.policy, jnp.ones((1, 2)))
     assert float(jnp.tanh(mean[0, 0])) == pytest.approx(0.6, abs=0.15)

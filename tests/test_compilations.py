@@ -25,7 +25,7 @@ def compiled():
         yield found
 
 
-@pytest.mark.parametrize("method", ["sft-q", "iw-sft-q"])
+@pytest.mark.parametrize("method", [pytest.param("sft-q", marks=pytest.mark.slow), "iw-sft-q"])
 def test_another_seed_compiles_nothing(method, tmp_path, compiled):
     """Though its critic curates another set. (A run is the main command's: BC, critic, fine-tuning, evaluation.)"""
     jax.clear_caches()

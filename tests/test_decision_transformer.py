@@ -223,6 +223,7 @@ def train(own=FLAT, seeds=(0,), data=DATA, **options):
     return loop.train(method.METHOD, own, prepared(method.METHOD, own, data, seeds=seeds), seeds, **options)
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_is_done():
     """Ten steps, each rewarded with its action; episodes are all low or all high: the target says which."""
     rng, n, length = np.random.default_rng(0), 300, 10
@@ -250,6 +251,7 @@ def test_what_is_asked_for_is_done():
     assert answers[None] > 6.0  # the best episode's return is about 8
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_bit_for_bit_and_seeds_are_one_program(tmp_path, monkeypatch):
     monkeypatch.setattr(method, "CALL_STEPS", 5)
     monkeypatch.setattr(snapshots, "SNAPSHOT_SECONDS", 0)

@@ -151,7 +151,7 @@ def test_files_that_may_not_grow_are_one_sentence(tmp_path):
     """A quota, as far as a process can have one: no file larger than 500 bytes."""
     where = ["--results", tmp_path / "results", "--stages", tmp_path / "stages", "--workers", "1", "--seeds", "0"]
     answer = subprocess.run(
-        [sys.executable, "-c", LIMITED, "--tasks", TASK, "--methods", "sft-q", *OPTIONS, *map(str, where)],
+        [sys.executable, "-c", LIMITED, "--tasks", TASK, "--methods", "sft", *OPTIONS, *map(str, where)],
         capture_output=True, text=True, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert answer.returncode == 2, answer.stderr
@@ -159,7 +159,7 @@ def test_files_that_may_not_grow_are_one_sentence(tmp_path):
     assert not [p for p in Path(tmp_path / "results").rglob("*") if p.is_file()]
 
 
-def test_tables_beside_a_sweep_see_whole_files(tmp_path):
+def test_tables_beside_a_sweep_see_whole_files(tmp_path, one_process):
     """A table of a folder that is being written: files appear as a whole or not at all."""
     sweep.main(plan(tmp_path, methods=("bc",)))
     for name in (".bc-seed1.json.abc", "x.safetensors"):  # what a killed process leaves

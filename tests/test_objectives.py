@@ -97,19 +97,22 @@ def test_expected_gradient_is_that_of_the_whole_trajectory_loss():
     means = objectives.unit_means(log_ratio, curated.unit_of_row, curated.lengths)
     weights = np.asarray(objectives.importance_weights(released.IMPORTANCE, means))[curated.entries]
     # Ours: every (entry, row of its unit) with its probability, through the loss that training uses.
+    s, a = jnp.asarray(s), jnp.asarray(a)
     on_rows = lambda p, rows: gaussian_log_prob(*policy.apply(p, s[rows]), a[rows])  # noqa: E731
     expected = jax.tree.map(jnp.zeros_like, q)
+    gradient = jax.jit(jax.grad(lambda p, rows: objectives.loss(on_rows, p, rows)))
     for entry, weight in zip(entries, weights, strict=True):
         rows = np.arange(units[0][entry], units[0][entry] + units[1][entry])
-        grad = jax.grad(lambda p, rows=rows: objectives.loss(on_rows, p, rows))(q)
-        expected = jax.tree.map(lambda e, g, w=weight: e + w / weights.sum() * g, expected, grad)
+        share = float(weight / weights.sum())
+        expected = jax.tree.map(lambda e, g, w=share: e + w * np.asarray(g), expected, gradient(q, rows))
     # The released code: all trajectories as one batch.
     rows = np.concatenate([np.arange(units[0][e], units[0][e] + units[1][e]) for e in entries])
     unit_of_row, lengths = np.repeat(np.arange(len(entries)), units[1][entries]), units[1][entries]
     ratios = (log_prob(q) - log_prob(reference))[rows]
     weights = objectives.normalised_weights(released.IMPORTANCE, objectives.unit_means(ratios, unit_of_row, lengths))
     each = objectives.row_weights(weights, unit_of_row, lengths)
-    whole = jax.grad(lambda p: objectives.sequence_loss(lambda p, rows: log_prob(p)[rows], p, rows, each))(q)
+    loss = lambda p: objectives.sequence_loss(lambda p, rows: log_prob(p)[rows], p, rows, each)  # noqa: E731
+    whole = jax.jit(jax.grad(loss))(q)
     for ours, theirs in zip(jax.tree.leaves(expected), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, len(entries) * theirs, rtol=2e-4, atol=1e-6)
 

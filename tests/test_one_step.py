@@ -69,6 +69,7 @@ def test_advantages_are_q_minus_its_mean_over_bcs_actions():
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_one_step_of_improvement_prefers_better_actions():
     """Actions uniform in the box, reward highest at 0.4: BC says 0, one weighted step from it goes towards 0.4."""
     rng, n = np.random.default_rng(0), 4096

@@ -394,6 +394,7 @@ def test_a_point_learns_to_reach_its_goal():
     assert found.steps >= 8_000 and found.log["step"][-1] == found.steps
 
 
+@pytest.mark.slow
 def test_hints_find_a_sparse_reward_that_exploring_does_not():
     """The methods' point: without a prefix no episode succeeds, so there is nothing to learn from."""
     alone, hinted = (teach(name, 8_000, True, ppo=FAST) for name in ("bc-rl", "uft"))
@@ -405,8 +406,8 @@ def test_hints_find_a_sparse_reward_that_exploring_does_not():
     ("name", "prefix", "sparse"),
     [
         ("uft", {"unhinted_share": 1.0}, False),
-        ("uft", {"unhinted_share": 1.0}, True),
-        ("prefix-rft", {"low": 0.0, "high": 0.0}, False),
+        pytest.param("uft", {"unhinted_share": 1.0}, True, marks=pytest.mark.slow),
+        pytest.param("prefix-rft", {"low": 0.0, "high": 0.0}, False, marks=pytest.mark.slow),
         ("prefix-rft", {"low": 0.0, "high": 0.0}, True),
     ],
 )

@@ -144,7 +144,7 @@ def test_learned_advantage_finds_the_better_action():
     """A one-step bandit in which the reward is the first action: its rank is the advantage's rank."""
     data = make_data((1,) * 400)
     data = dataclasses.replace(data, rewards=data.actions[:, 0].copy(), terminations=np.ones(400, bool))
-    config = critic.CriticConfig(steps=1500, hidden=(32, 32), learning_rate=1e-3, target_rate=0.05)
+    config = critic.CriticConfig(steps=1000, hidden=(32, 32), batch_size=64, learning_rate=2e-3, target_rate=0.05)
     # The same state everywhere, so that only the action matters.
     data = dataclasses.replace(data, observations=np.ones_like(data.observations))
     trained = loop.train(critic.METHOD, config, prepared(critic.METHOD, config, data), [0])

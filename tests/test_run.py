@@ -47,7 +47,7 @@ BASELINE_CONFIGS = {
 }
 
 
-def test_all_baselines(tmp_path):
+def test_all_baselines(tmp_path, one_process):
     small()
     methods = ("iql", "td3-bc", "awac", "cql", "rebrac")
     run.main(config(tmp_path, method=methods, seeds=(4,), **BASELINE_CONFIGS))
@@ -81,7 +81,7 @@ def test_rebrac_tuned_takes_its_settings_from_the_task(tmp_path):
 
 
 @pytest.mark.parametrize(("quality", "methods"), [("q", tuple(KINDS)), ("return", ("sft-q", "iw-sft-q"))])
-def test_all_methods(tmp_path, capsys, quality, methods):
+def test_all_methods(tmp_path, one_process, capsys, quality, methods):
     small()
     run.main(config(tmp_path, method=methods, quality=quality))
     found = {p: results.read(p) for p in (tmp_path / "results").rglob("*.json")}
@@ -139,6 +139,7 @@ def test_cores_are_those_that_the_process_may_use():
     assert children.usable_cores() == len(before)
 
 
+@pytest.mark.slow
 def test_several_seeds_in_processes_are_the_seeds_alone(tmp_path):
     if children.usable_cores() < 2:
         pytest.skip("one core: seeds run one after the other")
@@ -159,7 +160,7 @@ def test_another_configuration_does_not_overwrite(tmp_path):
     assert len(list((tmp_path / "results").rglob("*.json"))) == 2
 
 
-def test_the_released_recipe(tmp_path):
+def test_the_released_recipe(tmp_path, one_process):
     small()
     plain = {
         "policy": PolicyConfig(hidden=(8,)),
@@ -291,10 +292,9 @@ def test_policies_that_are_not(tmp_path):
         load_policy(tmp_path / "y.safetensors")
 
 
-def test_what_a_failure_stops_is_not_tried(tmp_path, monkeypatch, capsys):
+def test_what_a_failure_stops_is_not_tried(tmp_path, one_process, monkeypatch, capsys):
     """BC diverges: it is trained once, sft and iw-sft are not begun, what does not need it is done."""
     small()
-    monkeypatch.setattr(children, "usable_cores", lambda: 1)  # all in this process
     trained, train = [], loop.train
 
     def failing(method, *arguments, **options):

@@ -326,6 +326,7 @@ def test_a_q_that_lags_follows_and_another_does_not_exist():
     assert methods.from_bc("iw-sft", CONFIG, state, Prepared((), start)).lagged == ()
 
 
+@pytest.mark.slow
 def test_the_bandit_is_the_sequence_of_length_one(monkeypatch):
     """Two machines, one token: T pays always, D half of the time. 2/3, 4/5, 8/9, through the code that fine-tunes."""
     free = ImportanceConfig(

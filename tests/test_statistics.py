@@ -51,7 +51,10 @@ def test_iqm(rng):
     assert statistics.iqm(x) == pytest.approx(stats.trim_mean(x, 0.25), abs=1e-5)
 
 
-@pytest.mark.parametrize("seeds", [5, 10])
+TEN_TOO = pytest.mark.parametrize("seeds", [5, pytest.param(10, marks=pytest.mark.slow)])
+
+
+@TEN_TOO
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_intervals_of_means_cover_the_truth(seeds, tasks):
     """93 to 97% of 2,000 repetitions; the plain percentile bootstrap covers less, which is why it is not used."""
@@ -71,7 +74,7 @@ def test_intervals_of_means_cover_the_truth(seeds, tasks):
         assert percentile / 2000 == pytest.approx(0.84, abs=0.02)  # the figure in the module's docstring
 
 
-@pytest.mark.parametrize("seeds", [5, 10])
+@TEN_TOO
 def test_intervals_of_iqms_cover_the_truth(seeds):
     truth = statistics.iqm(np.concatenate(draw(np.random.default_rng(9), 1_000_000)))
     rng = np.random.default_rng(seeds)
@@ -82,7 +85,7 @@ def test_intervals_of_iqms_cover_the_truth(seeds):
     assert 0.93 <= covered / 2000 <= 0.97
 
 
-@pytest.mark.parametrize("seeds", [5, 10])
+@TEN_TOO
 def test_paired_intervals_cover_the_truth_and_use_the_pairing(seeds, rng):
     """Runs that share BC and critic share luck: the paired interval covers, and is shorter than the unpaired one."""
     rng = np.random.default_rng(seeds)

@@ -40,10 +40,8 @@ TASK = "hopper-medium-replay"
 POLICY = PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
 CRITIC = critic.CriticConfig(steps=20, hidden=(8,), batch_size=16)
 SETTINGS = settings.make(quick=True, policy=POLICY, critic=CRITIC)
-OPTIONS = (
-    "--quick --policy.hidden 8 --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.batch-size 16 "
-    "--critic.steps 20 --critic.hidden 8 --critic.batch-size 16"
-).split()
+OPTIONS = "--quick --policy.hidden 8 --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.batch-size 16".split()
+CRITIC_OPTIONS = "--critic.steps 20 --critic.hidden 8 --critic.batch-size 16".split()
 
 
 ORPHAN_SECONDS = 5  # that a worker may outlive its parent: 0.1 to 0.3 on an idle machine
@@ -177,6 +175,7 @@ def test_a_sweep_is_the_runs_alone(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_group_of_seeds_is_the_seeds_alone(tmp_path):
     """What an accelerator runs as one program: the same as each seed alone, up to rounding."""
     data = DataSource(TASK).load()
@@ -197,16 +196,17 @@ def test_a_group_of_seeds_is_the_seeds_alone(tmp_path):
 
 
 def test_finished_stages_are_not_repeated(tmp_path, monkeypatch):
-    sweep.main(plan(tmp_path, methods=("sft-q",), qualities=("q",), workers=1))
+    sweep.main(plan(tmp_path, methods=("sft",)))
     before = found(tmp_path / "a")
     files = {p: p.stat().st_mtime_ns for n in ("a", "a-stages") for p in (tmp_path / n).rglob("*.safetensors")}
-    assert len(files) == 4  # bc, critic and sft-q among the stages, sft-q among the results
+    assert len(files) == 3  # bc and sft among the stages, sft among the results
     monkeypatch.setattr(processes.Processes, "submit", lambda *_: pytest.fail("a finished stage was done again"))
-    sweep.main(plan(tmp_path, methods=("sft-q",), qualities=("q",), workers=1))
+    sweep.main(plan(tmp_path, methods=("sft",)))
     assert found(tmp_path / "a") == before
     assert {p: p.stat().st_mtime_ns for p in files} == files
 
 
+@pytest.mark.slow
 def test_a_damaged_stage_is_made_again(tmp_path):
     sweep.main(plan(tmp_path, methods=("bc",)))
     before = found(tmp_path / "a")
@@ -274,7 +274,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
     assert "critic" in blocked.error
 
 
-def test_a_failed_run_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys):
+def test_a_failed_run_is_recorded_and_tried_again(tmp_path, one_process, monkeypatch, capsys):
     """An error in one method's evaluation: a file that says why, exit code 1, the other runs done."""
     whole = evaluation.evaluate
 
@@ -283,7 +283,6 @@ def test_a_failed_run_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys)
             raise evaluation.PolicyError("sft: the action at step 3 is [nan]; actions must be finite.")
         return whole(*arguments, name=name, **options)
 
-    monkeypatch.setattr(processes, "Processes", lambda kept, progress, count: InProcessPool(kept, progress))
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     with pytest.raises(SystemExit) as error:
         sweep.main(plan(tmp_path, methods=("bc", "sft", "filtered-bc")))
@@ -319,13 +318,13 @@ def wait_for(condition, seconds=120):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker processes in /proc")
 def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
     """Killed with -9, a worker once and the sweep once; two sweeps on one folder; the same files in the end."""
-    options = ("--seeds", "0", "--qualities", "q", "--methods", "bc", "sft-q", "iw-sft-q")
+    options = ("--seeds", "0", "--methods", "bc", "sft", "iw-sft")
     process = start_sweep(tmp_path, "killed", *options)
     kept = tmp_path / "killed-stages"
     wait_for(lambda: len(list(kept.glob("*.safetensors"))) >= 1)
     servers = [p for p in children(process.pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
     os.kill(servers[-1], signal.SIGKILL)
-    wait_for(lambda: len(list(kept.glob("*.safetensors"))) >= 3)
+    wait_for(lambda: len(list(kept.glob("*.safetensors"))) >= 2)
     assert not (tmp_path / "killed" / "failures").exists()  # the worker was replaced, its stage done again
     servers = children(process.pid)
     process.kill()
@@ -333,7 +332,7 @@ def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
     wait_for(lambda: all(map(ended, servers)), ORPHAN_SECONDS)
     both = [start_sweep(tmp_path, "killed", *options, count="1") for _ in range(2)]
     assert [p.wait(timeout=300) for p in both] == [0, 0]
-    sweep.main(plan(tmp_path, "whole", qualities=("q",), methods=("bc", "sft-q", "iw-sft-q"), workers=1))
+    sweep.main(plan(tmp_path, "whole", methods=("bc", "sft", "iw-sft"), workers=1))
     killed, whole = found(tmp_path / "killed"), found(tmp_path / "whole")
     assert killed == whole
     assert len(whole) == 3
@@ -378,6 +377,7 @@ def ended(pid):
         return True
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_it_has_nothing_to_do_is_replaced(tmp_path):
     kept = store.Store(tmp_path / "stages")
     pool = processes.Processes(kept, lambda *event: None, 1)
@@ -431,7 +431,7 @@ print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves((
 def test_three_kills_at_random_moments(tmp_path):
     """The whole quick sweep, killed with -9 at three random moments, gives the table of an uninterrupted one."""
     rng = np.random.default_rng()
-    options = ("--seeds", "0", "1")
+    options = ("--seeds", "0", "1", *CRITIC_OPTIONS)
     for _ in range(3):
         process = start_sweep(tmp_path, "killed", *options)
         time.sleep(rng.uniform(3, 20))

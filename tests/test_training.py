@@ -215,7 +215,7 @@ def test_bc_learns_a_linear_expert():
     rng = np.random.default_rng(0)
     o = rng.standard_normal((4000, 3)).astype(np.float32)
     a = np.tanh(o @ rng.standard_normal((3, 2)) * 0.5).astype(np.float32)
-    params = learn("bc", o, a, np.arange(4000), PolicyConfig(hidden=(64, 64), bc_steps=3000))
+    params = learn("bc", o, a, np.arange(4000), PolicyConfig(hidden=(32, 32), bc_steps=1500, average_decay=0.99))
     assert np.abs(act(params, o) - a).mean() < 0.03
 
 
@@ -224,7 +224,14 @@ def test_fine_tuning_follows_the_curated_data():
     rng = np.random.default_rng(0)
     o = rng.standard_normal((2000, 3)).astype(np.float32)
     a = np.where(np.arange(2000)[:, None] % 2, 0.5, -0.5).astype(np.float32) * np.ones((1, 2), np.float32)
-    config = PolicyConfig(hidden=(32,), bc_steps=1500, fine_tune_steps=3000, fine_tune_learning_rate=3e-3)
+    config = PolicyConfig(
+        hidden=(32,),
+        batch_size=64,
+        bc_steps=1000,
+        fine_tune_steps=1000,
+        fine_tune_learning_rate=1e-2,
+        average_decay=0.99,
+    )
     start = learn("bc", o, a, np.arange(2000), config)
     assert abs(act(start, o).mean()) < 0.1
     for method in ("sft-q", "iw-sft-q"):

@@ -11,6 +11,8 @@ from iwsft_control.benchmark import settings
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.methods.critic import CriticConfig
 
+SMALL = {"hidden": (8,), "batch_size": 16}
+
 
 @pytest.mark.parametrize("component", variance.COMPONENTS)
 def test_runs_of_a_component_differ_in_it_alone(component):
@@ -29,7 +31,8 @@ def test_seeds_needed_against_the_normal_approximation():
 
 
 def test_the_command(tmp_path, monkeypatch):
-    small = settings.make(quick=True, policy=PolicyConfig(hidden=(8,), batch_size=16), critic=CriticConfig(hidden=(8,)))
+    policy = PolicyConfig(bc_steps=20, fine_tune_steps=10, **SMALL)
+    small = settings.make(quick=True, policy=policy, critic=CriticConfig(steps=20, **SMALL))
     monkeypatch.setattr(settings, "make", lambda quick: small)
     with pytest.raises(UserError, match="methods that fine-tune"):
         variance.main(variance.VarianceConfig(method=("bc",), out=tmp_path))
