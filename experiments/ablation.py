@@ -5,8 +5,9 @@
 Every variant is a sweep with other settings; BC and the critics are done once for all of them, and what the table's
 sweep has done of them is used again. Kill it and start it again: finished runs are kept. The table
 (results/ablation/ablation.md) gives for every variant the mean score over seeds with its 95% interval and, paired by
-seed, its difference from the variant of its group that is not weighted (SFT(Q)) and, over all tasks, from iw-SFT(Q) by
-the recipe of the paper's released code (``--released``). The figure shows the score against the effective sample size
+seed, its difference from the variant of its group that is not weighted (SFT(Q)) and, over all tasks, from the default
+(iw-SFT(Q) by learned Q) and from iw-SFT(Q) by the recipe of the paper's released code (``--released``); intervals of
+a column of differences are corrected for their number. The figure shows the score against the effective sample size
 of the weights.
 """
 
@@ -34,6 +35,7 @@ from iwsft_control.report.tables import difference, interval
 TARGETS = (0.5, 0.14)
 RELEASED = "released recipe"
 PAPER_STRATA = CurationConfig(strata=(90, 95, 98), strata_of="units")  # the defaults of the first round of tuning
+DEFAULT = {"curation": CurationConfig(), "importance": ImportanceConfig()}
 EARLIER = ImportanceConfig(None, temperature=1.0, relative=False, low=0.2, high=1.8)  # the defaults up to 0.1
 
 
@@ -160,20 +162,19 @@ def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[st
     first = found[next(iter(found))]
     starts = with_mean([{s: runs.bc_start(r) for s, r in first.get(name, {}).items()} for name in names])
     base = {v.group: v for v in found if v.weights == "none"}
-    released = next((v for v in found if v.group == RELEASED and v.weights != "none"), None)
+    weighted = [v for v in found if v.weights != "none"]
+    others = [(v, "minus the default") for v in weighted if v.quality == "q" and dict(v.settings) == DEFAULT]
+    others += [(v, "minus the released iw-SFT(Q)") for v in weighted if v.group == RELEASED]
     header = ["quality, unit", "weights", *(c for n in (*names, "mean of the tasks") for c in (n, "minus no weights"))]
-    rows = [
-        ["BC, where they start", "-", *(c for mine in starts for c in (interval(mine), "-"))] + ["-"] * bool(released)
-    ]
+    rows = [["BC, where they start", "-", *(c for mine in starts for c in (interval(mine), "-"))] + ["-"] * len(others)]
     for variant, own in columns.items():
         cells = [variant.group, variant.weights]
         for mine, other in zip(own, columns[base[variant.group]], strict=True):
             cells.append(interval(mine))
-            cells.append("-" if variant is base[variant.group] else difference(mine, other))
-        if released:
-            cells.append("-" if variant is released else difference(own[-1], columns[released][-1]))
+            cells.append("-" if variant is base[variant.group] else difference(mine, other, len(weighted)))
+        cells += ["-" if variant is v else difference(own[-1], columns[v][-1], len(found) - 1) for v, _ in others]
         rows.append(cells)
-    return header + ["minus the released iw-SFT(Q)"] * bool(released), rows
+    return [*header, *(title for _, title in others)], rows
 
 
 def figure(config: AblationConfig, found: Found) -> Any:

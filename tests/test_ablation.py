@@ -25,10 +25,12 @@ def test_variants_differ_in_one_factor():
 
 
 def test_the_mean_over_tasks_is_paired_by_seed():
-    """Only of seeds that have every task; the difference from the released recipe beside it."""
-    every = [v for v in ablation.variants(released=True) if v.group in ("return, episodes", ablation.RELEASED)]
-    plain, *_, released = every
-    weighted = next(v for v in every if v.weights == "ess 0.5")
+    """Only of seeds that have every task; the differences from the default and from the released recipe beside it."""
+    every = ablation.variants(released=True)
+    plain = next(v for v in every if v.group == "return, episodes")
+    default, weighted, *_ = (v for v in every if v.weights == "ess 0.5")
+    assert default.group == "learned Q, episodes" and weighted.group == plain.group
+    released = every[-1]
 
     def runs(*scores):
         start = {"bc_start": {"normalised_score": 7.0}}
@@ -38,6 +40,7 @@ def test_the_mean_over_tasks_is_paired_by_seed():
     found = {
         plain: dict(zip(names, (runs(10.0, 20.0, 99.0), runs(30.0, 20.0)), strict=True)),
         weighted: dict(zip(names, (runs(20.0, 30.0), runs(40.0, 40.0)), strict=True)),
+        default: dict(zip(names, (runs(25.0, 35.0), runs(35.0, 45.0)), strict=True)),
         released: {names[0]: runs(0.0, 0.0)},
     }
     found |= {v: {} for v in every if v not in found and v.weights == "none"}
@@ -45,8 +48,9 @@ def test_the_mean_over_tasks_is_paired_by_seed():
     cells = {row[1]: dict(zip(header, row, strict=False)) for row in rows if row[0] == plain.group}
     assert cells["none"]["mean of the tasks"].startswith("20.0")
     assert cells["ess 0.5"]["mean of the tasks"].startswith("32.5")  # 30 and 35
-    assert rows[2][-2].startswith("+12.5")  # 30 - 20 and 35 - 20
-    assert rows[2][-1] == "-"  # the recipe has no second task
+    assert cells["ess 0.5"]["mean of the tasks"] == rows[2][-4] and rows[2][-3].startswith("+12.5")  # +10 and +15
+    assert rows[2][-2].startswith("-2.5") and rows[3][-2] == "-"  # 30 - 30 and 35 - 40; the default itself
+    assert header[-1] == "minus the released iw-SFT(Q)" and rows[2][-1] == "-"  # which has no second task
     assert rows[0][:3] == ["BC, where they start", "-", "7.0 [7.0, 7.0]"]
     assert {len(row) for row in rows} == {len(header)}
 

@@ -53,10 +53,13 @@ def interval(scores: Mapping[int, float]) -> str:
     return cell(statistics.mean_interval(np.array([*scores.values()])) if scores else None)
 
 
-def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> str:
-    """The mean of scores minus others, paired by seed, with its interval; "-" where they share no seed."""
+def difference(mine: Mapping[int, float], other: Mapping[int, float], comparisons: int = 1) -> str:
+    """The mean of scores minus others, paired by seed, with its interval; "-" where they share no seed.
+
+    ``comparisons`` as in :func:`~iwsft_control.report.statistics.stratified_mean`.
+    """
     apart = statistics.paired(mine, other)
-    return cell(statistics.mean_interval(apart) if len(apart) else None, signed=True)
+    return cell(statistics.mean_interval(apart, comparisons) if len(apart) else None, signed=True)
 
 
 class Section(NamedTuple):
