@@ -79,10 +79,13 @@ CASES = (
     (("pull", "hf://ORG/mine.safetensors"), 2),
 )
 
-# A fork for every command of a process that has imported what all of them may: a process each takes half a minute.
+# A fork for every command of a process that has imported what all of them import: a process each takes half a minute.
 FORKS = """
-import json, os, sys
+import importlib, json, os, sys
 import rich.console, tyro
+from iwsft_control.__main__ import COMMANDS
+for command in COMMANDS:
+    importlib.import_module(f"iwsft_control.{command}")
 for arguments in json.loads(sys.argv[1]):
     read, write = os.pipe()
     if os.fork() == 0:
