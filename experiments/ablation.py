@@ -102,6 +102,8 @@ class AblationConfig:
     """The recipe of the paper's released code too: more than an hour a run on one core."""
     out: Path = Path("results/ablation")
     workers: int | None = None
+    table_only: bool = False
+    """Make table and figure of the results that are there; run nothing."""
     quick: bool = False
     """A trial of a few steps."""
 
@@ -113,7 +115,7 @@ def main(config: AblationConfig) -> None:
     unknown = sorted(set(config.groups) - set(known))
     require(not unknown, f"no group {', '.join(unknown)}; choose of {'; '.join(known)}.")
     chosen = [v for v in every if not config.groups or v.group in config.groups]
-    for variant in chosen:
+    for variant in () if config.table_only else chosen:
         console.console.print(f"{variant.group}: weights {variant.weights}")
         options = {
             "tasks": config.tasks,
@@ -126,6 +128,7 @@ def main(config: AblationConfig) -> None:
         }
         sweep.main(sweep.Plan(**options, **dict(variant.settings)))
     found = {v: read(config, v) for v in chosen}
+    require(any(found.values()), f"no results of these seeds in {config.out}: run them without --table-only.")
     header, rows = table(config, found)
     console.print_table(header, rows)
     files.write_text(config.out / "ablation.md", formats.markdown_table(header, rows) + "\n")

@@ -1,5 +1,7 @@
 """The ablation: variants differ in what they say, and the table compares them on the same seeds."""
 
+import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ from experiments import ablation
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark.settings import make
 from iwsft_control.configs.supervised import PolicyConfig
+from iwsft_control.report import formats
 
 
 def test_variants_differ_in_one_factor():
@@ -53,6 +56,15 @@ def test_the_mean_over_tasks_is_paired_by_seed():
     assert header[-1] == "minus the released iw-SFT(Q)" and rows[2][-1] == "-"  # which has no second task
     assert rows[0][:3] == ["BC, where they start", "-", "7.0 [7.0, 7.0]"]
     assert {len(row) for row in rows} == {len(header)}
+
+
+def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
+    config = ablation.AblationConfig(out=Path(__file__).parents[1] / "results/ablation", table_only=True)
+    found = {v: ablation.read(config, v) for v in ablation.variants()}
+    header, rows = ablation.table(config, found)
+    assert formats.markdown_table(header, rows) == (config.out / "ablation.md").read_text(encoding="utf-8").rstrip()
+    with pytest.raises(UserError, match=r"no results of these seeds in .*: run them without --table-only"):
+        ablation.main(dataclasses.replace(config, out=tmp_path))
 
 
 def test_table_and_figure(tmp_path, one_process, monkeypatch, capsys):
