@@ -325,7 +325,8 @@ def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
             grouped.collect({Path("a.json"): make_run(), Path("b.json"): other}, BC, BC)
 
 
-def test_failed_runs_are_named(runs, tmp_path):
+def test_failed_runs_are_named(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: "<svg/>")
     record = {"task": "hopper-medium-replay", "method": "sft-q", "quality": "return", "seeds": [9], "error": "died"}
     files.write_json(tmp_path / "runs" / "failures" / "x.json", record)
     for _ in range(2):  # its own output among the results does not disturb the second time

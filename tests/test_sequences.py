@@ -477,6 +477,7 @@ def test_a_whole_run_goes_on_where_it_was_and_makes_the_suites_table(tmp_path, m
     assert "| sft | 1 | 160 |" in text and "| iw-sft-q (q) | 1 | 160 + 10 |" in text
 
 
+@pytest.mark.slow
 def test_one_seed_repeats_and_two_differ(tmp_path):
     found = []
     for name in "ab":
