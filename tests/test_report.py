@@ -326,7 +326,7 @@ def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
 
 
 def test_failed_runs_are_named(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "save", lambda figure, folder, name: "<svg/>")
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: figures.plt.close(figure) or "<svg/>")
     record = {"task": "hopper-medium-replay", "method": "sft-q", "quality": "return", "seeds": [9], "error": "died"}
     files.write_json(tmp_path / "runs" / "failures" / "x.json", record)
     for _ in range(2):  # its own output among the results does not disturb the second time
