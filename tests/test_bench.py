@@ -173,7 +173,7 @@ def test_a_wrong_rendering_would_be_told(monkeypatch):
 @pytest.mark.slow
 def test_sequences(capsys, monkeypatch):
     sequences = bench("sequences")
-    monkeypatch.setattr(sequences.shared, "usable_cores", lambda: 1)
+    monkeypatch.setattr(sequences.children, "usable_cores", lambda: 1)
     monkeypatch.setattr(sequences.shared, "alone", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(sequences.generate, "BATCH", 16)
     tiny = sequences.ModelConfig(width=8, layers=1, heads=1)

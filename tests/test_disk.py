@@ -64,7 +64,7 @@ def sweeping(results, stages, *options, methods=("bc", "sft")):
 def test_a_full_disk_is_one_sentence_and_earlier_results_stay(disk, tmp_path):
     """Of results and stages: the sweep ends by one sentence, and goes on when there is room."""
     full = disk("full")
-    assert sweeping(full / "results", full / "stages", methods=("bc",)).returncode == 0
+    assert sweeping(full / "results", full / "stages", methods=("sft",)).returncode == 0
     before = {p: p.read_bytes() for p in full.rglob("*") if p.is_file()}
     assert before
     fill(full)
@@ -73,7 +73,9 @@ def test_a_full_disk_is_one_sentence_and_earlier_results_stay(disk, tmp_path):
     assert "Traceback" not in answer.stderr and answer.stderr.count("error: ") == 1
     assert "No space left on device" in answer.stderr and "space left" in answer.stderr
     assert {p: p.read_bytes() for p in before} == before
-    drawn = command("table", full / "results", "--quick", "--focus", "bc", "--out", full / "table")
+    drawn = command(
+        "table", full / "results", "--quick", "--baseline", "sft", "--focus", "sft", "--out", full / "table"
+    )
     assert drawn.returncode == 2 and "No space left on device" in drawn.stderr and "Traceback" not in drawn.stderr
     (full / "ballast").unlink()
     assert sweeping(full / "results", full / "stages").returncode == 0
