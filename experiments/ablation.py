@@ -26,6 +26,7 @@ from iwsft_control import sweep
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark.results import RunResult
+from iwsft_control.configs import released as released_recipe
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.envs import tasks
 from iwsft_control.learning.objectives import ImportanceConfig
@@ -34,7 +35,6 @@ from iwsft_control.report.tables import difference, interval
 
 TARGETS = (0.5, 0.14)
 RELEASED = "released recipe"
-PAPER_STRATA = CurationConfig(strata=(90, 95, 98), strata_of="units")  # the defaults of the first round of tuning
 DEFAULT = {"curation": CurationConfig(), "importance": ImportanceConfig()}
 EARLIER = ImportanceConfig(None, temperature=1.0, relative=False, low=0.2, high=1.8)  # the defaults up to 0.1
 
@@ -73,7 +73,7 @@ def variants(targets: Sequence[float] = TARGETS, released: bool = False) -> list
     for quality, curation, name, weighings in (
         ("q", CurationConfig(), "learned Q, episodes", sizes | fixed),
         ("return", CurationConfig(), "return, episodes", sizes),
-        ("q", PAPER_STRATA, "learned Q, episodes, the paper's strata", usual),
+        ("q", released_recipe.CURATION, "learned Q, episodes, the paper's strata", usual),
         ("q", CurationConfig(q_unit="segment"), "Q - V, segments", usual),
         ("q", CurationConfig(q_unit="transition"), "Q - V, transitions", usual),
     ):

@@ -101,11 +101,16 @@ def write_hopper(dataset_id: str) -> None:
     minari_files.write_minari(dataset_id, make_episodes(tuple(lengths)), "d4rl/Hopper-v2", SCORES)
 
 
+def in_this_process(kept, progress, count):
+    """A pool that does all in this process, in the place of ``processes.Processes``."""
+    return InProcessPool(kept, progress)
+
+
 @pytest.fixture
 def one_process(monkeypatch):
     """Sweeps and runs do all in this process: a process of their own takes seconds to import what they need."""
     monkeypatch.setattr(children, "usable_cores", lambda: 1)
-    monkeypatch.setattr(processes, "Processes", lambda kept, progress, count: InProcessPool(kept, progress))
+    monkeypatch.setattr(processes, "Processes", in_this_process)
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from iwsft_control import sweep, table
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import processes
-from iwsft_control.benchmark.jobs import InProcessPool
 from iwsft_control.datasets import minari_files, packed
-from tests.conftest import make_episodes
+from tests.conftest import in_this_process, make_episodes
 from tests.test_sweep import OPTIONS, ROOT, TASK, found, plan
 
 pytestmark = pytest.mark.usefixtures("imported_hopper")
@@ -103,10 +102,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(disk, tmp_path, monkeypatc
 def test_stages_that_cannot_be_written_stop_no_sweep(tmp_path, monkeypatch, capsys):
     """The same without a disk: the folder would lie under a file."""
     (tmp_path / "file").touch()
-    pools = {
-        "processes": processes.Processes,
-        "here": lambda kept, progress, count: InProcessPool(kept, progress),
-    }
+    pools = {"processes": processes.Processes, "here": in_this_process}
     for name, pool in pools.items():
         monkeypatch.setattr(processes, "Processes", pool)
         sweep.main(plan(tmp_path, name, methods=("bc", "sft"), stages=tmp_path / "file" / "stages"))

@@ -86,7 +86,7 @@ def test_intervals_of_iqms_cover_the_truth(seeds):
 
 
 @TEN_TOO
-def test_paired_intervals_cover_the_truth_and_use_the_pairing(seeds, rng):
+def test_paired_intervals_cover_the_truth_and_use_the_pairing(seeds):
     """Runs that share BC and critic share luck: the paired interval covers, and is shorter than the unpaired one."""
     rng = np.random.default_rng(seeds)
     covered, shorter = 0, 0
@@ -149,7 +149,6 @@ def test_a_task_with_more_seeds_does_not_weigh_more_in_the_iqm():
 def test_corrected_intervals_hold_all_at_once(rng):
     """Ten comparisons of nothing with nothing: without a correction some interval misses zero in a third of
     repetitions, with it in one of twenty."""
-    rng = np.random.default_rng(0)
     misses = {1: 0, 10: 0}
     for _ in range(600):
         groups = rng.standard_normal((10, 8))
