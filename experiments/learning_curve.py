@@ -25,7 +25,7 @@ import jax
 from iwsft_control.base import children, console
 from iwsft_control.base.errors import require
 from iwsft_control.base.files import cache_home
-from iwsft_control.benchmark import checks, processes, settings, stages
+from iwsft_control.benchmark import checks, settings, stages
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.supervised import PolicyConfig
@@ -66,7 +66,7 @@ def main(config: CurveConfig) -> None:
     console.writable(config.out)
     jobs = [(config, tasks.parse_task(task).name, method) for method in config.methods for task in config.tasks]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.workers, len(jobs)), context, processes.begin, (1,)) as pool:
+    with ProcessPoolExecutor(min(config.workers, len(jobs)), context, children.end_with_parent) as pool:
         for future in as_completed([pool.submit(curve, *job) for job in jobs]):
             console.console.print(future.result())
     curves.draw(config.out)

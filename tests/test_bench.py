@@ -216,6 +216,25 @@ def test_parts_are_the_step(capsys, monkeypatch):
     assert max(counted) == pytest.approx(2 * 256 * (forward + backward), rel=0.01)
 
 
+# --- processes that fill the cores ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pool(capsys, monkeypatch):
+    """As many processes as there are cores, then one, each way; what it set for them is taken back by the test."""
+    monkeypatch.setenv("PJRT_NPROC", "1")
+    pool = bench("pool")
+    monkeypatch.setattr(pool.children, "usable_cores", lambda: 2)
+    pool.main(pool.PoolConfig(methods=("bc",), seconds=0.1, rounds=1, transitions=1000))
+    printed = capsys.readouterr().out
+    head_is_there(printed)
+    found = rows(printed)
+    assert [row[:2] for row in found] == [["bc", "2"], ["bc", "1"]]
+    for row in found:
+        several, one = map(number, row[2:4])
+        assert float(row[4].split()[0]) == pytest.approx(one / several, rel=0.02)
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -137,6 +138,42 @@ def test_cores_are_those_that_the_process_may_use():
     finally:
         os.sched_setaffinity(0, before)
     assert children.usable_cores() == len(before)
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads", "name"),
+    [
+        ({}, 1, "cpu"),
+        ({"NPROC": "8"}, 1, "cpu"),  # as some clusters set it
+        ({"PJRT_NPROC": "4"}, 4, "cpu, several threads"),
+    ],
+)
+def test_xla_has_one_thread_unless_told_otherwise(variables, threads, name):
+    """In a fresh process, counted where the system tells them; keys of stages say which."""
+    program = """
+from iwsft_control.benchmark import jobs, store
+from iwsft_control.base import children
+from pathlib import Path
+kind, tasks = store.device_kind(), Path("/proc/self/task")
+names = [(task / "comm").read_text() for task in tasks.iterdir()] if tasks.is_dir() else []
+print(children.xla_threads(), sum("XLAEigen" in name for name in names) if names else children.xla_threads(), kind)
+"""
+    outside = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "NPROC")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=outside | variables, capture_output=True, text=True, check=True
+    )
+    said, counted, kind = done.stdout.strip().split(" ", 2)
+    assert (int(said), int(counted), kind) == (threads, threads, name)
+
+
+def test_where_jax_has_begun_its_threads_are_as_they_are(monkeypatch):
+    """Here it has: nothing is set, so that the keys of stages stay true."""
+    jax.devices()
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    monkeypatch.delenv("NPROC", raising=False)
+    children.one_thread()
+    assert "PJRT_NPROC" not in os.environ
+    assert children.xla_threads() == children.usable_cores()
 
 
 @pytest.mark.slow

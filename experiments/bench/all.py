@@ -28,6 +28,7 @@ BENCHES = (
     "sequences",
     "breakdown",
     "training",
+    "pool",
     "command",
     "online",
     "growth",

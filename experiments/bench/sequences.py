@@ -11,6 +11,7 @@ place of an answer counted, since a place after the end costs as much.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 
 import jax
@@ -94,7 +95,10 @@ def main(config: BenchConfig) -> None:
     require(not graded, f"{', '.join(graded)} differ from others in their data alone; choose other --methods.")
     shared.head()
     sizes = sorted({1, children.usable_cores()})
-    found = {cores: shared.alone(measure, config, cores) for cores in sizes}
+    found = {}
+    for cores in sizes:
+        os.environ["PJRT_NPROC"] = str(cores)  # XLA's threads, inherited
+        found[cores] = shared.alone(measure, config, cores)
     table = Table("tokens/s", *(f"{n} core{'s' if n > 1 else ''}" for n in sizes), *(["speed-up"] if sizes[1:] else []))
     for name, one in found[1].items():
         rates = [found[cores][name] for cores in sizes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 import jax
 
-from iwsft_control.base import console, files
+from iwsft_control.base import children, console, files
 from iwsft_control.base.errors import RunError, UserError
 from iwsft_control.benchmark import checks, export, stages
 from iwsft_control.benchmark.perform import Advance, Report, perform
@@ -21,6 +20,8 @@ from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets import load, minari_files
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import tasks
+
+children.one_thread()  # on import, since the first question to JAX begins its threads
 
 # Job, what, its steps, steps just done and what they logged.
 Progress = Callable[["Job", str, int, int, Mapping[str, Any]], None]
@@ -167,12 +168,6 @@ def reporter(tell: Callable[[str, int, int, Mapping[str, Any]], None]) -> Report
         return lambda done, values: tell(what, steps, done, values)
 
     return report
-
-
-def single_threaded(threads: int) -> None:
-    """Keep XLA's products on one thread; must come before the process's first computation."""
-    if threads == 1:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
 
 def groups(seeds: Sequence[int]) -> list[tuple[int, ...]]:

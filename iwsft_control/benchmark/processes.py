@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iwsft_control.base import children, console
-from iwsft_control.benchmark.jobs import Failure, Job, Progress, failure, reporter, single_threaded
+from iwsft_control.benchmark.jobs import Failure, Job, Progress, failure, reporter
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
 from iwsft_control.learning.method import Artefact
@@ -93,7 +93,7 @@ class _Worker:
 
 def _serve(pipe: connection.Connection, folder: Path, threads: int, method_files: Sequence[Path]) -> None:
     """Jobs from the pipe until it closes; ends in the middle of one when the process at the other end has ended."""
-    begin(threads)
+    children.end_with_parent()
     console.cache_compiled_programs()
     for file in method_files:
         registry.load_file(file)
@@ -117,9 +117,3 @@ def _serve(pipe: connection.Connection, folder: Path, threads: int, method_files
             pipe.send(_End(outcome, made, store.problem))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
-
-
-def begin(threads: int) -> None:
-    """Prepare a process of a pool: :func:`single_threaded`, and an end when the process that started it has ended."""
-    single_threaded(threads)
-    children.end_with_parent()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import socket
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from iwsft_control.base import console
+from iwsft_control.base import children, console
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.benchmark import stages
-from iwsft_control.benchmark.jobs import DataSource, Failure, Job, failure, single_threaded
+from iwsft_control.benchmark.jobs import DataSource, Failure, Job, failure
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.benchmark.store import Store, device_kind
@@ -54,7 +53,8 @@ class RayCluster:
         )
         if self.slots < 1:
             raise UserError(f"no node of the Ray cluster offers {cpus} CPUs and {gpus} GPUs; ask for less.")
-        variables = {"IWSFT_THREADS": str(cpus)}
+        # XLA would begin a thread for every core of the node, and they wait for one another by spinning.
+        variables = {"PJRT_NPROC": str(cpus)}
         if not gpus:
             variables["JAX_PLATFORMS"] = "cpu"  # Ray does not hide a GPU from who did not ask for one
         elif gpus < 1:
@@ -101,8 +101,6 @@ class RayCluster:
 
 
 def _ray_stage(source: DataSource, key: str, stage: Stage, inputs: dict[str, Artefact]) -> Artefact | Failure:
-    threads = int(os.environ["IWSFT_THREADS"])
-    single_threaded(threads)
     console.cache_compiled_programs()
     try:
         data = source.load()
@@ -115,6 +113,6 @@ def _ray_stage(source: DataSource, key: str, stage: Stage, inputs: dict[str, Art
             store = Store(Path(folder))
             for name, each in stages.dependencies(stage).items():
                 store.write(each, data, inputs[name])
-            return perform(stage, data, store, threads=threads)
+            return perform(stage, data, store, threads=children.xla_threads())
     except Exception as error:
         return failure(error)

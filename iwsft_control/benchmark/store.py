@@ -155,11 +155,11 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
 def device_kind() -> str:
     """JAX's name of this process's device: "cpu", or say "NVIDIA H100 80GB HBM3".
 
-    With one core XLA compiles other programs than with several, which round otherwise; two cores or sixteen, one thread
-    or all of them are the same (``tests/test_sweep.py`` checks that).
+    With several threads XLA compiles other programs, which round otherwise; two or sixteen are the same, and so is the
+    number of cores that they run on (``tests/test_sweep.py`` checks that).
     """
     kind = jax.devices()[0].device_kind
-    return f"{kind}, one core" if jax.default_backend() == "cpu" and children.usable_cores() == 1 else kind
+    return f"{kind}, several threads" if jax.default_backend() == "cpu" and children.xla_threads() > 1 else kind
 
 
 def environment(data: Dataset) -> list[Any]:
