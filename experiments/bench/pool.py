@@ -13,7 +13,7 @@ import dataclasses
 import multiprocessing
 import os
 import time
-from typing import Any
+from multiprocessing import connection
 
 import jax
 import numpy as np
@@ -35,65 +35,69 @@ class PoolConfig:
 
     methods: tuple[str, ...] = ("bc", "critic", "iql", "td3-bc", "cql")
     """Methods."""
-    seconds: float = 5.0
+    seconds: float = 2.0
     """Of one measurement."""
     rounds: int = 3
     transitions: int = 200_000
     """Rows of the random data."""
 
 
-def speed(config: PoolConfig, name: str, together: Any, answers: Any) -> None:
-    """Put the steps per second of a method's loop into ``answers``.
-
-    Args:
-        together: a barrier, so that all processes train at the same time.
-    """
-    method = registry.get(name)
-    own = settings.make().of(method)
-    data = shared.random_data(config.transitions)
-    inputs = Inputs(data, shared.stand_ins(method, own, data, 1), None, (0,))
-    carry, packed, keys = loop.begin(method, own, method.prepare(own, inputs), (0,))
-
-    def call(carry: Any) -> Any:
-        return jax.block_until_ready(loop._call(method, own, CALL, carry, packed, keys)[0])
-
-    carry = call(call(carry))
-    together.wait()
-    steps, began = 0, time.perf_counter()
-    while time.perf_counter() - began < config.seconds:
-        carry, steps = call(carry), steps + CALL
-    answers.put(steps / (time.perf_counter() - began))
-    together.wait()  # nobody ends, and frees its core, while another still measures
+def serve(pipe: connection.Connection, config: PoolConfig) -> None:
+    """For every (method, seconds) that comes through the pipe, answer with the steps per second of its loop."""
+    data, made = shared.random_data(config.transitions), {}
+    while asked := pipe.recv():
+        name, seconds = asked
+        method = registry.get(name)
+        own = settings.make().of(method)
+        if name not in made:
+            inputs = Inputs(data, shared.stand_ins(method, own, data, 1), None, (0,))
+            made[name] = loop.begin(method, own, method.prepare(own, inputs), (0,))
+        carry, packed, keys = made.pop(name)
+        steps, began = 0, time.perf_counter()
+        while steps == 0 or time.perf_counter() - began < seconds:
+            carry = jax.block_until_ready(loop._call(method, own, CALL, carry, packed, keys)[0])
+            steps += CALL
+        made[name] = carry, packed, keys
+        pipe.send(steps / (time.perf_counter() - began))
 
 
-def measure(config: PoolConfig, name: str, processes: int, threads: int) -> float:
-    """Steps per second of all processes together."""
+def start(config: PoolConfig, count: int, threads: int) -> list[connection.Connection]:
+    """Processes with so many threads of XLA, and what one speaks to them through."""
     context = multiprocessing.get_context("spawn")
-    together, answers = context.Barrier(processes), context.Queue()
     os.environ["PJRT_NPROC"] = str(threads)  # inherited
-    started = [context.Process(target=speed, args=(config, name, together, answers)) for _ in range(processes)]
-    for process in started:
-        process.start()
-    total = sum(answers.get() for _ in started)
-    for process in started:
-        process.join()
-    return total
+    pipes = []
+    for _ in range(count):
+        mine, other = context.Pipe()
+        context.Process(target=serve, args=(other, config), daemon=True).start()
+        pipes.append(mine)
+    return pipes
+
+
+def measure(pipes: list[connection.Connection], name: str, seconds: float) -> float:
+    """Steps per second of all these processes together."""
+    for pipe in pipes:
+        pipe.send((name, seconds))
+    return sum(pipe.recv() for pipe in pipes)
 
 
 def main(config: PoolConfig) -> None:
     """Measure in turns, print a row per method and number of processes."""
     shared.head()
     cores = children.usable_cores()
+    several, one = start(config, cores, cores), start(config, cores, 1)
     table = Table("method", "processes", f"{cores} threads each", "one thread each", "ratio")
     for name in config.methods:
-        for processes in (cores, 1):
-            rounds = [
-                [measure(config, name, processes, threads) for threads in (cores, 1)] for _ in range(config.rounds)
-            ]
-            several, one = np.array(rounds).T
-            ratio = one / several
-            cell = f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
-            table.add_row(name, str(processes), f"{np.median(several):.0f}", f"{np.median(one):.0f}", cell)
+        for pipes in (several, one):
+            measure(pipes, name, 0)  # compiles
+        for count in (cores, 1):
+            ways = several[:count], one[:count]
+            rounds = [[measure(pipes, name, config.seconds) for pipes in ways] for _ in range(config.rounds)]
+            found = np.array(rounds).T
+            ratio = found[1] / found[0]
+            rates = [f"{np.median(x):.0f}" for x in found]
+            table.add_row(name, str(count), *rates, f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})")
+    for pipe in several + one:
+        pipe.send(None)
     console.console.print(table)
 
 
