@@ -12,6 +12,7 @@ The command line does the same with the same numbers; what either has finished t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,25 +130,27 @@ def train(
     kept, task = Store(store or cache_home() / "stages"), data.task
     if results is not None:
         console.writable(Path(results))
-    runs = []
-    for group in jobs.groups(tuple(seeds)):
-        stage = stages.method_stage(method, quality, group, chosen, task)
+    runs: list[Run] = []
+    with contextlib.ExitStack() as stack:
+        bar = None
         if report is None and not quiet:
             progress.to_stderr()
-            with console.progress_bar() as bar:
+            bar = stack.enter_context(console.progress_bar())
+        for group in jobs.groups(tuple(seeds)):
+            stage = stages.method_stage(method, quality, group, chosen, task)
+            told = report or silent
+            if bar is not None:
                 seed = f"seed {', '.join(map(str, group))}  "
                 told = jobs.reporter(lambda what, *event, seed=seed: bar.loop(seed + what, *event))
-                artefact = perform(stage, data, kept, told)
-        else:
-            artefact = perform(stage, data, kept, report or silent)
-        inputs = kept.inputs(stage, data)
-        assert inputs is not None
-        if results is not None:
-            export.write_results(Path(results), stage, data, task, inputs, artefact)
-        described = artefact.record["policy"]
-        for s, result in enumerate(export.run_results(stage, data, task, inputs, artefact)):
-            params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays["params"])
-            runs.append(Run(result, policies.make(Exported(params, described["kind"], described["layout"]))))
+            artefact = perform(stage, data, kept, told)
+            inputs = kept.inputs(stage, data)
+            assert inputs is not None
+            if results is not None:
+                export.write_results(Path(results), stage, data, task, inputs, artefact)
+            described = artefact.record["policy"]
+            for s, result in enumerate(export.run_results(stage, data, task, inputs, artefact)):
+                params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays["params"])
+                runs.append(Run(result, policies.make(Exported(params, described["kind"], described["layout"]))))
     return runs
 
 
