@@ -143,8 +143,8 @@ def test_cores_are_those_that_the_process_may_use():
 @pytest.mark.parametrize(
     ("variables", "threads", "name"),
     [
-        ({}, 1, "cpu"),
-        ({"NPROC": "8"}, 1, "cpu"),  # as some clusters set it
+        ({}, 1, "cpu, one thread"),
+        ({"NPROC": "8"}, 1, "cpu, one thread"),  # as some clusters set it
         ({"PJRT_NPROC": "4"}, 4, "cpu, several threads"),
     ],
 )

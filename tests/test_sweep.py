@@ -431,7 +431,7 @@ print(store.device_kind(), hashlib.sha256(found).hexdigest())
         return run.stdout.strip()
 
     one, several = digest(every), digest(every, PJRT_NPROC="2")
-    assert one.startswith("cpu ")
+    assert one.startswith("cpu, one thread ")
     assert several.startswith("cpu, several threads ")
     assert digest({min(every)}) == one
     assert digest(every, NPROC="8") == one  # as some clusters set it

@@ -153,13 +153,15 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
 
 
 def device_kind() -> str:
-    """JAX's name of this process's device: "cpu", or say "NVIDIA H100 80GB HBM3".
+    """JAX's name of this process's device, say "NVIDIA H100 80GB HBM3", and of a CPU whether XLA has one thread.
 
     With several threads XLA adds up the products of matrices in another order, which rounds otherwise. Two threads or
     sixteen are the same, and so is the number of cores (``tests/test_sweep.py`` checks that).
     """
     kind = jax.devices()[0].device_kind
-    return f"{kind}, several threads" if jax.default_backend() == "cpu" and children.xla_threads() > 1 else kind
+    if jax.default_backend() != "cpu":
+        return kind
+    return f"{kind}, {'one thread' if children.xla_threads() == 1 else 'several threads'}"
 
 
 def environment(data: Dataset) -> list[Any]:
