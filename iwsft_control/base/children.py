@@ -43,3 +43,8 @@ def xla_threads() -> int:
         if os.environ.get(name, "").strip().isdecimal():
             return int(os.environ[name])
     return usable_cores()
+
+
+def rounding() -> str:
+    """What of :func:`xla_threads` results depend on, in words."""
+    return "one thread" if xla_threads() == 1 else "several threads"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from iwsft_control.base import files
+from iwsft_control.base import children, files
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.versions import SCORING, version
 from iwsft_control.datasets.types import Dataset
@@ -175,10 +175,11 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The accelerator, or the processor and its number of cores."""
+    """The accelerator, or the processor, its number of cores and whether XLA has one thread, which rounds otherwise."""
     import jax  # here: who only reads results needs none of it
 
-    return processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+    on_cpu = jax.default_backend() == "cpu"
+    return f"{processor()}, {children.rounding()}" if on_cpu else jax.devices()[0].device_kind
 
 
 def processor() -> str:

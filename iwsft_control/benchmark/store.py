@@ -159,9 +159,7 @@ def device_kind() -> str:
     sixteen are the same, and so is the number of cores (``tests/test_sweep.py`` checks that).
     """
     kind = jax.devices()[0].device_kind
-    if jax.default_backend() != "cpu":
-        return kind
-    return f"{kind}, {'one thread' if children.xla_threads() == 1 else 'several threads'}"
+    return f"{kind}, {children.rounding()}" if jax.default_backend() == "cpu" else kind
 
 
 def environment(data: Dataset) -> list[Any]:

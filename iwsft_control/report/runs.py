@@ -256,7 +256,7 @@ def notes(report: Report) -> list[str]:
         ("Commit", sorted({str(r.git_commit) for r in runs})),
         ("JAX", sorted({r.versions["jax"] for r in runs})),
     ):
-        lines.append(f"{name}: {', '.join(values)}.")
+        lines.append(f"{name}: {'; '.join(values)}.")
     lines += [f"Failed, and not in any mean: {line}." for line in report.failed]
     if any(r.quick for r in runs):
         lines.insert(0, "TRIAL RUNS (--quick): these are not scores.")
