@@ -15,6 +15,7 @@ import numpy as np
 
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
+from iwsft_control.benchmark.acceptance import mean_score
 from iwsft_control.datasets.facts import PUBLISHED_SCORES
 from iwsft_control.methods import registry
 from iwsft_control.report.published import PUBLISHED_TASKS
@@ -49,7 +50,7 @@ def rows_of(task: str, found: Mapping[str, Mapping[int, float]]) -> list[list[st
     for method in METHODS:
         low, high = published(task, method)
         wanted.append(f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}")
-        mean = float(np.mean([*found[method].values()])) if found.get(method) else None
+        mean = mean_score(found[method]) if found.get(method) else None
         here.append("-" if mean is None else f"{mean:.1f} ({len(found[method])})")
         distance = None if mean is None else mean - np.clip(mean, low, high)
         far.append("-" if distance is None else "within" if distance == 0 else f"{distance:+.1f}")
