@@ -106,7 +106,7 @@ def train(
         method_file: Python file whose method joins the others, as ``--method-file``.
         quiet: tell nothing.
         report: told of every loop instead: ``report(what, steps)`` before it begins, and what that gives,
-            ``advance(done, values)``, whenever ``done`` more steps are over.
+            ``advance(done, values)``, whenever ``done`` more steps are over; first for those that were before a kill.
         configs: configurations in place of the defaults, by their group of options: ``iql=IQLConfig(beta=1.0)``.
 
     Returns:

@@ -55,11 +55,10 @@ def test_a_loop_has_one_line(bars):
 
 def test_what_a_snapshot_held_does_not_count_for_the_time_left(bars):
     bar, now, lines = bars
-    task = bar.add_task("iql", total=1000)
-    bar.update(task, advance=800, values={})
+    bar.loop("iql", 1000, 800, {})
     now[0] = 100.0
-    bar.update(task, advance=100, values={})
-    assert lines() == ["iql: 900 of 1,000, 2 min left"]
+    bar.loop("iql", 1000, 100, {})
+    assert lines() == ["iql: goes on after 800 of 1,000", "iql: 900 of 1,000, 2 min left"]
 
 
 def test_nothing_is_logged_on_a_terminal_or_when_quiet(monkeypatch, caplog):

@@ -61,11 +61,20 @@ class Bars(Progress):
         self._told: dict[Any, float] = {}
         self._loops: dict[str, Any] = {}
 
+    def begin(self, description: str, steps: int, done: int) -> Any:
+        """A task of ``steps``, ``done`` of which are over since before a kill: they do not count for the time left."""
+        if self._logs and done:
+            LOG.info("%s: goes on after %s of %s", description.strip(), f"{done:,}", f"{steps:,}")
+        task_id = self.add_task(description, total=steps, completed=done)
+        self._line(task_id)
+        return task_id
+
     def loop(self, description: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
-        """The loop of this description went on: of ``steps``, ``done`` more are over. It has a line from then on."""
+        """The loop of this description went on: of ``steps``, ``done`` more are over. At first: before it began."""
         if description not in self._loops:
-            self._loops[description] = self.add_task(description, total=steps)
-        self.update(self._loops[description], advance=done, values=values)
+            self._loops[description] = self.begin(description, steps, done)
+        else:
+            self.update(self._loops[description], advance=done, values=values)
 
     def advance(self, task_id: Any, advance: float = 1) -> None:
         super().advance(task_id, advance)

@@ -60,12 +60,13 @@ class Board:
         self.bar.update(self.total, description=text)
 
     def progress(self, job: Job, what: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
-        """A loop of a running job went on."""
+        """A loop of a running job went on, or began with what was ``done`` before."""
         if (job, what) not in self.lines:
             self._clear(job)
             description = f"  {job.name}" + ("" if what == job.stage.method else f": {what}")
-            self.lines[job, what] = self.bar.add_task(description, total=steps)
-        self.bar.update(self.lines[job, what], advance=done, values=values)
+            self.lines[job, what] = self.bar.begin(description, steps, done)
+        else:
+            self.bar.update(self.lines[job, what], advance=done, values=values)
 
     def started(self, job: Job) -> None:
         """A job began."""

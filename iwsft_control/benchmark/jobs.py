@@ -14,7 +14,7 @@ import jax
 from iwsft_control.base import children, console, files
 from iwsft_control.base.errors import RunError, UserError
 from iwsft_control.benchmark import checks, export, stages
-from iwsft_control.benchmark.perform import Advance, Report, perform
+from iwsft_control.benchmark.perform import Report, perform
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets import load, minari_files
@@ -162,12 +162,7 @@ class InProcessPool:
 
 def reporter(tell: Callable[[str, int, int, Mapping[str, Any]], None]) -> Report:
     """A :data:`Report` that tells of a loop, its steps, the steps just done and what they logged."""
-
-    def report(what: str, steps: int) -> Advance:
-        tell(what, steps, 0, {})
-        return lambda done, values: tell(what, steps, done, values)
-
-    return report
+    return lambda what, steps: functools.partial(tell, what, steps)
 
 
 def groups(seeds: Sequence[int]) -> list[tuple[int, ...]]:

@@ -38,7 +38,8 @@ def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, 
 
     Args:
         data: what it learns from.
-        report: told of every loop before it begins; what it returns is told the steps as they are done, and their logs.
+        report: told of every loop before it begins; what it returns is told the steps as they are done, and their logs;
+            first those that were done before a kill, if only 0.
         threads: of evaluation; all cores by default.
 
     Raises:
@@ -145,6 +146,7 @@ def evaluate(
     """Episode returns of every seed's policy."""
     episodes = QUICK_EPISODES if stage.settings.quick else evaluation.EPISODES
     advance = report(f"{stage.method} evaluation", episodes * len(stage.seeds))
+    advance(0, {})
     returns = []
 
     def played(episodes: int) -> None:

@@ -222,6 +222,7 @@ class Bench:
 
         def make(snapshot: Snapshot) -> Artefact:
             advance = self.report(f"seed {seed}: answers of pi_ref", count)
+            advance(0, {})
             key = jax.random.fold_in(jax.random.key(seed), methods.METHODS["bc"].random_stream)
             answers = generate.answers(model_config, bc.arrays["params"], prompts, self.task.answer_length, key)
             reference = _log_probs(model_config, bc.arrays["params"], prompts, answers)
