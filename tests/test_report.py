@@ -274,8 +274,19 @@ def test_the_command_writes_the_same_bytes_twice(runs, tmp_path):
     matrices = json.loads(first["scores.json"])
     assert np.array(matrices["scores"]["iw-sft-q (q)"]).shape == (4, 2)
     tex = first["table.tex"].decode()
-    assert tex.count("\\begin{tabular}") == tex.count("\\end{tabular}") == 4
+    assert tex.count("\\begin{tabular}") == tex.count("\\end{tabular}") == 5
     assert all(line.count("&") == line.count(" & ") for line in tex.splitlines() if not line.startswith("%"))
+
+
+def test_what_the_seeds_can_show_is_of_their_paired_differences(runs):
+    found = grouped.collect(runs, BC, IW)
+    (section,) = [each for each in tables.sections(found) if each.title == "What these seeds can show"]
+    for row in (BC, Row("sft-q", "return")):
+        cells = next(cells for cells in section.rows if cells[0] == row.label)
+        apart = list(grouped.differences(found, found.focus, row).values())
+        count = len(found.scores) - 1  # comparisons
+        smallest = [statistics.detectable(x, 4, count) for x in ([apart[0]], [apart[1]], apart)]
+        assert cells[1:] == [*(f"{x:.1f}" for x in smallest), str(statistics.seeds_needed(apart, 5.0, count))]
 
 
 def test_only_the_published_runs_make_the_published_tables(tmp_path):

@@ -157,3 +157,31 @@ def test_corrected_intervals_hold_all_at_once(rng):
             misses[comparisons] += any(e.low > 0 or e.high < 0 for e in estimates)
     assert 0.3 < misses[1] / 600 < 0.5
     assert misses[10] / 600 < 0.08
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_needed_are_those_of_the_textbook(effect, seeds):
+    """One sample, 5% two-sided, power 0.8 (Cohen 1988, G*Power): n by the true mean in standard deviations."""
+    x = np.array([-1.0, 0.0, 1.0])  # a standard deviation of 1
+    assert statistics.seeds_needed([x], effect) == seeds
+    assert statistics.detectable([x], seeds) <= effect < statistics.detectable([x], seeds - 1)
+    assert statistics.seeds_needed([x], effect, comparisons=7) > seeds
+
+
+def test_power_is_how_often_an_interval_excludes_zero():
+    """Of tasks with unequal spread, corrected for several comparisons, and for no difference at all."""
+    rng, spreads, seeds, comparisons = np.random.default_rng(0), (8.0, 1.0, 4.0), 6, 3
+    strata = [s * np.array([-1.0, 0.0, 1.0]) for s in spreads]
+    for difference in (0.0, 4.0, statistics.detectable(strata, seeds, comparisons)):
+        drawn = [rng.normal(difference, s, (2000, seeds)) for s in spreads]
+        shown = [statistics.stratified_mean(x, comparisons) for x in zip(*drawn, strict=True)]
+        share = np.mean([e.low > 0 or e.high < 0 for e in shown])
+        # 0.03: what 2,000 repetitions leave, and Welch's estimated degrees of freedom
+        assert abs(share - statistics.power(strata, difference, seeds, comparisons)) < 0.03
+
+
+def test_differences_without_spread_need_two_seeds():
+    same = [np.array([3.0, 3.0])]
+    assert statistics.power(same, 0.0, 2) == 0 and statistics.detectable(same, 2) == 0
+    assert statistics.seeds_needed(same, 1.0) == 2
+    assert statistics.seeds_needed([np.array([0.0, 100.0])], 0.01, most=50) == 50

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 LEVEL = 0.95
+POWER = 0.8  # the usual probability with which a study should show a difference that is there
 RESAMPLES = 2000
 SEED = 0  # of the bootstrap, so that a table can be made again byte for byte
 
@@ -77,6 +78,53 @@ def stratified_mean(strata: Sequence[np.ndarray], comparisons: int = 1) -> Estim
     freedom = variances.sum() ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, strata, strict=True))
     half = t_quantile(1 - (1 - LEVEL) / 2 / comparisons, freedom) * np.sqrt(variances.sum()) / len(strata)
     return Estimate(value, value - half, value + half)
+
+
+def power(strata: Sequence[np.ndarray], difference: float, seeds: int, comparisons: int = 1) -> float:
+    """Probability that the interval of :func:`stratified_mean` excludes zero, for ``seeds`` runs of every task.
+
+    The statistic is then noncentral t's with parameter difference / standard error (Cohen 1988); the spread is that of
+    ``strata``, differences paired by seed, normally distributed. A spread is itself uncertain: the standard error of
+    that of ten seeds is a quarter of it.
+
+    Args:
+        strata: differences (n_k,) of every task, two of each at least.
+        difference: the true mean over tasks.
+        comparisons: as in :func:`stratified_mean`.
+    """
+    from scipy import stats
+
+    squares = np.array([np.var(x, ddof=1) for x in strata])
+    if squares.sum() == 0:
+        return float(difference != 0)
+    freedom = (seeds - 1) * squares.sum() ** 2 / (squares**2).sum()
+    limit = t_quantile(1 - (1 - LEVEL) / 2 / comparisons, freedom)
+    shift = abs(difference) / (np.sqrt(squares.sum() / seeds) / len(strata))
+    return float(stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift))
+
+
+def detectable(strata: Sequence[np.ndarray], seeds: int, comparisons: int = 1) -> float:
+    """The smallest true difference that ``seeds`` runs of every task show with probability :data:`POWER`."""
+    if all(np.ptp(x) == 0 for x in strata):
+        return 0.0
+    low, high = 0.0, 1.0
+    while power(strata, high, seeds, comparisons) < POWER:
+        low, high = high, 2 * high
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(strata, middle, seeds, comparisons) < POWER else (low, middle)
+    return high
+
+
+def seeds_needed(strata: Sequence[np.ndarray], difference: float, comparisons: int = 1, most: int = 1000) -> int:
+    """The fewest seeds, two at least, that show a true difference with probability :data:`POWER`; ``most`` at most."""
+    few, many = 1, 2
+    while many < most and power(strata, difference, many, comparisons) < POWER:
+        few, many = many, min(2 * many, most)
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if power(strata, difference, middle, comparisons) < POWER else (few, middle)
+    return many
 
 
 def iqm(scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -81,6 +81,8 @@ def sections(report: Report) -> list[Section]:
         (f"{focus.label} minus every other method", focus.label, {row.label: (focus, row) for row in rivals}),
     )
     found = [_scores(report), *(_differences(report, *each) for each in compared if each[-1])]
+    if any(len(x) > 1 for row in rivals for x in differences(report, focus, row).values()):
+        found.append(_power(report, rivals))
     published = _published(report)
     return [*found, published] if published else found
 
@@ -223,6 +225,36 @@ def _difference_row(report: Report, row: Row, other: Row, label: str, comparison
     ]
     chance = f"{statistics.probability_of_improvement(scores):.2f}" if mean else "-"
     return [label, *cells, *([cell(mean, True)] * several), chance, verdict(mean) if mean else "-"]
+
+
+POINTS = 5.0  # of normalised score: a difference that matters
+
+
+def _power(report: Report, rivals: Sequence[Row]) -> Section:
+    several, points = len(report.datasets) > 1, metric(report) == NORMALISED
+    chance = f"{statistics.POWER:.0%}"
+    text = (
+        f"The smallest true difference from {report.focus.label} that as many seeds as there are would show with a "
+        f"probability of {chance}, by the spread of the paired differences and with the correction of the intervals "
+        "above."
+    )
+    if points:
+        text += (
+            f" Last: the seeds a method that show {POINTS:.0f} points, of the mean over data sets where several are."
+        )
+    rows = []
+    for row in rivals:
+        by_dataset = {d: x for d, x in differences(report, report.focus, row).items() if len(x) > 1}
+        each = [[by_dataset[d]] if d in by_dataset else None for d in report.datasets]
+        mean = [*by_dataset.values()] if len(by_dataset) == len(report.datasets) else None
+        cells = [
+            f"{statistics.detectable(x, min(map(len, x)), len(rivals)):.1f}" if x else "-"
+            for x in (*each, *[mean] * several)
+        ]
+        needed = statistics.seeds_needed(mean, POINTS, len(rivals)) if mean and points else None
+        rows.append([row.label, *cells, *["-" if needed is None else str(needed)] * points])
+    header = ["method", *titles(report), *["mean"] * several, *[f"seeds for {POINTS:.0f} points"] * points]
+    return Section("What these seeds can show", text, header, rows)
 
 
 def _published(report: Report) -> Section | None:
