@@ -156,7 +156,10 @@ def with_mean(by_task: Sequence[Mapping[int, float]]) -> list[Mapping[int, float
 
 
 def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of cells: BC, then every variant; every task, then the mean over tasks."""
+    """Header and rows of cells: BC, then every variant; every task, then the mean over tasks.
+
+    Seeds are those that have all tasks; a difference is of the seeds that both sides have.
+    """
     names = [tasks.parse_task(t).name for t in config.tasks]
     columns = {
         variant: with_mean([{s: r.normalised_score for s, r in by_task.get(name, {}).items()} for name in names])
@@ -168,10 +171,19 @@ def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[st
     weighted = [v for v in found if v.weights != "none"]
     others = [(v, "minus the default") for v in weighted if v.quality == "q" and dict(v.settings) == DEFAULT]
     others += [(v, "minus the released iw-SFT(Q)") for v in weighted if v.group == RELEASED]
-    header = ["quality, unit", "weights", *(c for n in (*names, "mean of the tasks") for c in (n, "minus no weights"))]
-    rows = [["BC, where they start", "-", *(c for mine in starts for c in (interval(mine), "-"))] + ["-"] * len(others)]
+    header = [
+        "quality, unit",
+        "weights",
+        "seeds",
+        *(c for n in (*names, "mean of the tasks") for c in (n, "minus no weights")),
+    ]
+    count = str(len(starts[-1]))
+    rows = [
+        ["BC, where they start", "-", count, *(c for mine in starts for c in (interval(mine), "-"))]
+        + ["-"] * len(others)
+    ]
     for variant, own in columns.items():
-        cells = [variant.group, variant.weights]
+        cells = [variant.group, variant.weights, str(len(own[-1]))]
         for mine, other in zip(own, columns[base[variant.group]], strict=True):
             cells.append(interval(mine))
             cells.append("-" if variant is base[variant.group] else difference(mine, other, len(weighted)))
