@@ -54,7 +54,8 @@ def test_the_mean_over_tasks_is_paired_by_seed():
     assert cells["ess 0.5"]["mean of the tasks"] == rows[2][-4] and rows[2][-3].startswith("+12.5")  # +10 and +15
     assert rows[2][-2].startswith("-2.5") and rows[3][-2] == "-"  # 30 - 30 and 35 - 40; the default itself
     assert header[-1] == "minus the released iw-SFT(Q)" and rows[2][-1] == "-"  # which has no second task
-    assert rows[0][:3] == ["BC, where they start", "-", "7.0 [7.0, 7.0]"]
+    assert rows[0][:4] == ["BC, where they start", "-", "2", "7.0 [7.0, 7.0]"]
+    assert [cells[w]["seeds"] for w in ("none", "ess 0.5")] == ["2", "2"]  # with all tasks
     assert {len(row) for row in rows} == {len(header)}
 
 
@@ -81,7 +82,7 @@ def test_table_and_figure(tmp_path, one_process, monkeypatch, capsys):
     assert len(lines) == 5 and lines[3].startswith("| return, episodes | none |")
     found = {v: ablation.read(config, v)["hopper-medium-replay"] for v in every}
     plain, weighted = (ablation.scores(found[v], (3, 4)) for v in every)
-    assert f"{np.mean(weighted - plain):+.1f}" in lines[4].split("|")[4] == lines[4].split("|")[6]  # one task: its mean
+    assert f"{np.mean(weighted - plain):+.1f}" in lines[4].split("|")[5] == lines[4].split("|")[7]  # one task: its mean
     assert ablation._mean_size(found[every[1]]) == pytest.approx(0.5, abs=0.05)
     assert ablation._mean_size(found[every[0]]) == 1.0
     assert (tmp_path / "effective-sample-size.svg").is_file()
