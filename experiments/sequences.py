@@ -18,7 +18,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -78,19 +78,9 @@ def main(config: SequencesConfig) -> None:
     failed = 0
     with console.progress_bar() as bar:
         total = bar.add_task("runs", total=len(wanted))
-        lines: list[Any] = []  # the one loop that runs
 
         def report(what: str, steps: int) -> loop.Progress:
-            while lines:
-                bar.remove_task(lines.pop())
-
-            def advance(done: int, values: Mapping[str, Any]) -> None:
-                if lines:
-                    bar.update(lines[0], advance=done, values=values)
-                else:
-                    lines.append(bar.begin(what, steps, done))
-
-            return advance
+            return lambda done, values: bar.loop(what, steps, done, values, owner="runs")
 
         bench = Bench(of, settings, evaluated, config.quick, stages, report)
         for job in wanted:

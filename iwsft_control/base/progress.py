@@ -59,22 +59,28 @@ class Bars(Progress):
         self._logs = not quiet and not console.is_terminal
         self._first: dict[Any, tuple[float, float]] = {}  # when a task's first steps were done, and how many
         self._told: dict[Any, float] = {}
-        self._loops: dict[str, Any] = {}
+        self._loops: dict[Any, tuple[str, Any]] = {}  # of every owner: description and task of its line
 
-    def begin(self, description: str, steps: int, done: int) -> Any:
-        """A task of ``steps``, ``done`` of which are over since before a kill: they do not count for the time left."""
-        if self._logs and done:
-            LOG.info("%s: goes on after %s of %s", description.strip(), f"{done:,}", f"{steps:,}")
-        task_id = self.add_task(description, total=steps, completed=done)
-        self._line(task_id)
-        return task_id
+    def loop(self, description: str, steps: int, done: int, values: Mapping[str, Any], owner: Any = None) -> None:
+        """The loop of this description went on: of ``steps``, ``done`` more are over.
 
-    def loop(self, description: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
-        """The loop of this description went on: of ``steps``, ``done`` more are over. At first: before it began."""
-        if description not in self._loops:
-            self._loops[description] = self.begin(description, steps, done)
+        At first ``done`` are over since before a kill, which do not count for the time left. Every description has a
+        line of its own from then on; but those of one ``owner`` have one line between them, the latest's.
+        """
+        owner = description if owner is None else owner
+        if owner not in self._loops or self._loops[owner][0] != description:
+            self.end(owner)
+            if self._logs and done:
+                LOG.info("%s: goes on after %s of %s", description.strip(), f"{done:,}", f"{steps:,}")
+            self._loops[owner] = description, self.add_task(description, total=steps, completed=done)
+            self._line(self._loops[owner][1])
         else:
-            self.update(self._loops[description], advance=done, values=values)
+            self.update(self._loops[owner][1], advance=done, values=values)
+
+    def end(self, owner: Any) -> None:
+        """Remove the line of an owner, if it has one."""
+        if owner in self._loops:
+            self.remove_task(self._loops.pop(owner)[1])
 
     def advance(self, task_id: Any, advance: float = 1) -> None:
         super().advance(task_id, advance)

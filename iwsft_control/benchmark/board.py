@@ -48,7 +48,6 @@ class Board:
         self.seen: dict[tuple[str, str], list[float]] = {}
         self.began: dict[Job, float] = {}
         self.failed = 0
-        self.lines: dict[tuple[Job, str], Any] = {}
         columns = TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn()
         self.bar = Bars(*columns, TimeElapsedColumn(), console=console, quiet=quiet)
         self.total = self.bar.add_task("", total=len(jobs) + done, completed=done, logged=False)  # it has its own lines
@@ -61,12 +60,8 @@ class Board:
 
     def progress(self, job: Job, what: str, steps: int, done: int, values: Mapping[str, Any]) -> None:
         """A loop of a running job went on, or began with what was ``done`` before."""
-        if (job, what) not in self.lines:
-            self._clear(job)
-            description = f"  {job.name}" + ("" if what == job.stage.method else f": {what}")
-            self.lines[job, what] = self.bar.begin(description, steps, done)
-        else:
-            self.bar.update(self.lines[job, what], advance=done, values=values)
+        description = f"  {job.name}" + ("" if what == job.stage.method else f": {what}")
+        self.bar.loop(description, steps, done, values, owner=job)
 
     def started(self, job: Job) -> None:
         """A job began."""
@@ -75,7 +70,7 @@ class Board:
 
     def finished(self, job: Job, failure: Failure | None) -> None:
         """A job is over."""
-        self._clear(job)
+        self.bar.end(job)
         self.left.discard(job)
         began = self.began.pop(job, None)
         if failure is not None:
@@ -89,7 +84,3 @@ class Board:
         if not self.bar.console.is_terminal and began is not None:  # a log has lines, not a live display
             task = self.bar.tasks[0]
             self.bar.console.print(f"{task.completed:.0f}/{task.total:.0f} {job.name}; {task.description}")
-
-    def _clear(self, job: Job) -> None:
-        for line in [line for line in self.lines if line[0] == job]:
-            self.bar.remove_task(self.lines.pop(line))
