@@ -1,4 +1,4 @@
-"""Where the spread between runs comes from, and how many seeds a comparison needs.
+"""Where the spread between runs comes from.
 
     python experiments/variance.py --env hopper-medium-replay --method sft-q iw-sft-q --runs 5
 
@@ -11,15 +11,16 @@ One thing changes at a time, the others stay those of the first seed:
     evaluation  reset seeds of the 100 episodes; the policy is the same
     all         everything but the reset seeds, as runs of several seeds do
 
-The table gives the standard deviation of the normalised score over the runs of each, and what follows from that of
-"all" for one method against another: the seeds a side that show a difference of 5 and of 10 points with probability
-0.8 at the 5% level (two-sided, by the normal approximation n = 2 (1.96 + 0.84)^2 sd^2 / difference^2).
+The table gives the standard deviation of the normalised score over the runs of each, with its 95% interval (of a normal
+distribution). How many seeds a comparison needs is in every report: "What these seeds can show".
+
+What is finished is kept in the file of the task, run by run: a killed command goes on where it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,7 +40,7 @@ from iwsft_control.learning import loop
 from iwsft_control.learning.method import Artefact, Inputs
 from iwsft_control.methods import registry, supervised
 from iwsft_control.networks import policies
-from iwsft_control.report import formats
+from iwsft_control.report import formats, statistics
 
 COMPONENTS = ("bc", "critic", "fine-tune", "rounding", "evaluation", "all")
 ROUNDING = 1e-7
@@ -74,6 +75,10 @@ class Draw(NamedTuple):
     rounding: int  # 0: none
     evaluation: int  # 0: the suite's reset seeds
 
+    def key(self) -> str:
+        """Its name in the file."""
+        return " ".join(f"{name} {value}" for name, value in self._asdict().items())
+
 
 def draws(component: str, first: int, runs: int) -> list[Draw]:
     """The runs of a component: in the first nothing is changed."""
@@ -84,8 +89,8 @@ def draws(component: str, first: int, runs: int) -> list[Draw]:
     return [plain._replace(**{field: getattr(plain, field) + k}) for k in range(runs)]
 
 
-def run(data: Dataset, store: Store, chosen: Settings, method_name: str, quality: str, draw: Draw) -> float:
-    """The normalised score of one run."""
+def train(data: Dataset, store: Store, chosen: Settings, method_name: str, quality: str, draw: Draw) -> policies.Policy:
+    """The policy of one run."""
     stage = stages.method_stage(method_name, quality, (draw.fine_tune,), chosen, data.task)
     seeds = {"bc": draw.bc, "critic": draw.critic}
     artefacts = {
@@ -98,8 +103,11 @@ def run(data: Dataset, store: Store, chosen: Settings, method_name: str, quality
     prepared = method.prepare(stage.config, Inputs(data, artefacts, stage.quality, stage.seeds))
     trained = loop.train(method, stage.config, prepared, stage.seeds)
     assert method.export is not None
-    policy = policies.make(perform.export(method.export, stage.config, data, trained.policy)[0])
-    episodes = perform.QUICK_EPISODES if chosen.quick else evaluation.EPISODES
+    return policies.make(perform.export(method.export, stage.config, data, trained.policy)[0])
+
+
+def score(data: Dataset, policy: policies.Policy, episodes: int, draw: Draw) -> float:
+    """The normalised score of one run's policy."""
     first_seed = evaluation.FIRST_RESET_SEED + draw.evaluation * 10 * evaluation.EPISODES
     returns = evaluation.evaluate(policy, data.environment, episodes, first_seed=first_seed)
     return results.score(returns, data.ref_min_score, data.ref_max_score)[0]
@@ -115,13 +123,8 @@ def rounded(artefact: Artefact, seed: int) -> Artefact:
     return Artefact(dict(artefact.arrays) | {"params": jax.tree.map(off, artefact.arrays["params"])}, artefact.record)
 
 
-def seeds_needed(deviation: float, difference: float) -> int:
-    """Seeds a side that show a difference with probability 0.8 at the 5% level, two at least."""
-    return max(2, math.ceil(2 * (1.96 + 0.84) ** 2 * deviation**2 / difference**2))
-
-
 def main(config: VarianceConfig) -> None:
-    """Run every component of every method, then write the table."""
+    """Run what is missing of every component of every method, then write the table."""
     kinds = [supervised.KINDS.get(m) for m in config.method]
     require(all(k is not None and k.fine_tunes for k in kinds), "--method must name methods that fine-tune.")
     require(config.runs >= 2, "--runs must be at least 2.")
@@ -129,40 +132,86 @@ def main(config: VarianceConfig) -> None:
     console.cache_compiled_programs()
     console.writable(config.out)
     data = api.load(None if config.dataset else config.env, dataset=config.dataset)
-    store, chosen = (
-        Store(config.stages or files.cache_home() / "stages"),
-        settings.validate(settings.make(config.quick)),
-    )
-    record = config.out / f"{data.task.replace('/', '-')}.json"
-    found: dict[str, dict[str, list[float]]] = {}
-    known: dict[tuple[str, Draw], float] = {}
+    chosen = settings.validate(settings.make(config.quick))
+    store = Store(config.stages or files.cache_home() / "stages")
+    path = config.out / f"{data.task.replace('/', '-')}.json"
+    head = {
+        "dataset": {"id": data.id, "sha256": data.sha256},
+        "environment": data.environment,
+        "quality": config.quality,
+        "quick": config.quick,
+        **results.provenance(),
+    }
+    record = known(path, head) if path.is_file() else head | {"methods": {}}
+    wanted: dict[str, dict[str, list[Draw]]] = {}
+    for name in config.method:
+        used = registry.get(name).dependencies(config.quality)
+        wanted[name] = {
+            component: draws(component, config.first_seed, config.runs)
+            for component in COMPONENTS
+            if component != "critic" or "critic" in used
+        }
+    episodes = perform.QUICK_EPISODES if config.quick else evaluation.EPISODES
     with console.progress_bar() as bar:
-        line = bar.add_task(data.task, total=len(config.method) * len(COMPONENTS) * config.runs)
-        for name in config.method:
-            for component in COMPONENTS:
-                if component == "critic" and "critic" not in registry.get(name).dependencies(config.quality):
-                    bar.advance(line, config.runs)
-                    continue
-                for draw in draws(component, config.first_seed, config.runs):
-                    if (name, draw) not in known:
-                        known[name, draw] = run(data, store, chosen, name, config.quality, draw)
-                    found.setdefault(name, {}).setdefault(component, []).append(known[name, draw])
-                    bar.advance(line)
-    identity = {"id": data.id, "sha256": data.sha256}
-    files.write_json(record, {"dataset": identity, "scores": found, "quick": config.quick, **results.provenance()})
+        runs = {name: list(dict.fromkeys(d for each in wanted[name].values() for d in each)) for name in wanted}
+        line = bar.add_task(data.task, total=sum(map(len, runs.values())))
+        for name, mine in runs.items():
+            stage = stages.method_stage(name, config.quality, (config.first_seed,), chosen, data.task)
+            own = {s.method: stages.configuration(s) for s in (*stages.dependencies(stage).values(), stage)}
+            setting = json.loads(json.dumps(own))
+            kept = record["methods"].setdefault(name, {"settings": setting, "scores": {}})
+            require(kept["settings"] == setting, f"{path} holds {name} with other settings; choose another --out.")
+            for training in dict.fromkeys(draw._replace(evaluation=0) for draw in mine):
+                same = [draw for draw in mine if draw._replace(evaluation=0) == training]
+                missing = [draw for draw in same if draw.key() not in kept["scores"]]
+                policy = train(data, store, chosen, name, config.quality, training) if missing else None
+                for draw in missing:
+                    assert policy is not None
+                    kept["scores"][draw.key()] = score(data, policy, episodes, draw)
+                    files.write_json(path, record)
+                bar.advance(line, len(same))
+    found = {
+        name: {
+            component: [record["methods"][name]["scores"][draw.key()] for draw in each]
+            for component, each in components.items()
+        }
+        for name, components in wanted.items()
+    }
     header, rows = table(found)
     console.print_table(header, rows)
-    files.write_text(record.with_suffix(".md"), formats.markdown_table(header, rows) + "\n")
+    files.write_text(path.with_suffix(".md"), formats.markdown_table(header, rows) + "\n")
+
+
+def known(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of earlier runs.
+
+    Raises:
+        UserError: it is none, or of other data, settings, versions or code than ``head``.
+    """
+    what, remedy = "a record of runs of this command", "delete it or choose another --out"
+    record = files.read_json(path, what, remedy)
+    methods = record.get("methods") if isinstance(record, dict) else None
+    whole = isinstance(methods, dict) and all(
+        isinstance(each, dict)
+        and each.keys() == {"settings", "scores"}
+        and isinstance(each["scores"], dict)
+        and all(map(files.is_number, each["scores"].values()))
+        for each in methods.values()
+    )
+    require(whole, f"{path} is not {what}; {remedy}.")
+    different = [name for name, value in head.items() if record.get(name) != value]
+    require(not different, f"{path} holds runs of another {', '.join(different)}; {remedy}.")
+    return record
 
 
 def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of cells."""
-    header, rows = ["method", *COMPONENTS, "seeds for 5 points", "for 10 points"], []
+    """Header and rows of cells: standard deviations with their intervals."""
+    header, rows = ["method", *COMPONENTS], []
     for name, components in found.items():
-        deviations = {c: float(np.std(x, ddof=1)) for c, x in components.items()}
-        cells = [name, *(f"{deviations[c]:.1f}" if c in deviations else "-" for c in COMPONENTS)]
-        cells += [str(seeds_needed(deviations["all"], points)) for points in (5, 10)]
-        rows.append(cells)
+        deviations = {c: statistics.deviation(np.array(x)) for c, x in components.items()}
+        rows.append(
+            [name, *("{:.1f} [{:.1f}, {:.1f}]".format(*deviations[c]) if c in deviations else "-" for c in COMPONENTS)]
+        )
     return header, rows
 
 

@@ -34,6 +34,14 @@ def test_the_interval_of_a_mean_over_tasks_is_welchs(rng):
     np.testing.assert_allclose(found, ((x.mean() + y.mean()) / 2, welch.low / 2, welch.high / 2))
 
 
+def test_the_interval_of_a_deviation_covers_the_truth(rng):
+    found = [statistics.deviation(rng.normal(50, 10, 5)) for _ in range(2000)]
+    assert 0.935 < np.mean([low < 10 < high for _, low, high in found]) < 0.965
+    assert 0.02 < np.mean([low > 10 for _, low, _ in found]) < 0.03  # as often too high as too low
+    with pytest.raises(ValueError, match="at least two"):
+        statistics.deviation(np.array([3.0]))
+
+
 def test_few_and_equal_scores():
     assert np.isnan(statistics.mean_interval(np.array([3.0])).low)
     assert statistics.mean_interval(np.array([3.0, 3.0])) == (3.0, 3.0, 3.0)

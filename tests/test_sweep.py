@@ -150,13 +150,13 @@ def test_the_code_version_is_of_what_code_does(tmp_path):
 
 def test_a_sweep_is_the_runs_alone(tmp_path):
     """Local processes give what each run alone in this process gives, bit for bit."""
-    methods = ("bc", "filtered-bc", "sft", "iw-sft-q")
+    methods = ("filtered-bc", "iw-sft-q")
     sweep.main(plan(tmp_path, "a", seeds=(0, 1), methods=methods, workers=2))
     with_processes = found(tmp_path / "a")
-    assert len(with_processes) == 10
+    assert len(with_processes) == 6
     kept = store.Store(tmp_path / "here-stages")
     finished = {}
-    few = plan(tmp_path, seeds=(1,), methods=("filtered-bc", "iw-sft-q"))
+    few = plan(tmp_path, seeds=(1,), methods=methods)
     jobs = grid.plan_jobs(few, SETTINGS)
     pool = InProcessPool(kept, lambda *event: None)
     execute(jobs, pool, kept, lambda job: None, finished.__setitem__)

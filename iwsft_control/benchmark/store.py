@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -50,15 +50,7 @@ def code_version(paths: tuple[Path, ...]) -> str:
     """Digest of what source files do: comments, docstrings, layout and :data:`NOT_SETTINGS` do not count."""
     digest = hashlib.sha256()
     for path in paths:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                node.body = [
-                    x for x in node.body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))
-                ] or [ast.Pass()]
-            if isinstance(node, ast.Call):
-                node.keywords = [k for k in node.keywords if k.arg not in NOT_SETTINGS]
-        digest.update(ast.dump(tree).encode())
+        digest.update(_understood(path.read_text(encoding="utf-8")).does)
     return digest.hexdigest()
 
 
@@ -73,16 +65,38 @@ def import_closure(path: Path) -> frozenset[Path]:
         if each in found or any(each.is_relative_to(place) for place in NOT_CODE):
             continue
         found.add(each)
-        for node in ast.walk(ast.parse(each.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                module = node.module or ""
-                names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
-            else:
-                continue
-            waiting += [place for name in names for place in _files_of(name, each, getattr(node, "level", 0))]
+        imported = _understood(each.read_text(encoding="utf-8")).imports
+        waiting += [place for name, level in imported for place in _files_of(name, each, level)]
     return frozenset(found)
+
+
+class _Source(NamedTuple):
+    """What is asked of a source file."""
+
+    does: bytes
+    """Its syntax tree without what does not count."""
+    imports: tuple[tuple[str, int], ...]
+    """Names, each with its dots if it is relative."""
+
+
+@cache
+def _understood(text: str) -> _Source:
+    """Kept by the text: most methods share most files, and to parse one takes longer than to read it."""
+    tree = ast.parse(text)
+    imports: list[tuple[str, int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [(alias.name, 0) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
+            imports += [(name, node.level) for name in names]
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            body = [x for x in node.body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]
+            node.body = body or [ast.Pass()]
+        elif isinstance(node, ast.Call):
+            node.keywords = [k for k in node.keywords if k.arg not in NOT_SETTINGS]
+    return _Source(ast.dump(tree).encode(), tuple(imports))
 
 
 def _files_of(name: str, importer: Path, level: int) -> list[Path]:

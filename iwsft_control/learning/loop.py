@@ -142,6 +142,7 @@ def _acting(state: Any) -> Any:
     return getattr(state, "policy", ())
 
 
+@jax.jit
 def _fold(keys: jax.Array, step: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
 

@@ -54,6 +54,26 @@ def mean_interval(scores: np.ndarray, comparisons: int = 1) -> Estimate:
     return stratified_mean([scores], comparisons)
 
 
+def deviation(scores: np.ndarray) -> Estimate:
+    """Standard deviation of scores (n,) over seeds, with the interval of a normal distribution's.
+
+    (n - 1) s^2 / sigma^2 is distributed as chi-square with n - 1 degrees of freedom.
+
+    Raises:
+        ValueError: fewer than two scores.
+    """
+    from scipy import stats
+
+    if len(scores) < 2:
+        raise ValueError("a standard deviation needs at least two scores")
+    freedom = len(scores) - 1
+    value = float(np.std(scores, ddof=1))
+    low, high = (
+        value * np.sqrt(freedom / stats.chi2.ppf(share, freedom)) for share in ((1 + LEVEL) / 2, (1 - LEVEL) / 2)
+    )
+    return Estimate(value, float(low), float(high))
+
+
 def stratified_mean(strata: Sequence[np.ndarray], comparisons: int = 1) -> Estimate:
     """Mean over tasks of the mean over seeds, from one array of scores (n_k,) per task, with its t interval.
 
