@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import published as beside
-from experiments import readme
+from experiments import pages
 from iwsft_control import table
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
@@ -391,28 +390,21 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
 
 
 @pytest.mark.skipif(not (RESULTS / "sweep").is_dir(), reason="results/ is not part of an installed package")
-def test_the_readme_shows_the_committed_table():
-    """Between its marks; `python experiments/readme.py` puts it there."""
-    assert (
-        readme.with_scores((RESULTS.parent / "README.md").read_text(), RESULTS)
-        == (RESULTS.parent / "README.md").read_text()
-    )
-
-
-@pytest.mark.skipif(not (RESULTS / "sweep").is_dir(), reason="results/ is not part of an installed package")
-def test_the_page_on_data_shows_known_methods_beside_what_is_published():
-    """Between its marks; `python experiments/published.py` puts it there."""
-    page = (RESULTS.parent / "docs" / "data.md").read_text()
-    assert beside.BEGIN in page
-    assert beside.with_published(page, RESULTS) == page
+@pytest.mark.parametrize("page", pages.TABLES)
+def test_a_page_shows_the_committed_results(page):
+    """Between its marks; `python experiments/pages.py` puts it there."""
+    text = (RESULTS.parent / page).read_text(encoding="utf-8")
+    assert pages.filled(page, text, RESULTS) == text
+    source, table = pages.TABLES[page]
+    assert table(RESULTS) in text and f"<!-- from {source}: " in text
 
 
 def test_a_distance_from_what_is_published_is_that_of_the_mean_from_the_range():
     found = {"bc": {0: 10.0, 1: 14.0}, "filtered-bc": {0: 70.0, 1: 76.0}, "td3-bc": {0: 70.0}, "cql": {3: 95.0}}
-    named, here, far = beside.rows_of("hopper-medium-replay", found)
-    assert named[2:] == ["18.1 to 29.8", "70.4 to 75.9", "60.9", "94.7", "95.0"]
-    assert here[2:] == ["12.0 (2)", "73.0 (2)", "70.0 (1)", "-", "95.0 (1)"]
-    assert far[2:] == ["-6.1", "within", "+9.1", "-", "within"]
+    named, here, far = pages.rows_of("hopper-medium-replay", found)
+    assert named[2:] == ["18.1 to 29.8", "70.4 to 75.9", "60.9", "94.7", "95.0", "37.2", "97.5", "98.1"]
+    assert here[2:] == ["12.0 (2)", "73.0 (2)", "70.0 (1)", "-", "95.0 (1)", "-", "-", "-"]
+    assert far[2:] == ["-6.1", "within", "+9.1", "-", "within", "-", "-", "-"]
 
 
 def test_the_message_comes_first_and_says_what_is_not_shown(runs, tmp_path):

@@ -1,0 +1,127 @@
+"""The tables in README and documentation that come from results: ``python experiments/pages.py`` after new results.
+
+Each stands between two comments that name its source; the text around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from iwsft_control.base.files import write_text
+from iwsft_control.benchmark import results
+from iwsft_control.benchmark.acceptance import mean_score
+from iwsft_control.datasets.facts import PUBLISHED_SCORES
+from iwsft_control.methods import registry
+from iwsft_control.report import formats
+from iwsft_control.report.published import PUBLISHED_TASKS
+
+ROOT = Path(__file__).parents[1]
+METHODS = {
+    "bc": "BC",
+    "filtered-bc": "10%BC",
+    "td3-bc": "TD3+BC",
+    "iql": "IQL",
+    "cql": "CQL",
+    "awac": "AWAC",
+    "one-step": "OneStep",
+    "rebrac-tuned": "ReBRAC",
+}
+
+
+def short(folder: Path) -> str:
+    """The README's scores: the table's means. ``folder`` is that of all results, here and below."""
+    return (folder / "short.md").read_text(encoding="utf-8").strip()
+
+
+# --- known methods, here and as published ------------------------------------------------------------------------
+
+
+def published(task: str, method: str) -> tuple[float, float]:
+    """The published score of a method, from and to."""
+    if method in PUBLISHED_SCORES[task]:
+        return PUBLISHED_SCORES[task][method]
+    column = registry.card(method).published
+    assert column is not None
+    return (column.scores[PUBLISHED_TASKS.index(task)],) * 2
+
+
+def scores(task: str, folder: Path) -> dict[str, dict[int, float]]:
+    """Normalised scores on the embedded data, by method and seed; ``folder`` is that of all results."""
+    record = json.loads((folder / "reconstruction" / f"{task}.json").read_text(encoding="utf-8"))
+    found = {m: {int(s): x for s, x in by.items()} for m, by in record["scores"][record["chosen"]].items()}
+    for path in sorted((folder / "baselines" / task).glob("*.json")):
+        run = results.read(path)
+        found.setdefault(run.method, {}).setdefault(run.seed, run.normalised_score)
+    return found
+
+
+def rows_of(task: str, found: Mapping[str, Mapping[int, float]]) -> list[list[str]]:
+    """Three rows: published, here (with the number of runs), the distance of the mean from the published range."""
+    wanted, here, far = [], [], []
+    for method in METHODS:
+        low, high = published(task, method)
+        wanted.append(f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}")
+        mean = mean_score(found[method]) if found.get(method) else None
+        here.append("-" if mean is None else f"{mean:.1f} ({len(found[method])})")
+        distance = None if mean is None else mean - np.clip(mean, low, high)
+        far.append("-" if distance is None else "within" if distance == 0 else f"{distance:+.1f}")
+    name = task.removesuffix("-medium-replay")
+    return [[name, "published", *wanted], [name, "here (runs)", *here], [name, "**distance**", *far]]
+
+
+def beside_published(folder: Path) -> str:
+    """Known methods here and as published.
+
+    What they score here is of the runs by which the data were accepted (results/reconstruction) and of the baselines'
+    own (results/baselines).
+    """
+    rows = [row for task in PUBLISHED_TASKS for row in rows_of(task, scores(task, folder))]
+    return formats.markdown_table(["task", "score", *METHODS.values()], rows)
+
+
+# --- the ablation ------------------------------------------------------------------------------------------------
+
+
+def ablation(folder: Path) -> str:
+    """The ablation's means, and in the last column the difference from the default with its interval."""
+    lines = (folder / "ablation" / "ablation.md").read_text(encoding="utf-8").splitlines()
+    header, _, *rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    means = [i for i, title in enumerate(header) if i > 2 and not title.startswith("minus")]
+    last = header.index("minus the default")
+    kept = [0, 1, 2, *means, last]
+    shown = []
+    for row in rows:
+        cells = [row[i].split()[0] if i in means else row[i] for i in kept]
+        cells[1] = cells[1].replace("ess ", "size ")
+        is_default = row[last] == "-" and row[0] != rows[0][0]
+        shown.append([f"**{cell}**" if is_default and cell != "-" else cell for cell in cells])
+    return formats.markdown_table([header[i].removesuffix("-medium-replay") for i in kept], shown)
+
+
+# --- pages -------------------------------------------------------------------------------------------------------
+
+TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
+    "README.md": ("results/short.md", short),
+    "docs/data.md": ("results/reconstruction, results/baselines", beside_published),
+    "docs/difference.md": ("results/ablation/ablation.md", ablation),
+}
+"""Of each page the source that its mark names, and what makes the table."""
+
+
+def filled(page: str, text: str, folder: Path) -> str:
+    """The text of a page with its table made anew."""
+    source, table = TABLES[page]
+    begin, end = f"<!-- from {source}: experiments/pages.py -->", "<!-- end -->"
+    made = f"{begin}\n{table(folder).strip()}\n{end}"
+    return re.sub(f"{begin}.*?{end}", lambda _: made, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in TABLES:
+        path = ROOT / page
+        write_text(path, filled(page, path.read_text(encoding="utf-8"), ROOT / "results"))
