@@ -115,6 +115,7 @@ def main(config: AblationConfig) -> None:
     unknown = sorted(set(config.groups) - set(known))
     require(not unknown, f"no group {', '.join(unknown)}; choose of {'; '.join(known)}.")
     chosen = [v for v in every if not config.groups or v.group in config.groups]
+    failed = False
     for variant in () if config.table_only else chosen:
         console.console.print(f"{variant.group}: weights {variant.weights}")
         options = {
@@ -126,13 +127,18 @@ def main(config: AblationConfig) -> None:
             "workers": config.workers,
             "quick": config.quick,
         }
-        sweep.main(sweep.Plan(**options, **dict(variant.settings)))
+        try:
+            sweep.main(sweep.Plan(**options, **dict(variant.settings)))
+        except SystemExit:  # a run failed, and would again: what is left comes first
+            failed = True
     found = {v: read(config, v) for v in chosen}
     require(any(found.values()), f"no results of these seeds in {config.out}: run them without --table-only.")
     header, rows = table(config, found)
     console.print_table(header, rows)
     files.write_text(config.out / "ablation.md", formats.markdown_table(header, rows) + "\n")
     figures.save(figure(config, found), config.out, "effective-sample-size")
+    if failed:
+        raise SystemExit(1)
 
 
 Found = Mapping[Variant, Mapping[str, Mapping[int, RunResult]]]  # variant -> task -> seed -> result
@@ -158,7 +164,7 @@ def with_mean(by_task: Sequence[Mapping[int, float]]) -> list[Mapping[int, float
 def table(config: AblationConfig, found: Found) -> tuple[list[str], list[list[str]]]:
     """Header and rows of cells: BC, then every variant; every task, then the mean over tasks.
 
-    Seeds are those that have all tasks; a difference is of the seeds that both sides have.
+    "seeds" counts those that have all tasks, which the mean is of; a difference is of the seeds that both sides have.
     """
     names = [tasks.parse_task(t).name for t in config.tasks]
     columns = {

@@ -24,10 +24,9 @@ import jax
 
 from iwsft_control.base import children, console
 from iwsft_control.base.errors import require
-from iwsft_control.base.files import cache_home
+from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.benchmark import checks, settings, stages
 from iwsft_control.benchmark.jobs import DataSource
-from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.envs import tasks
 from iwsft_control.learning import loop
@@ -59,6 +58,9 @@ class CurveConfig:
 def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
     checks.check_methods(config.methods)
+    checks.check_seeds((config.seed,))
+    for name in ("workers", "steps", "episodes"):
+        require(getattr(config, name) > 0, f"--{name} must be positive.")
     alone = {name: method for name, method in registry.every().items() if not method.dependencies(None)}
     possible = [name for name in registry.names() if name in alone and alone[name].group is not None]
     require(set(config.methods) <= set(possible), f"--methods must be among {', '.join(possible)}.")
@@ -77,7 +79,8 @@ def curve(config: CurveConfig, task: str, name: str) -> str:
     console.cache_compiled_programs()
     path = config.out / f"{task}-{name}-seed{config.seed}.json"
     method, defaults = registry.get(name), settings.make()
-    chosen = defaults.with_config(method, dataclasses.replace(defaults.of(method), steps=config.steps))
+    longer = defaults.with_config(method, dataclasses.replace(defaults.of(method), steps=config.steps))
+    chosen = settings.validate(longer)
     stage = stages.method_stage(name, "q", (config.seed,), chosen, task)
     own, data, export = stage.config, DataSource(task).load(), method.export
     assert export is not None
@@ -90,7 +93,9 @@ def curve(config: CurveConfig, task: str, name: str) -> str:
             return f"{path} is there"
         if not whole and all(known.get(k) == v for k, v in wanted.items()):  # this very code has begun it
             record = known
-    snapshot = Store(cache_home() / "curves").snapshot(stage, data)
+    snapshot = Snapshot(path.with_suffix(".unfinished"))  # beside the points: what goes on is what they belong to
+    if "step" not in record:
+        snapshot.remove()
 
     def score(parameters: Any) -> tuple[float, float]:
         return curves.score(record, export(own, data, jax.tree.map(lambda x: x[0], parameters)), data)

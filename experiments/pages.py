@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from iwsft_control.base.errors import require
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.acceptance import mean_score
@@ -118,7 +119,9 @@ def filled(page: str, text: str, folder: Path) -> str:
     source, table = TABLES[page]
     begin, end = f"<!-- from {source}: experiments/pages.py -->", "<!-- end -->"
     made = f"{begin}\n{table(folder).strip()}\n{end}"
-    return re.sub(f"{begin}.*?{end}", lambda _: made, text, flags=re.DOTALL)
+    found, count = re.subn(f"{begin}.*?{end}", lambda _: made, text, flags=re.DOTALL)
+    require(count == 1, f"{page} must have one {begin} and an {end} after it.")
+    return found
 
 
 if __name__ == "__main__":

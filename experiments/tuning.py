@@ -71,14 +71,20 @@ def main(config: TuningConfig) -> None:
     """Run every row, then write the table."""
     unknown = sorted(set(config.knobs) - set(KNOBS))
     require(not unknown, f"no knob {', '.join(unknown)}; choose of {'; '.join(KNOBS)}.")
+    failed = False
     for name in () if config.table_only else config.knobs or KNOBS:
         console.console.print(name)
         options = {"tasks": config.tasks, "methods": ("iw-sft-q",), "qualities": ("q",), "seeds": config.seeds}
         own = {"results": config.out / folder(name), "workers": config.workers, "quick": config.quick}
-        sweep.main(sweep.Plan(**options, **own, **KNOBS[name]))
+        try:
+            sweep.main(sweep.Plan(**options, **own, **KNOBS[name]))
+        except SystemExit:  # a run failed, and would again: what is left comes first
+            failed = True
     header, rows = table(config.tasks, {name: runs.by_seed(config.out / folder(name), config.quick) for name in KNOBS})
     console.print_table(header, rows)
     files.write_text(config.out / "knobs.md", formats.markdown_table(header, rows) + "\n")
+    if failed:
+        raise SystemExit(1)
 
 
 def folder(name: str) -> str:
@@ -98,7 +104,7 @@ def table(
     }
     rows = []
     for name, each in by_task.items():
-        apart = difference(means[name], means.get(DEFAULT, {})) if name != DEFAULT else "-"
+        apart = difference(means[name], means.get(DEFAULT, {}), len(by_task) - 1) if name != DEFAULT else "-"
         rows.append([name, str(len(means[name])), *map(with_start, each), interval(means[name]), apart])
     return ["knob", "seeds", *(f"{t} (minus BC)" for t in names), "mean of the tasks", f"minus {DEFAULT}"], rows
 

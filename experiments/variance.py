@@ -33,7 +33,7 @@ from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks, perform, results, settings, stages
 from iwsft_control.benchmark.settings import Settings
-from iwsft_control.benchmark.store import Store
+from iwsft_control.benchmark.store import Store, environment
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import evaluation
 from iwsft_control.learning import loop
@@ -137,7 +137,7 @@ def main(config: VarianceConfig) -> None:
     path = config.out / f"{data.task.replace('/', '-')}.json"
     head = {
         "dataset": {"id": data.id, "sha256": data.sha256},
-        "environment": data.environment,
+        "environment": json.loads(json.dumps(environment(data))),
         "quality": config.quality,
         "quick": config.quick,
         **results.provenance(),

@@ -27,6 +27,22 @@ def test_variants_differ_in_one_factor():
             make(**dict(other.settings))  # they are groups of options
 
 
+def test_a_failed_run_stops_no_other_variant(tmp_path, monkeypatch):
+    begun = []
+
+    def failing(plan):
+        begun.append(plan.results.name)
+        raise SystemExit(1)
+
+    monkeypatch.setattr(ablation.sweep, "main", failing)
+    monkeypatch.setattr(ablation, "read", lambda config, variant: {"hopper-medium-replay": {}})
+    monkeypatch.setattr(ablation, "figure", lambda config, found: None)
+    monkeypatch.setattr(ablation.figures, "save", lambda figure, folder, name: None)
+    with pytest.raises(SystemExit):
+        ablation.main(ablation.AblationConfig(tasks=("hopper-medium-replay",), out=tmp_path))
+    assert len(begun) == len(ablation.variants()) and (tmp_path / "ablation.md").is_file()
+
+
 def test_the_mean_over_tasks_is_paired_by_seed():
     """Only of seeds that have every task; the differences from the default and from the released recipe beside it."""
     every = ablation.variants(released=True)

@@ -72,13 +72,28 @@ def test_a_killed_curve_goes_on_where_it_was(tmp_path, narrow, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         draw("killed")
     assert json.loads(path.read_text())["step"] == [500, 1000] and steps_done == [500] * 3
-    (kept,) = (tmp_path / "iwsft_control" / "curves").glob("*.unfinished")
+    (kept,) = path.parent.glob("*.unfinished")
     scored.clear()
     monkeypatch.setattr(curves, "score", lambda *x: scored.append(1) or score(*x))
     resumed, whole = draw("killed"), draw("whole")
     assert len(steps_done) == 3 + 2 + 4 and len(scored) == 4 + 8 and not kept.exists()
     for name in ("step", "normalised_score", "averaged_score", "last_iterate_score"):
         assert resumed[name] == whole[name]
+
+
+def test_a_curve_that_other_code_began_begins_anew(tmp_path, narrow, monkeypatch):
+    """Its points are not taken over, so neither is its training: a curve without its beginning would count as whole."""
+    monkeypatch.setattr(snapshots, "SNAPSHOT_SECONDS", 0)
+    chosen, score = config(tmp_path), curves.score
+    monkeypatch.setattr(curves, "score", lambda *x: score(*x) if not list(tmp_path.glob("*.json")) else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["step"] == [500] and list(tmp_path.glob("*.unfinished"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"git_commit": "another"}))
+    monkeypatch.setattr(curves, "score", score)
+    learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
+    assert json.loads(path.read_text())["step"] == [500, 1000]
 
 
 def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_path, monkeypatch):
@@ -104,6 +119,8 @@ def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_pa
         ({"methods": ("bc",)}, "must be among iql"),
         ({"every": 750}, "multiple of 500"),
         ({"methods": ("x",)}, "unknown"),
+        ({"workers": 0}, "--workers must be positive"),
+        ({"steps": 0}, "--steps must be positive"),
         ({"methods": ("sft",)}, "must be among iql"),
     ],
 )

@@ -160,6 +160,15 @@ def test_weights_prefer_what_q_prefers_and_are_clipped():
     assert (np.diff(weights) > 0).all()
 
 
+def test_padding_changes_no_temperature():
+    """Also where it would overflow: its log-ratio of 0 is far above all others."""
+    log_ratio = jnp.linspace(-1.001, -0.999, 20)
+    alone = objectives.temperature_for(0.5, log_ratio)
+    counts = jnp.array([1.0] * 20 + [0.0])
+    padded = objectives.temperature_for(0.5, jnp.append(log_ratio, 0.0), counts)
+    assert float(alone) > 500 and float(padded) == pytest.approx(float(alone), rel=1e-4)
+
+
 def test_effective_sample_size():
     assert objectives.effective_sample_size(jnp.array([1.0, 0, 0, 0])) == pytest.approx(0.25)
     assert objectives.effective_sample_size(jnp.full(7, 3.0)) == pytest.approx(1.0)

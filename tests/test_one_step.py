@@ -70,6 +70,19 @@ def test_advantages_are_q_minus_its_mean_over_bcs_actions():
     np.testing.assert_allclose(found, expected, atol=0.04)
 
 
+def test_draws_of_the_advantage_share_no_key_with_training(monkeypatch):
+    seen = []
+    monkeypatch.setattr(one_step, "advantages", lambda critic, policy, rows, samples, key: seen.append(key) or key)
+    monkeypatch.setattr(one_step, "over_seeds", lambda function, *arguments: function(None, None, arguments[-1]))
+    monkeypatch.setattr(jax, "jit", lambda function: function)
+    with pytest.raises(TypeError):  # a key is no advantage
+        artefacts = {name: Artefact({"params": {}}, {}) for name in ("sarsa", "bc")}
+        prepared(one_step.METHOD, one_step.OneStepConfig(), DATA, artefacts)
+    (mine,) = seen
+    others = jax.random.split(loop.seed_keys(one_step.METHOD, (0,))[0])
+    assert not any((jax.random.key_data(mine[0]) == jax.random.key_data(other)).all() for other in others)
+
+
 @pytest.mark.slow
 def test_one_step_of_improvement_prefers_better_actions():
     """Actions uniform in the box, reward highest at 0.4: BC says 0, one weighted step from it goes towards 0.4."""

@@ -158,6 +158,9 @@ def test_from_candidates_to_a_choice(tiny, tmp_path, monkeypatch, capsys):
         ({"candidates": ("seed7-u1",)}, "no candidate seed7-u1"),
         ({"work": tmp_path / "empty"}, "no candidates in"),
         ({"env": "ant-medium-replay"}, "--env must be one of hopper-medium-replay"),
+        ({"workers": 0}, "--workers must be positive"),
+        ({"first": 0}, "--first must be positive"),
+        ({"second_seeds": (-1,)}, "--seeds must lie"),
     ):
         with pytest.raises(UserError, match=sentence):
             accept.main(dataclasses.replace(config, **changes))

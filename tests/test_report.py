@@ -151,7 +151,7 @@ def test_rows_columns_and_values(runs, tmp_path):
     assert (iw["method"], iw["quality"], iw["n_seeds"], iw["n_pairs"]) == ("iw-sft-q", "q", "4", "4")
     pairs = grouped.strata(found, IW)[0] - wanted
     np.testing.assert_allclose(float(iw["difference"]), pairs.mean(), atol=1e-4)
-    np.testing.assert_allclose(float(iw["difference_high"]), statistics.mean_interval(pairs).high, atol=1e-4)
+    np.testing.assert_allclose(float(iw["difference_high"]), statistics.mean_interval(pairs, 2).high, atol=1e-4)
 
 
 def test_differences_pair_by_seed():
@@ -397,6 +397,11 @@ def test_a_page_shows_the_committed_results(page):
     assert pages.filled(page, text, RESULTS) == text
     source, table = pages.TABLES[page]
     assert table(RESULTS) in text and f"<!-- from {source}: " in text
+
+
+def test_a_page_without_its_marks_is_told():
+    with pytest.raises(UserError, match=r"README.md must have one <!-- from results/short.md"):
+        pages.filled("README.md", "no table here", RESULTS)
 
 
 def test_a_distance_from_what_is_published_is_that_of_the_mean_from_the_range():

@@ -25,6 +25,7 @@ from iwsft_control.benchmark.jobs import (
     InProcessPool,
     Job,
     execute,
+    unfinished,
     with_dependencies,
     write_results,
 )
@@ -206,6 +207,20 @@ def test_finished_stages_are_not_repeated(tmp_path, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in files} == files
 
 
+def test_a_stage_that_is_gone_is_made_again_though_what_came_of_it_is_there(tmp_path, one_process):
+    """A result tells of both: a sweep that took the last one for all of it ended in an error, each time."""
+    sweep.main(plan(tmp_path, methods=("bc", "sft")))
+    before = found(tmp_path / "a")
+    job = next(job for job in grid.plan_jobs(plan(tmp_path), SETTINGS) if job.stage.name == "sft")
+    kept = store.Store(tmp_path / "a-stages")
+    kept.path(job.dependencies()[0].stage, job.source.load()).unlink()
+    assert [each.stage.name for each in unfinished([job], kept)] == ["bc", "sft"]
+    for path in (tmp_path / "a" / TASK).iterdir():
+        path.unlink()
+    sweep.main(plan(tmp_path, methods=("sft",)))
+    assert found(tmp_path / "a").items() <= before.items() and len(found(tmp_path / "a")) == 1
+
+
 @pytest.mark.slow
 def test_a_damaged_stage_is_made_again(tmp_path):
     sweep.main(plan(tmp_path, methods=("bc",)))
@@ -244,8 +259,8 @@ class Scripted:
 
     slots = 2
 
-    def __init__(self, kept, failing):
-        self.kept, self.failing, self.jobs, self.order = kept, failing, [], []
+    def __init__(self, kept, failing, seed=0):
+        self.kept, self.failing, self.seed, self.jobs, self.order = kept, failing, seed, [], []
 
     def submit(self, job):
         assert len(self.jobs) < self.slots
@@ -254,7 +269,8 @@ class Scripted:
 
     def wait(self):
         job = self.jobs.pop()
-        return [(job, Failure("broken") if job.stage.name in self.failing else None)]
+        fails = job.stage.name in self.failing and self.seed in job.stage.seeds
+        return [(job, Failure("broken") if fails else None)]
 
     def close(self):
         pass
@@ -272,6 +288,20 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
     assert not failed & set(pool.order) - {"critic"}
     blocked = next(o for j, o in outcomes.items() if j.stage.name == "sft-q by q")
     assert "critic" in blocked.error
+
+
+def test_seeds_that_fail_together_are_tried_alone(tmp_path, monkeypatch):
+    """As an accelerator trains them: what one seed does costs the others nothing."""
+    kept = store.Store(tmp_path / "stages")
+    monkeypatch.setattr(benchmark_jobs, "groups", lambda seeds: [tuple(seeds)])
+    wanted = grid.plan_jobs(plan(tmp_path, seeds=(0, 1, 2), methods=("bc", "sft")), SETTINGS)
+    assert [job.stage.seeds for job in wanted] == [(0, 1, 2)] * 2
+    pool, outcomes = Scripted(kept, {"sft"}, seed=1), {}
+    execute(wanted, pool, kept, lambda job: None, outcomes.__setitem__)
+    failed = {(job.stage.name, job.stage.seeds) for job, outcome in outcomes.items() if outcome}
+    assert failed == {("sft", (0, 1, 2)), ("sft", (1,))}
+    done = {(job.stage.name, job.stage.seeds) for job, outcome in outcomes.items() if not outcome}
+    assert done >= {("bc", (0, 1, 2)), ("sft", (0,)), ("sft", (2,))}
 
 
 def test_a_failed_run_is_recorded_and_tried_again(tmp_path, one_process, monkeypatch, capsys):

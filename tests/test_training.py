@@ -395,18 +395,20 @@ def test_since_when_a_policy_is_dead_and_when_it_may_be_constant(monkeypatch):
     constant = {"params": {"net": {"Dense_0": {"kernel": np.zeros((2, 11, 3)), "bias": np.zeros((2, 3))}}}}
     alive = {"params": {"net": {"Dense_0": {"kernel": np.ones((2, 11, 3)), "bias": np.zeros((2, 3))}}}}
     half = jax.tree.map(lambda a, b: np.stack([a[0], b[1]]), alive, constant)
-    trained = loop.Trained(None, half, [{"step": [10, 20, 30], "loss": [0.5, 0.25, 0.125]}] * 2)
+    logs = [{"step": [10, 20, 30], "loss": [0.5, 0.25, 0.125]}] * 2
 
     def watch(data, *seen):
         watching = perform._Watch(stage, registry.get("bc").export, data)
-        for step, params in zip((10, 20, 30), seen, strict=True):
+        for step, params in zip((10, 20, 30)[3 - len(seen) :], seen, strict=True):
             watching(step, params, params)
-        watching.require_life(trained)
+        watching.require_life(loop.Trained(None, seen[-1], logs))
 
     with pytest.raises(perform.DeadPolicyError, match=r"bc \(seed 1\) .* Last good values after step 20: loss 0.25"):
         watch(DATA, half, alive, half)
-    with pytest.raises(perform.DeadPolicyError, match="Last good values none: it was so in the first steps"):
+    with pytest.raises(perform.DeadPolicyError, match="Last good values none: it was so at step 10 already"):
         watch(DATA, half, half, half)
+    with pytest.raises(perform.DeadPolicyError, match="Last good values none: it was so at step 30 already"):
+        perform._Watch(stage, registry.get("bc").export, DATA).require_life(loop.Trained(None, half, logs))  # resumed
     watch(DATA, half, half, alive)
     watch(dataclasses.replace(DATA, actions=np.ones_like(DATA.actions)), half, half, half)
 

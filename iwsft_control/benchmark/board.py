@@ -71,7 +71,6 @@ class Board:
     def finished(self, job: Job, failure: Failure | None) -> None:
         """A job is over."""
         self.bar.end(job)
-        self.left.discard(job)
         began = self.began.pop(job, None)
         if failure is not None:
             self.failed += 1
@@ -79,7 +78,9 @@ class Board:
         elif began is not None:
             seconds = time.monotonic() - began
             self.seen.setdefault((job.source.task, job.stage.name), []).append(seconds)
-        self.bar.advance(self.total)
+        if job in self.left:  # not one of a group's seeds, tried alone
+            self.left.remove(job)
+            self.bar.advance(self.total)
         self._describe()
         if not self.bar.console.is_terminal and began is not None:  # a log has lines, not a live display
             task = self.bar.tasks[0]

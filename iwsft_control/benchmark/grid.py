@@ -63,7 +63,7 @@ def run(plan: Any, chosen: Settings) -> None:
         # First of all, since artefacts are named after the kind of device that the cluster offers.
         pool = ray_pool.RayCluster(store, plan.ray, plan.cpus_per_stage, plan.gpus_per_stage)
     everything = jobs.with_dependencies(wanted)
-    missing = [job for job in everything if not store.has(job.stage, job.source.load())]
+    missing = jobs.unfinished(wanted, store)
     on_cpu = jax.default_backend() == "cpu"
     slots = (plan.workers or children.usable_cores()) if on_cpu else 1
     counts = Counter(job.stage.name for job in missing)
@@ -82,14 +82,15 @@ def run(plan: Any, chosen: Settings) -> None:
 
     def finished(job: Job, failure: Failure | None) -> None:
         nonlocal failures
-        failures += failure is not None
+        failures += failure is not None and job in everything
         record_failure(folder, job, failure)
-        if failure is None and job in wanted:
+        if failure is None and job in told:
             jobs.write_results(folder, store, job)
-        if job in pending:
+        if job not in before:
             board.finished(job, failure)
 
-    pending = set(missing)
+    told = {*wanted, *(each for job in wanted for each in jobs.seed_by_seed(job))}
+    before = set(everything) - set(missing)
     if pool is None and on_cpu:
         pool = processes.Processes(store, lambda *event: board.progress(*event), min(slots, max(1, len(missing))))
     elif pool is None:

@@ -178,6 +178,22 @@ def with_dependencies(wanted: Sequence[Job]) -> list[Job]:
     return list(found)
 
 
+def unfinished(wanted: Sequence[Job], store: Store) -> list[Job]:
+    """Jobs and all that they depend on, as far as they have something to do: what they make is not in the store, or
+    something that they depend on is gone from there (results need both)."""
+    found: dict[Job, None] = {}
+    for job in with_dependencies(wanted):
+        if any(each in found for each in job.dependencies()) or not store.has(job.stage, job.source.load()):
+            found[job] = None
+    return list(found)
+
+
+def seed_by_seed(job: Job) -> list[Job]:
+    """A job of several seeds as one for each of them; nothing for a job of one seed."""
+    seeds = job.stage.seeds if len(job.stage.seeds) > 1 else ()
+    return [dataclasses.replace(job, stage=dataclasses.replace(job.stage, seeds=(s,))) for s in seeds]
+
+
 def execute(
     jobs: Sequence[Job],
     pool: Pool,
@@ -187,21 +203,22 @@ def execute(
 ) -> None:
     """Run jobs and what they depend on, in their order as far as that allows.
 
+    Several seeds that fail as one program are tried again one by one: a seed that diverges costs the others nothing.
+
     Args:
         started: told of every job that begins.
         finished: told of every job of ``jobs`` and every dependency that is over: made now, found in the store, or
-            failed.
+            failed; also of those by :func:`seed_by_seed`.
     """
-    waiting = {job: job.dependencies() for job in with_dependencies(jobs)}
+    waiting = {job: job.dependencies() for job in unfinished(jobs, store)}
     over: dict[Job, Failure | None] = {}
 
     def end(job: Job, outcome: Failure | None) -> None:
         over[job] = outcome
         finished(job, outcome)
 
-    for job in list(waiting):
-        if store.has(job.stage, job.source.load()):
-            del waiting[job]
+    for job in with_dependencies(jobs):
+        if job not in waiting:
             end(job, None)
     running: set[Job] = set()
     while waiting or running:
@@ -219,6 +236,10 @@ def execute(
             for job, outcome in pool.wait():
                 running.remove(job)
                 end(job, outcome)
+    failed_together = [job for job in jobs if (why := over[job]) is not None and not why.mistake]
+    alone = [each for job in failed_together for each in seed_by_seed(job)]
+    if alone:
+        execute(alone, pool, store, started, finished)
 
 
 def write_results(folder: Path, store: Store, job: Job) -> list[Path]:

@@ -42,11 +42,12 @@ def run(config: Any, chosen: Settings) -> None:
         for method in config.method
     ]
     failures: list[Failure] = []
+    told = {*wanted, *(each for job in wanted for each in jobs.seed_by_seed(job))}
 
     def finished(job: Job, failure: Failure | None) -> None:
         if failure is not None:
             failures.append(failure)
-        elif job in wanted:
+        elif job in told:
             for result in _write(folder, store, job):
                 if tracker is not None:
                     run = f"{result.task}/{result.method}/seed{result.seed}"
@@ -79,7 +80,7 @@ def run(config: Any, chosen: Settings) -> None:
 
 def _ready(wanted: Sequence[Job], store: Store) -> int:
     """Jobs that can begin at once: one seed's BC and its critic, for instance."""
-    missing = [job for job in jobs.with_dependencies(wanted) if not store.has(job.stage, job.source.load())]
+    missing = jobs.unfinished(wanted, store)
     return sum(all(d not in missing for d in job.dependencies()) for job in missing)
 
 

@@ -105,12 +105,14 @@ class _Watch:
         self.observations = data.observations[rows]
         self.applies = len(rows) > 1 and bool((np.ptp(data.actions, axis=0) > policies.CONSTANT).any())
         self.stage, self.export, self.data = stage, export, data
+        self.first: int | None = None  # when they were first looked at
         self.alive: list[int | None] = [None] * len(stage.seeds)  # when every seed's policy was last seen to live
         self.constant: list[np.ndarray | None] = [None] * len(stage.seeds)
 
     def __call__(self, step: int, averaged: Any, last: Any) -> None:
         """Look at the policies that would be evaluated if training ended here."""
         if self.applies:
+            self.first = step if self.first is None else self.first
             for s, each in enumerate(export(self.export, self.stage.config, self.data, averaged)):
                 self.constant[s] = policies.constant_action(policies.make(each), self.observations)
                 self.alive[s] = step if self.constant[s] is None else self.alive[s]
@@ -121,9 +123,11 @@ class _Watch:
         Raises:
             DeadPolicyError: a policy has died; the sentence says since when, and the last good values.
         """
+        # What is scored itself: a training that was killed at its end has no call left in which it was seen.
+        self(trained.logs[0]["step"][-1], trained.policy, None)
         for seed, action, alive, log in zip(self.stage.seeds, self.constant, self.alive, trained.logs, strict=True):
             if action is not None:
-                good = "none: it was so in the first steps"
+                good = f"none: it was so at step {self.first:,} already"
                 if alive is not None:
                     row = log["step"].index(alive)
                     values = [f"{k} {v[row]:.4g}" for k, v in log.items() if k != "step" and isinstance(v[row], float)]

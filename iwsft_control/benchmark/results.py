@@ -155,13 +155,16 @@ ROWS = ("weight_quantiles", "weight_histogram")  # of a log: several numbers for
 
 
 def _log_problem(log: Any) -> str | None:
-    """What keeps a log from being drawn: by name it holds a number for each step, of some a row."""
+    """What keeps a log from being drawn: by name it holds a number for each step, of some a row.
+
+    None is what a call without a step of its kind has logged: a policy that moves every second step, and did not.
+    """
     if not isinstance(log, dict) or not isinstance(log.get("step"), list) or not log["step"] or len(log) < 2:
         return "has no steps, or nothing beside them"
     for name, values in log.items():
         if not isinstance(values, list) or len(values) != len(log["step"]):
             return f"has not one {name:.40} for each step"
-        rows = values if name in ROWS else [[value] for value in values]
+        rows = values if name in ROWS else [[value] for value in values if value is not None or name == "step"]
         if not all(
             isinstance(row, list) and len(row) == len(rows[0]) and all(map(files.is_number, row)) for row in rows
         ):

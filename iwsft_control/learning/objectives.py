@@ -88,7 +88,7 @@ def relative_weights(
     constant changes nothing. The bound at the module's head is then scaled by a constant: its maximiser stays.
     """
     counts = jnp.ones_like(log_ratio) if counts is None else counts
-    scaled = temperature * log_ratio
+    scaled = jnp.where(counts > 0, temperature * log_ratio, -jnp.inf)  # or padding could overflow, and 0 * inf is none
     return jnp.exp(scaled - jax.nn.logsumexp(scaled, b=counts)) * counts.sum()
 
 

@@ -94,10 +94,10 @@ def quarters(records: Sequence[Mapping[str, Any]]) -> str:
         "| task | method | seeds | updates | first quarter | second | third | last |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (task, method, last), same in _grouped(records).items():
+    for (task, method, steps), same in _grouped(records).items():
         means = np.mean([_means(r["step"], r["normalised_score"], 4) for r in same], axis=0)
         cells = " | ".join(f"{mean:.0f}" for mean in means)
-        lines.append(f"| {task} | {method} | {len(same)} | {last:,} | {cells} |")
+        lines.append(f"| {task} | {method} | {len(same)} | {steps[-1]:,} | {cells} |")
     return "\n".join(lines)
 
 
@@ -114,11 +114,11 @@ def averages(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _grouped(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:
-    """Curves by task, method and number of updates, each group in the order of seeds, one curve per seed."""
-    found: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+def _grouped(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, tuple[int, ...]], list[Mapping[str, Any]]]:
+    """Curves by task, method and the updates of their points, each group in the order of seeds, one curve per seed."""
+    found: dict[tuple[str, str, tuple[int, ...]], list[Mapping[str, Any]]] = {}
     for record in sorted(records, key=lambda r: (r["task"], r["method"], r["step"][-1], r["seed"])):
-        found.setdefault((record["task"], record["method"], record["step"][-1]), []).append(record)
+        found.setdefault((record["task"], record["method"], tuple(record["step"])), []).append(record)
     return found
 
 

@@ -71,7 +71,8 @@ CSV_COLUMNS = (
 
 
 def to_csv(report: Report) -> str:
-    """One line per data set and method; the differences are those to the baseline, empty for itself."""
+    """One line per data set and method; the differences are those to the baseline, empty for itself, their intervals
+    corrected for the number of methods as those of the Markdown table are."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -96,7 +97,11 @@ def to_csv(report: Report) -> str:
                 line += [""] * 5
             else:
                 chance = statistics.probability_of_improvement([(scores, strata(report, report.baseline)[i])])
-                line += [*map(number, statistics.mean_interval(pairs)), str(len(pairs)), number(chance)]
+                line += [
+                    *map(number, statistics.mean_interval(pairs, len(report.scores) - 1)),
+                    str(len(pairs)),
+                    number(chance),
+                ]
             writer.writerow(line)
     return out.getvalue()
 

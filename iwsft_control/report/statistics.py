@@ -136,11 +136,14 @@ def detectable(strata: Sequence[np.ndarray], seeds: int, comparisons: int = 1) -
     return high
 
 
-def seeds_needed(strata: Sequence[np.ndarray], difference: float, comparisons: int = 1, most: int = 1000) -> int:
-    """The fewest seeds, two at least, that show a true difference with probability :data:`POWER`; ``most`` at most."""
+def seeds_needed(strata: Sequence[np.ndarray], difference: float, comparisons: int = 1, most: int = 1000) -> int | None:
+    """The fewest seeds, two at least, that show a true difference with probability :data:`POWER`; None if ``most`` do
+    not."""
     few, many = 1, 2
     while many < most and power(strata, difference, many, comparisons) < POWER:
         few, many = many, min(2 * many, most)
+    if power(strata, difference, many, comparisons) < POWER:
+        return None
     while many - few > 1:
         middle = (few + many) // 2
         few, many = (middle, many) if power(strata, difference, middle, comparisons) < POWER else (few, middle)

@@ -2,7 +2,7 @@
 
 A row is a method with what it takes its quality from, a column a data set. Nothing is averaged over what does not
 belong together: results of one data set that differ in its content, in physics or in how they were evaluated, and
-runs of one method that differ in configuration, are an error.
+runs of one method on one data set that differ in configuration, are an error.
 """
 
 from __future__ import annotations
@@ -228,6 +228,7 @@ def _difference_row(report: Report, row: Row, other: Row, label: str, comparison
 
 
 POINTS = 5.0  # of normalised score: a difference that matters
+MOST = 1000  # seeds that are asked about
 
 
 def _power(report: Report, rivals: Sequence[Row]) -> Section:
@@ -251,8 +252,10 @@ def _power(report: Report, rivals: Sequence[Row]) -> Section:
             f"{statistics.detectable(x, min(map(len, x)), len(rivals)):.1f}" if x else "-"
             for x in (*each, *[mean] * several)
         ]
-        needed = statistics.seeds_needed(mean, POINTS, len(rivals)) if mean and points else None
-        rows.append([row.label, *cells, *["-" if needed is None else str(needed)] * points])
+        needed = "-"
+        if mean and points:
+            needed = str(statistics.seeds_needed(mean, POINTS, len(rivals), MOST) or f"> {MOST}")
+        rows.append([row.label, *cells, *[needed] * points])
     header = ["method", *titles(report), *["mean"] * several, *[f"seeds for {POINTS:.0f} points"] * points]
     return Section("What these seeds can show", text, header, rows)
 

@@ -57,9 +57,10 @@ def everything(report: Report, out: Path, run: RunResult | None = None, filmstri
             "Losses along training; of importance weights the effective sample size, quantiles, bound and gap.",
         ),
     ]
-    if curves.is_dir():
+    learned = read_curves(curves) if curves.is_dir() else []
+    if learned:
         caption = "Score against updates on tuning seeds, which no table uses; band: standard error."
-        drawn.insert(3, ("learning", "How long do baselines learn?", figures.curves(read_curves(curves)), caption))
+        drawn.insert(3, ("learning", "How long do baselines learn?", figures.curves(learned), caption))
     if filmstrip is not None:
         drawn.append(("filmstrip", *_strip(filmstrip)))
     pictures = [
