@@ -72,14 +72,12 @@ def test_advantages_are_q_minus_its_mean_over_bcs_actions():
 
 def test_draws_of_the_advantage_share_no_key_with_training(monkeypatch):
     seen = []
-    monkeypatch.setattr(one_step, "advantages", lambda critic, policy, rows, samples, key: seen.append(key) or key)
-    monkeypatch.setattr(one_step, "over_seeds", lambda function, *arguments: function(None, None, arguments[-1]))
-    monkeypatch.setattr(jax, "jit", lambda function: function)
-    with pytest.raises(TypeError):  # a key is no advantage
-        artefacts = {name: Artefact({"params": {}}, {}) for name in ("sarsa", "bc")}
-        prepared(one_step.METHOD, one_step.OneStepConfig(), DATA, artefacts)
+    monkeypatch.setattr(one_step, "weights_of", lambda *arguments: seen.append(arguments[-1]) or jnp.ones((1, 3)))
+    artefacts = {name: Artefact({"params": {}}, {}) for name in ("sarsa", "bc")}
+    prepared(one_step.METHOD, one_step.OneStepConfig(), DATA, artefacts)
     (mine,) = seen
     others = jax.random.split(loop.seed_keys(one_step.METHOD, (0,))[0])
+    assert mine.shape == (1,)
     assert not any((jax.random.key_data(mine[0]) == jax.random.key_data(other)).all() for other in others)
 
 

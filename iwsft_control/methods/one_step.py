@@ -16,6 +16,7 @@ for most methods here.
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +81,19 @@ def advantages(critic: Any, behaviour: Any, rows: Demonstrations, samples: int, 
     return jax.lax.map(of_chunk, (chunks, keys)).reshape(-1)[: rows.actions.shape[0]]
 
 
+@partial(jax.jit, static_argnums=0)
+def weights_of(
+    config: OneStepConfig, rows: Demonstrations, critics: Any, behaviours: Any, keys: jax.Array
+) -> jax.Array:
+    """min(exp(temperature A), largest) of the rows (N, ...) for every seed: (S, N)."""
+
+    def of_seed(critic: Any, behaviour: Any, key: jax.Array) -> jax.Array:
+        advantage = advantages(critic, behaviour, rows, config.samples, key)
+        return jnp.minimum(jnp.exp(config.temperature * advantage), config.max_weight)
+
+    return over_seeds(of_seed, critics, behaviours, keys)
+
+
 def prepare(config: OneStepConfig, inputs: Inputs) -> Prepared:
     """States and actions; for every seed the weight of every row, and BC's parameters."""
     shared = Demonstrations(inputs.data.observations, inputs.data.actions)
@@ -90,16 +104,7 @@ def prepare(config: OneStepConfig, inputs: Inputs) -> Prepared:
         b"advantages"
     )  # a small number would give a key that the loop has: split(key)[i] is fold_in(key, i)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, own))(seed_keys(METHOD, inputs.seeds))
-
-    @jax.jit
-    def weigh(rows: Demonstrations, critics: Any, behaviours: Any, keys: jax.Array) -> jax.Array:
-        def of_seed(critic: Any, behaviour: Any, key: jax.Array) -> jax.Array:
-            advantage = advantages(critic, behaviour, rows, config.samples, key)
-            return jnp.minimum(jnp.exp(config.temperature * advantage), config.max_weight)
-
-        return over_seeds(of_seed, critics, behaviours, keys)
-
-    weights = weigh(shared, critics, behaviours, keys)
+    weights = weights_of(config, shared, critics, behaviours, keys)
     diagnostics = [{"weights": {"mean": float(w.mean()), "max": float(w.max())}} for w in np.asarray(weights)]
     return Prepared(shared, Own(weights, behaviours), diagnostics)
 
