@@ -19,6 +19,7 @@ The table goes to results/critic/<task>.md.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,11 +131,21 @@ def critics(config: CriticQualityConfig) -> Iterator[tuple[str, str, Any]]:
 
 
 def stages(method: Method, config: Any, data: Prepared, seed: int, updates: Sequence[int], path: Path) -> Iterator[Any]:
-    """The state of one training after each number of updates, in order; every stage goes on from the one before."""
+    """The state of one training after each number of updates, in order; every stage goes on from the one before.
+
+    Args:
+        path: of the files, one for each number of updates.
+    """
+    before = None
     for steps in updates:
-        snapshot = Snapshot(path)
-        trained = loop.train(method, dataclasses.replace(config, steps=steps), data, (seed,), snapshot=snapshot)
-        files.save_pytree(path, (trained.state, trained.policy), {"log": [{"step": steps}], "seconds": 0.0})
+        own = path.with_name(f"{path.name}-{steps}.safetensors")
+        if before is not None and not own.exists():
+            with files.atomic_path(own) as temporary:
+                shutil.copyfile(before, temporary)
+        longer = dataclasses.replace(config, steps=steps)
+        trained = loop.train(method, longer, data, (seed,), snapshot=Snapshot(own))
+        files.save_pytree(own, (trained.state, trained.policy), {"log": [{"step": steps}], "seconds": 0.0})
+        before = own
         yield jax.tree.map(lambda x: x[0], trained.state)
 
 
@@ -157,7 +168,7 @@ def main(config: CriticQualityConfig) -> None:
             for seed in config.seeds:
                 line = bar.add_task(f"{label}, seed {seed}", total=max(config.updates))
                 prepared = method.prepare(chosen, Inputs(learned, {}, None, (seed,)))
-                kept = f"{data.sha256[:16]}-{label.replace(' ', '-').replace(',', '')}-{seed}.safetensors"
+                kept = f"{data.sha256[:16]}-{label.replace(' ', '-').replace(',', '')}-{seed}"
                 updates = sorted(config.updates)
                 for steps, state in zip(
                     updates, stages(method, chosen, prepared, seed, updates, work / kept), strict=True
@@ -165,7 +176,8 @@ def main(config: CriticQualityConfig) -> None:
                     bar.update(line, completed=steps)
                     q = np.asarray(critic.min_q(chosen.hidden, state.target, rows))
                     found.setdefault((label, steps), []).append(judge(q, held_out, known))
-                (work / kept).unlink()
+                for steps in updates:
+                    (work / f"{kept}-{steps}.safetensors").unlink()
     write(config, data, found)
 
 

@@ -62,8 +62,12 @@ def main(config: OnlineConfig) -> None:
     ]
     for each in wanted:  # a mistake is told before hours are spent
         finetune.validate(each)
+    failed = False
     for each in wanted if not config.only_report else []:
-        finetune.main(each)
+        try:
+            finetune.main(each)
+        except SystemExit:  # a run failed, and would again: what is left comes first
+            failed = True
     found = online.find(config.out)
     paired = f"Paired by seed [95% interval, corrected for the {len(online.COMPARED)} comparisons of a column]:"
     table = "\n\n".join([online.to_markdown(found), paired, online.differences_markdown(found)])
@@ -71,6 +75,8 @@ def main(config: OnlineConfig) -> None:
     figures.save(online.draw(found), config.out, "score")
     figures.save(online.draw(found, "success"), config.out, "success")
     console.console.print(table)
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -178,6 +178,7 @@ def main(config: TreeConfig) -> None:
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name in LAWS:
         tried = heights[lower * 100 <= PLAIN_LEAVES] if name == "rft" else heights
+        require(len(tried) > 1, "--heights must name two that plain search can do: lower ones, or less --branching.")
         each = [measure(config, name, int(height), config.seeds) for height in tried]
         found[name] = (tried, np.array(each))
     table = Table(f"B = {config.branching}, H", *map(str, heights), "log_B per H", "log per log H")

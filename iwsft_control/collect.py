@@ -66,8 +66,7 @@ def main(config: CollectConfig) -> None:
     replay = task.level == "medium-replay"
     require(replay or not config.seeds, "--seeds is for medium-replay; leave it out or give --seed.")
     require(replay or config.embed is None, "--embed is for medium-replay; leave it out.")
-    if config.seeds:
-        checks.check_seeds(config.seeds)
+    checks.check_seeds(config.seeds or (config.seed or 0,))
     from iwsft_control.reconstruction import levels  # here: help and a mistake in an option need none of JAX
 
     work = config.work or files.cache_home() / "collect"

@@ -81,9 +81,8 @@ def validate(config: FinetuneConfig) -> Settings:
     bounds.check(config.prefix, "prefix")
     one = config.ppo.group_size == 1 and "prefix-rft" in config.method
     require(not one, "--ppo.group-size must be at least 2 for prefix-rft: one episode of a group has the prefix.")
-    alone = (
-        config.ppo.group_size == 1 and (config.ppo.estimator or ("gae", "group")[config.reward == "sparse"]) == "group"
-    )
+    estimator = config.ppo.estimator or ("gae", "group")[config.reward == "sparse"]
+    alone = config.ppo.group_size == 1 and estimator == "group"
     require(
         not alone, "--ppo.group-size must be at least 2 for --ppo.estimator group: an episode is held to its group."
     )

@@ -4,9 +4,9 @@
     python -m iwsft_control.sweep --tasks hopper-medium-replay --seeds 0 1 2 --methods bc sft-q
     python -m iwsft_control.sweep --ray auto --gpus-per-stage 0.25  # on a Ray cluster
 
-Kill it at any moment and start it again: finished stages are kept, a training goes on from its last minute,
-results are the same bit for bit. A run that fails is recorded in FOLDER/failures and does not stop the others; the exit
-code is then 1.
+Kill it at any moment and start it again: finished stages are kept, a training goes on from its last minute (on Ray
+from its beginning), results are the same bit for bit. A run that fails is recorded in FOLDER/failures and does not stop
+the others; the exit code is then 1.
 """
 
 from __future__ import annotations

@@ -50,19 +50,21 @@ def main(config: VideoConfig) -> None:
     from iwsft_control.networks.policies import load_policy
 
     policy = load_policy(config.policy)
-    name = config.env or policy.task
-    require(name is not None, f"{config.policy} does not say its task; give --env.")
+    if config.env is not None:
+        environment = tasks.environment_of(config.env)
+    else:
+        environment = tasks.environment_of_policy(config.policy, policy.task, "give --env")
     out = config.out or Path(config.policy.stem + (".mp4" if video.encodes_mp4() else ".gif"))
     console.writable(out.parent)
     total = video.record_video(
         policy,
-        tasks.environment_of(str(name)),
+        environment,
         out,
         seed=evaluation.FIRST_RESET_SEED + config.episode,
         steps=config.steps,
         size=config.size,
     )
-    console.console.print(f"{policy.method or 'policy'} in {name}: return {total:.0f} -> {out}")
+    console.console.print(f"{policy.method or 'policy'} in {config.env or policy.task}: return {total:.0f} -> {out}")
 
 
 def cli() -> None:

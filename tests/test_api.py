@@ -191,6 +191,22 @@ def test_what_cannot_be_drawn_is_one_sentence(policy_file, tmp_path, monkeypatch
         iwsft_control.record_video(policy, "d4rl/Hopper-v2", tmp_path / "a.gif")
 
 
+def test_a_policys_file_names_no_environment_to_import(policy_file, tmp_path, monkeypatch):
+    """An id may name a module; only a user may give one."""
+    (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for task in ("stranger:Hopper-v0", "my/hopper/noisy-v0"):
+        with pytest.raises(UserError, match="is no task; give --env"):
+            tasks.environment_of_policy(policy_file, task, "give --env")
+    assert tasks.environment_of_policy(policy_file, "hopper-medium-replay", "") == "d4rl/Hopper-v2"
+    assert tasks.environment_of("hopper_medium_replay-v2") == "d4rl/Hopper-v2"
+    assert tasks.environment_of("Pendulum-v1") == "Pendulum-v1"
+    policy = iwsft_control.load_policy(policy_file)
+    for name in ("my/hopper/noisy-v0", "Nowhere-v0", "no_such_module:Env-v0"):
+        with pytest.raises(UserError, match="there is no environment"):
+            iwsft_control.record_video(policy, name, tmp_path / "a.gif")
+
+
 @pytest.mark.parametrize(
     ("found", "present", "wanted"),
     [({"EGL", "OSMesa"}, {}, "egl"), ({"OSMesa"}, {}, "osmesa"), (set(), {}, None), ({"EGL"}, {"DISPLAY": ":0"}, None)],

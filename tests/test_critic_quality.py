@@ -47,6 +47,19 @@ def test_a_perfect_critic_and_a_scaled_one():
     assert by_return["episode"] == pytest.approx(1.0) and by_return["top"] == 1.0
 
 
+class Killed:
+    """A function that is killed in its second call."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return self.function(*arguments)
+
+
 def test_the_command(tmp_path, monkeypatch):
     small = critic_quality.critic.CriticConfig(hidden=(8,), batch_size=16)
     monkeypatch.setattr(critic_quality, "critics", lambda config: [("small", "critic", small)])
@@ -57,6 +70,14 @@ def test_the_command(tmp_path, monkeypatch):
     lines = (tmp_path / "hopper-medium-replay.md").read_text().splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["500", "1,000"]
     assert not list((tmp_path / "work").iterdir())
+    # Killed while it judges the second: the first is judged again, of its own state.
+    monkeypatch.setattr(critic_quality, "judge", killed := Killed(critic_quality.judge))
+    again = dataclasses.replace(config, out=tmp_path / "again")
+    with pytest.raises(KeyboardInterrupt):
+        critic_quality.main(again)
+    assert killed.calls == 2 and list((tmp_path / "work").iterdir())
+    critic_quality.main(again)
+    assert (tmp_path / "again/hopper-medium-replay.md").read_text().splitlines() == lines
     # Going on from 500 updates gives what 1,000 in one piece give.
     whole = dataclasses.replace(config, updates=(1000,), out=tmp_path / "whole")
     critic_quality.main(whole)

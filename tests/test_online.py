@@ -1,6 +1,7 @@
 """Online fine-tuning: schedules, objectives, prefixes in the simulator, and a point that learns to reach its goal."""
 
 import dataclasses
+import json
 import math
 import os
 from functools import partial
@@ -23,6 +24,7 @@ from iwsft_control.datasets.transitions import Demonstrations as Pairs
 from iwsft_control.datasets.types import SimulatorStates
 from iwsft_control.envs.batch import D4RLBatch, make_batch
 from iwsft_control.learning import objectives as offline
+from iwsft_control.learning.loop import DivergedError
 from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob, load_policy
 from iwsft_control.online import learner, objectives, prefixes, rollouts, schedules, training
 from iwsft_control.online.learner import Setup
@@ -546,9 +548,33 @@ def test_the_command_writes_results_with_simulator_steps(tmp_path, monkeypatch, 
     report.draw(report.find(tmp_path / "results", quick=True))
     with pytest.raises(UserError, match="no online results"):
         report.find(tmp_path / "results")
-    monkeypatch.setattr(training, "finetune", None)  # nothing is done again
-    finetune.main(config(tmp_path, reward="sparse"))
-    assert "simulator steps" in capsys.readouterr().out
+    with monkeypatch.context() as idle:
+        idle.setattr(training, "finetune", None)  # nothing is done again
+        finetune.main(config(tmp_path, reward="sparse"))
+        assert "simulator steps" in capsys.readouterr().out
+
+    real, tried = training.finetune, []
+
+    def failing(setup, *rest, **options):
+        tried.append(setup.method)
+        if len(tried) == 1:
+            raise DivergedError("it diverged")
+        return real(setup, *rest, **options)
+
+    # Other reference scores are another result; a run that fails stops no other; a policy of one action has failed.
+    monkeypatch.setattr(training, "finetune", failing)
+    other = {"ref_min_score": 0.0, "ref_max_score": 100.0}
+    with pytest.raises(SystemExit) as error:
+        finetune.main(config(tmp_path, reward="sparse", **other))
+    assert error.value.code == 1 and tried == [METHODS["uft"], METHODS["prefix-rft"]]
+    (failure,) = (tmp_path / "results" / "failures").glob("*.json")
+    assert json.loads(failure.read_text())["error"] == "it diverged"
+    made, left = (results.read(path).evaluation["ref_max_score"] for path in paths)
+    assert made == 100.0 != left == found[1].evaluation["ref_max_score"]
+    monkeypatch.setattr(work, "constant_action", lambda policy, data: np.zeros(3))
+    with pytest.raises(SystemExit):
+        finetune.main(config(tmp_path, reward="sparse", method=("uft",), **other))
+    assert "answers every state with one action" in json.loads(failure.read_text())["error"]
 
 
 def test_differences_are_paired_by_seed(tmp_path):
@@ -593,6 +619,7 @@ def test_differences_are_paired_by_seed(tmp_path):
         ({"ppo": PPOConfig(group_size=1)}, "at least 2 for prefix-rft"),
         ({"ppo": PPOConfig(group_size=1), "method": ("uft",), "reward": "sparse"}, "an episode is held to its group"),
         ({"env": "hopper-medium-repay"}, "unknown task"),
+        ({"ppo": PPOConfig(discount=1.0)}, r"--ppo.discount must lie in \[0, 1\)"),
     ],
 )
 def test_user_errors(tmp_path, changes, sentence):

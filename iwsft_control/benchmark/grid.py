@@ -26,7 +26,7 @@ def plan_jobs(plan: Any, chosen: Settings) -> list[Job]:
             DataSource(task, trust_environment=plan.trust_environment, flatten_observations=plan.flatten_observations),
             stages.method_stage(method, quality, group, chosen, task),
         )
-        for group in jobs.groups(plan.seeds)
+        for group in jobs.groups(plan.seeds, None if plan.ray is None else plan.gpus_per_stage > 0)
         for task in (tasks.parse_task(name).name for name in plan.tasks)
         for method in plan.methods
         for quality in (plan.qualities if registry.card(method).by_quality else ("q",))

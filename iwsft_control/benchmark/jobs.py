@@ -165,9 +165,14 @@ def reporter(tell: Callable[[str, int, int, Mapping[str, Any]], None]) -> Report
     return lambda what, steps: functools.partial(tell, what, steps)
 
 
-def groups(seeds: Sequence[int]) -> list[tuple[int, ...]]:
-    """Seeds that are trained as one program: all of them on an accelerator, each alone on a CPU."""
-    return [(s,) for s in seeds] if jax.default_backend() == "cpu" else [tuple(seeds)]
+def groups(seeds: Sequence[int], accelerator: bool | None = None) -> list[tuple[int, ...]]:
+    """Seeds that are trained as one program: all of them on an accelerator, each alone on a CPU.
+
+    Args:
+        accelerator: whether one trains them; by default whether this process has one.
+    """
+    together = jax.default_backend() != "cpu" if accelerator is None else accelerator
+    return [tuple(seeds)] if together else [(s,) for s in seeds]
 
 
 def with_dependencies(wanted: Sequence[Job]) -> list[Job]:

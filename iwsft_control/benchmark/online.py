@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwsft_control.base import console
-from iwsft_control.base.errors import UserError
+from iwsft_control.base import console, files
+from iwsft_control.base.errors import RunError, UserError
 from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.benchmark import checks, export, jobs, results, stages, store
 from iwsft_control.benchmark.jobs import DataSource
-from iwsft_control.benchmark.perform import QUICK_EPISODES, Report, perform, silent
+from iwsft_control.benchmark.perform import QUICK_EPISODES, DeadPolicyError, Report, constant_action, perform, silent
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
@@ -43,8 +43,11 @@ def run(config: Any, chosen: Settings) -> None:
         config: its ``FinetuneConfig``, checked.
         chosen: the settings of the offline policy.
 
+    A run that fails is recorded in failures/ and does not stop the others.
+
     Raises:
-        UserError: the data cannot be used, a training failed, or something cannot be written.
+        UserError: the data cannot be used, or something cannot be written.
+        SystemExit: a training failed.
     """
     config = shortened(config)
     scores = checks.reference_scores(config.ref_min_score, config.ref_max_score)
@@ -52,17 +55,31 @@ def run(config: Any, chosen: Settings) -> None:
     folder = config.results or Path("results/quick" if config.quick else "results/online")
     kept = jobs.begin([source], folder, config.stages)
     console.cache_compiled_programs()
+    failed = 0
     with console.progress_bar() as bar:
         for seed in config.seeds:
             for name in config.method:
                 label = f"seed {seed} {name} ({config.reward})"
                 report = jobs.reporter(lambda what, *event, label=label: bar.loop(f"{label} {what}", *event))
-                result, path = train(config, chosen, source, kept, folder, name, seed, report)
+                failure = (
+                    folder / "failures" / f"{source.task}-{name}-{config.reward}-seed{seed}.json".replace("/", "-")
+                )
+                try:
+                    result, path = train(config, chosen, source, kept, folder, name, seed, report)
+                except RunError as error:
+                    failed += 1
+                    files.write_json(failure, {"task": source.task, "method": name, "seed": seed, "error": str(error)})
+                    console.console.print(f"failed: {label}: {error}")
+                    continue
+                failure.unlink(missing_ok=True)
                 console.console.print(
                     f"seed {seed}  {name:<17} {config.reward:<6}  normalised score {result.normalised_score:6.1f} "
                     f"+- {result.standard_error:.1f} after {result.evaluation['simulator_steps']:,} simulator steps "
                     f"-> {path}"
                 )
+    if failed:
+        console.console.print(f"{failed} failed: see {folder / 'failures'}.")
+        raise SystemExit(1)
 
 
 def shortened(config: Any) -> Any:
@@ -95,7 +112,9 @@ def train(
     path = export.result_path(folder, skeleton)
     if path.is_file() and path.with_suffix(".safetensors").is_file():
         try:
-            return results.read(path), path
+            found, scored = results.read(path), ("ref_min_score", "ref_max_score")
+            if all(found.evaluation[k] == skeleton.evaluation[k] for k in scored):  # no part of its name
+                return found, path
         except UserError:  # damaged: it is made again
             pass
     batch = make_batch(data.environment, config.ppo.groups * config.ppo.group_size)
@@ -136,6 +155,13 @@ def train(
         snapshot=snapshot,
         threads=threads,
     )
+    final = policies.make(Exported(jax.tree.map(np.asarray, trained.policy)))
+    action = constant_action(final, data)
+    if action is not None:
+        raise DeadPolicyError(
+            f"{name} (seed {seed}) ended after {trained.steps:,} simulator steps in a policy that answers every state "
+            f"with one action, {action.tolist()}. Try a smaller --ppo.policy-learning-rate."
+        )
     returns = score(
         trained.policy, QUICK_EPISODES if config.quick else evaluation.EPISODES, evaluation.FIRST_RESET_SEED
     )

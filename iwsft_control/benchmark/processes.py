@@ -71,6 +71,8 @@ class Processes:
     def close(self) -> None:
         for worker in [*self.idle, *(w for w, _, _ in self.busy.values())]:
             worker.process.kill()
+            worker.process.join()
+            worker.pipe.close()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from iwsft_control.base.bounds import NOT_NEGATIVE, PERCENTILE, POSITIVE, SHARE, SHARE_ABOVE_ZERO
+from iwsft_control.base.bounds import NOT_NEGATIVE, PERCENTILE, POSITIVE, SHARE, SHARE_ABOVE_ZERO, SHARE_BELOW_ONE
 
 Reward = Literal["dense", "sparse"]
 
@@ -25,7 +25,7 @@ class PPOConfig:
     """Whether the group's standard deviation divides its advantages, as in UFT's code."""
     centred: bool = True
     """Prefix-RFT: whether the steps after the prefix count R - m_0, like all others; else R, as in its code."""
-    discount: Annotated[float, SHARE] = 0.99
+    discount: Annotated[float, SHARE_BELOW_ONE] = 0.99
     """Of the dense reward; the sparse one comes at the end and is not discounted."""
     trace: Annotated[float, SHARE] = 0.95
     """GAE's lambda."""

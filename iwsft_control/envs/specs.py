@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, require
+from iwsft_control.envs.registration import MAX_EPISODE_STEPS
 
 FIELDS = {f.name for f in dataclasses.fields(EnvSpec) if f.init}
 OLD_FIELDS = {"autoreset", "apply_api_compatibility"}  # of Gymnasium before 1.0; Minari drops them too
@@ -111,7 +112,7 @@ def in_words(environment: str | EnvSpec) -> str:
     if isinstance(environment, str):
         return environment
     limit = environment.max_episode_steps
-    differs = ["no time limit" if limit is None else f"at most {limit:,} steps"]
+    differs = [f"no time limit, so cut at {MAX_EPISODE_STEPS:,} steps" if limit is None else f"at most {limit:,} steps"]
     differs += [f"{k}={v!r:.40}" for k, v in environment.kwargs.items()]
     differs += [f"wrapper {w.name}" for w in environment.additional_wrappers]
     return f"{environment.id} ({', '.join(differs)}, as declared)"

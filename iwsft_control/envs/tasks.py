@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
-from iwsft_control.base.errors import UserError, near
+from iwsft_control.base.errors import UserError, near, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,26 @@ def parse_task(name: str) -> Task:
 
 
 def environment_of(name: str) -> str:
-    """The Gymnasium id that a task or id stands for.
+    """The Gymnasium id that a task or id stands for, as a user names it.
 
     Raises:
         UserError: neither a task nor an id.
     """
-    return name if ":" in name or "-v" in name.rpartition("/")[2] else parse_task(name).environment.env_id
+    try:
+        return parse_task(name).environment.env_id
+    except UserError:
+        if ":" in name or "-v" in name.rpartition("/")[2]:
+            return name
+        raise
+
+
+def environment_of_policy(path: Path, task: str | None, remedy: str) -> str:
+    """The Gymnasium id of the task that a policy's file names: of a task only, since an id may name what to import.
+
+    Raises:
+        UserError: it names none, or a data set; the sentence ends in the remedy.
+    """
+    require(task is not None, f"{path} does not say its task; {remedy}.")
+    known = str(task).lower().replace("_", "-").removesuffix("-v2") in TASK_NAMES
+    require(known, f"{path} was trained on {task}, which is no task; {remedy}.")
+    return environment_of(str(task))

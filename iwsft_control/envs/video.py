@@ -92,9 +92,16 @@ def play(
     from iwsft_control.envs.batch import make_batch
 
     choose_renderer()
-    acting, box = as_policy(policy), make_batch(environment, 1).action_box
+    acting = as_policy(policy)
     try:
-        env = gym.make(environment, render_mode="rgb_array", width=size, height=size)
+        box = make_batch(environment, 1).action_box
+    except (gym.error.Error, ImportError) as error:
+        raise UserError(f"there is no environment {environment} ({error}); give --env another.") from error
+    try:
+        try:
+            env = gym.make(environment, render_mode="rgb_array", width=size, height=size)
+        except TypeError:  # what is not MuJoCo's has a size of its own
+            env = gym.make(environment, render_mode="rgb_array")
         follow(env)
         observation, _ = env.reset(seed=seed)
         frames = [_frame(env)]

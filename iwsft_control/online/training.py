@@ -162,13 +162,13 @@ def finetune(
     return Finetuned(state.policy, steps, points, columns, {k: round(v, 3) for k, v in seconds.items()})
 
 
-def _figures(starts: Starts, learned: Batch) -> dict[str, float]:
+def _figures(starts: Starts, learned: Batch) -> dict[str, float | None]:
     """What the log tells of an update's episodes: outcomes with and without a prefix, prefix lengths and advantages."""
     prefixed = starts.steps > 0
     outcomes = np.asarray(learned.outcomes)
 
-    def mean(x: np.ndarray) -> float:
-        return float(x.mean()) if x.size else 0.0
+    def mean(x: np.ndarray) -> float | None:
+        return float(x.mean()) if x.size else None  # an update without such episodes
 
     difference = [float(r[h].mean() - r[~h].mean()) for r, h in zip(outcomes, starts.hybrid, strict=True) if h.any()]
     return {

@@ -50,7 +50,8 @@ def make(
         UserError: the data set exists already, or another replay is to be packed than the chosen one. What can be
             known of that before the replay is made is said before; its content only afterwards, and the replay is kept.
     """
-    require(expert_steps >= ITERATION_STEPS, f"--expert-steps must be at least {ITERATION_STEPS}.")
+    whole = expert_steps > 0 and expert_steps % ITERATION_STEPS == 0
+    require(whole, f"--expert-steps must be a positive multiple of {ITERATION_STEPS}.")
     place = minari_files.minari_path(task.reconstruction_id)
     require(not place.exists(), f"{place} exists already; delete it to collect {task.name} again.")
     chosen = None if folder is None else _to_pack(task, config, seed, record)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from iwsft_control.base.errors import require
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.envs import tasks, video
@@ -87,8 +86,7 @@ def _strip(path: Path) -> tuple[str, Figure, str]:
         UserError: the file is no policy or does not say its task, or nothing here draws.
     """
     policy = load_policy(path)
-    require(policy.task is not None, f"{path} does not say its task; give the policy beside a result file.")
-    environment = tasks.environment_of(str(policy.task))
+    environment = tasks.environment_of_policy(path, policy.task, "give the policy beside a result file")
     frames, seconds, total = video.play(policy, environment, size=240)
     who = f"{policy.method or 'policy'} in {policy.task}"
     caption = f"Its first evaluation episode, {seconds * (len(frames) - 1):.1f} s long; return {total:.0f}."

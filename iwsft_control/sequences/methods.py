@@ -72,6 +72,10 @@ class CurationConfig:
     q_strata: Annotated[tuple[float, ...], PERCENTILE] = (0.0, 50.0, 75.0)
     """--qualities q: an answer counts once for each of these percentiles of D+'s learned Q that it exceeds."""
 
+    def problem(self, option: str) -> str | None:
+        """What no single field tells."""
+        return None if self.step_strata and self.q_strata else f"--{option}'s strata must not be empty."
+
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iwsft_control.base.errors import UserError, near
+from iwsft_control.base.errors import UserError, near, require
 
 MULTIPLIERS, ADDENDS = np.array([3, 7, 9]), np.arange(10)
 FACTORS = np.concatenate([np.ones(len(ADDENDS), int), MULTIPLIERS])  # an operation is x -> FACTORS x + SHIFTS
@@ -149,7 +149,7 @@ def to_curate(task: Task, n: int, seed: int, held_out: np.ndarray) -> np.ndarray
 def _unseen(task: Task, n: int, seen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     found = draw_problems(task, n + n // 4 + len(seen) // 16, rng)
     found = found[~np.isin(_codes(found), _codes(seen))][:n]
-    assert len(found) == n  # SIZES leave room: modchain-4 has 285,610 problems
+    require(len(found) == n, f"{task.name} has no {n:,} problems that were not seen before; ask for fewer.")
     return found
 
 
