@@ -293,7 +293,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
 def test_seeds_that_fail_together_are_tried_alone(tmp_path, monkeypatch):
     """As an accelerator trains them: what one seed does costs the others nothing."""
     kept = store.Store(tmp_path / "stages")
-    monkeypatch.setattr(benchmark_jobs, "groups", lambda seeds: [tuple(seeds)])
+    monkeypatch.setattr(benchmark_jobs, "groups", lambda seeds, accelerator: [tuple(seeds)])
     wanted = grid.plan_jobs(plan(tmp_path, seeds=(0, 1, 2), methods=("bc", "sft")), SETTINGS)
     assert [job.stage.seeds for job in wanted] == [(0, 1, 2)] * 2
     pool, outcomes = Scripted(kept, {"sft"}, seed=1), {}
