@@ -104,27 +104,35 @@ def ablation(folder: Path) -> str:
     return formats.markdown_table([header[i].removesuffix("-medium-replay") for i in kept], shown)
 
 
+# --- the spread between runs -------------------------------------------------------------------------------------
+
+
+def variance(folder: Path) -> str:
+    """Standard deviations of the score on Hopper, by what differs between the runs."""
+    return (folder / "variance" / "hopper-medium-replay.md").read_text(encoding="utf-8").strip()
+
+
 # --- pages -------------------------------------------------------------------------------------------------------
 
-TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
-    "README.md": ("results/short.md", short),
-    "docs/data.md": ("results/reconstruction, results/baselines", beside_published),
-    "docs/difference.md": ("results/ablation/ablation.md", ablation),
+TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
+    ("README.md", "results/short.md"): short,
+    ("docs/data.md", "results/reconstruction, results/baselines"): beside_published,
+    ("docs/difference.md", "results/ablation/ablation.md"): ablation,
+    ("docs/difference.md", "results/variance"): variance,
 }
-"""Of each page the source that its mark names, and what makes the table."""
+"""By page and by the source that its mark names, what makes the table."""
 
 
-def filled(page: str, text: str, folder: Path) -> str:
-    """The text of a page with its table made anew."""
-    source, table = TABLES[page]
+def filled(page: str, source: str, text: str, folder: Path) -> str:
+    """The text of a page with a table of it made anew."""
     begin, end = f"<!-- from {source}: experiments/pages.py -->", "<!-- end -->"
-    made = f"{begin}\n{table(folder).strip()}\n{end}"
+    made = f"{begin}\n{TABLES[page, source](folder).strip()}\n{end}"
     found, count = re.subn(f"{begin}.*?{end}", lambda _: made, text, flags=re.DOTALL)
     require(count == 1, f"{page} must have one {begin} and an {end} after it.")
     return found
 
 
 if __name__ == "__main__":
-    for page in TABLES:
+    for page, source in TABLES:
         path = ROOT / page
-        write_text(path, filled(page, path.read_text(encoding="utf-8"), ROOT / "results"))
+        write_text(path, filled(page, source, path.read_text(encoding="utf-8"), ROOT / "results"))

@@ -390,18 +390,17 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
 
 
 @pytest.mark.skipif(not (RESULTS / "sweep").is_dir(), reason="results/ is not part of an installed package")
-@pytest.mark.parametrize("page", pages.TABLES)
-def test_a_page_shows_the_committed_results(page):
+@pytest.mark.parametrize(("page", "source"), pages.TABLES)
+def test_a_page_shows_the_committed_results(page, source):
     """Between its marks; `python experiments/pages.py` puts it there."""
     text = (RESULTS.parent / page).read_text(encoding="utf-8")
-    assert pages.filled(page, text, RESULTS) == text
-    source, table = pages.TABLES[page]
-    assert table(RESULTS) in text and f"<!-- from {source}: " in text
+    assert pages.filled(page, source, text, RESULTS) == text
+    assert pages.TABLES[page, source](RESULTS) in text and f"<!-- from {source}: " in text
 
 
 def test_a_page_without_its_marks_is_told():
     with pytest.raises(UserError, match=r"README.md must have one <!-- from results/short.md"):
-        pages.filled("README.md", "no table here", RESULTS)
+        pages.filled("README.md", "results/short.md", "no table here", RESULTS)
 
 
 def test_a_distance_from_what_is_published_is_that_of_the_mean_from_the_range():
