@@ -115,8 +115,8 @@ def main(config: AblationConfig) -> None:
     unknown = sorted(set(config.groups) - set(known))
     require(not unknown, f"no group {', '.join(unknown)}; choose of {'; '.join(known)}.")
     chosen = [v for v in every if not config.groups or v.group in config.groups]
-    failed = False
-    for variant in () if config.table_only else chosen:
+
+    def run(variant: Variant) -> None:
         console.console.print(f"{variant.group}: weights {variant.weights}")
         options = {
             "tasks": config.tasks,
@@ -127,10 +127,9 @@ def main(config: AblationConfig) -> None:
             "workers": config.workers,
             "quick": config.quick,
         }
-        try:
-            sweep.main(sweep.Plan(**options, **dict(variant.settings)))
-        except SystemExit:  # a run failed, and would again: what is left comes first
-            failed = True
+        sweep.main(sweep.Plan(**options, **dict(variant.settings)))
+
+    failed = console.each(run, () if config.table_only else chosen)
     found = {v: read(config, v) for v in chosen}
     require(any(found.values()), f"no results of these seeds in {config.out}: run them without --table-only.")
     header, rows = table(config, found)

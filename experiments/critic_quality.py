@@ -134,19 +134,21 @@ def stages(method: Method, config: Any, data: Prepared, seed: int, updates: Sequ
     """The state of one training after each number of updates, in order; every stage goes on from the one before.
 
     Args:
-        path: of the files, one for each number of updates.
+        path: of the files, one for each number of updates; they are removed after the last one.
     """
-    before = None
+    made: list[Path] = []
     for steps in updates:
         own = path.with_name(f"{path.name}-{steps}.safetensors")
-        if before is not None and not own.exists():
+        if made and not own.exists():
             with files.atomic_path(own) as temporary:
-                shutil.copyfile(before, temporary)
+                shutil.copyfile(made[-1], temporary)
         longer = dataclasses.replace(config, steps=steps)
         trained = loop.train(method, longer, data, (seed,), snapshot=Snapshot(own))
         files.save_pytree(own, (trained.state, trained.policy), {"log": [{"step": steps}], "seconds": 0.0})
-        before = own
+        made.append(own)
         yield jax.tree.map(lambda x: x[0], trained.state)
+    for each in made:
+        each.unlink()
 
 
 def main(config: CriticQualityConfig) -> None:
@@ -176,8 +178,6 @@ def main(config: CriticQualityConfig) -> None:
                     bar.update(line, completed=steps)
                     q = np.asarray(critic.min_q(chosen.hidden, state.target, rows))
                     found.setdefault((label, steps), []).append(judge(q, held_out, known))
-                for steps in updates:
-                    (work / f"{kept}-{steps}.safetensors").unlink()
     write(config, data, found)
 
 

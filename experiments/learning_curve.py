@@ -14,7 +14,6 @@ what the average does.
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import jax
 
-from iwsft_control.base import children, console
+from iwsft_control.base import children, console, files
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.benchmark import checks, settings, stages
@@ -59,8 +58,7 @@ def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
     checks.check_methods(config.methods)
     checks.check_seeds((config.seed,))
-    for name in ("workers", "steps", "episodes"):
-        require(getattr(config, name) > 0, f"--{name} must be positive.")
+    checks.check_positive(config, "workers", "steps", "episodes")
     alone = {name: method for name, method in registry.every().items() if not method.dependencies(None)}
     possible = [name for name in registry.names() if name in alone and alone[name].group is not None]
     require(set(config.methods) <= set(possible), f"--methods must be among {', '.join(possible)}.")
@@ -87,7 +85,7 @@ def curve(config: CurveConfig, task: str, name: str) -> str:
     record = curves.begin(task, name, config.seed, stages.configuration(stage), data, config.episodes)
     if path.is_file():
         known = curves.read_record(path)
-        wanted = json.loads(json.dumps(record))
+        wanted = files.through_json(record)
         whole = known["step"][-1:] == [config.steps]
         if whole and all(known[k] == wanted[k] for k in ("config", "dataset", "episodes")):
             return f"{path} is there"

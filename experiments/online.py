@@ -62,12 +62,7 @@ def main(config: OnlineConfig) -> None:
     ]
     for each in wanted:  # a mistake is told before hours are spent
         finetune.validate(each)
-    failed = False
-    for each in wanted if not config.only_report else []:
-        try:
-            finetune.main(each)
-        except SystemExit:  # a run failed, and would again: what is left comes first
-            failed = True
+    failed = console.each(finetune.main, () if config.only_report else wanted)
     found = online.find(config.out)
     paired = f"Paired by seed [95% interval, corrected for the {len(online.COMPARED)} comparisons of a column]:"
     table = "\n\n".join([online.to_markdown(found), paired, online.differences_markdown(found)])

@@ -126,7 +126,7 @@ TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
 def filled(page: str, source: str, text: str, folder: Path) -> str:
     """The text of a page with a table of it made anew."""
     begin, end = f"<!-- from {source}: experiments/pages.py -->", "<!-- end -->"
-    made = f"{begin}\n{TABLES[page, source](folder).strip()}\n{end}"
+    made = f"{begin}\n{TABLES[page, source](folder)}\n{end}"
     found, count = re.subn(f"{begin}.*?{end}", lambda _: made, text, flags=re.DOTALL)
     require(count == 1, f"{page} must have one {begin} and an {end} after it.")
     return found

@@ -25,7 +25,7 @@ import numpy as np
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import RunError, require
 from iwsft_control.base.files import cache_home
-from iwsft_control.benchmark import checks
+from iwsft_control.benchmark import checks, results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.learning import loop
 from iwsft_control.report import runs as grouped
@@ -88,10 +88,11 @@ def main(config: SequencesConfig) -> None:
                 path, result = bench.run(job, folder / "runs")
             except RunError as error:  # recorded, and no reason to stop the others
                 failed += 1
-                _record_failure(folder, of.name, job, str(error))
+                what = {"task": of.name, "method": job.method, "quality": job.quality, "seeds": [job.seed]}
+                results.record_failure(folder / "runs", f"{of.name} {job.name}", what | {"error": str(error)})
                 bar.console.print(f"failed: {job.name}: {error}")
             else:
-                _record_failure(folder, of.name, job, None)
+                results.record_failure(folder / "runs", f"{of.name} {job.name}", None)
                 bar.console.print(_line(job, result, path))
             bar.advance(total)
     if len(wanted) > failed:  # of all that lie there, from other calls too
@@ -99,15 +100,6 @@ def main(config: SequencesConfig) -> None:
         console.console.print(f"{len(wanted) - failed} runs -> {folder / 'runs'}, {folder / 'details.md'}")
     if failed:
         sys.exit(1)
-
-
-def _record_failure(folder: Path, name: str, job: Job, error: str | None) -> None:
-    path = folder / "runs" / "failures" / f"{name}-{job.name.replace(' ', '-')}.json"
-    if error is None:
-        path.unlink(missing_ok=True)
-        return
-    what = {"task": name, "method": job.method, "quality": job.quality, "seeds": [job.seed], "error": error}
-    files.write_json(path, what)
 
 
 def _line(job: Job, result: RunResult, path: Path) -> str:

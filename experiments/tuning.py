@@ -71,15 +71,14 @@ def main(config: TuningConfig) -> None:
     """Run every row, then write the table."""
     unknown = sorted(set(config.knobs) - set(KNOBS))
     require(not unknown, f"no knob {', '.join(unknown)}; choose of {'; '.join(KNOBS)}.")
-    failed = False
-    for name in () if config.table_only else config.knobs or KNOBS:
+
+    def run(name: str) -> None:
         console.console.print(name)
         options = {"tasks": config.tasks, "methods": ("iw-sft-q",), "qualities": ("q",), "seeds": config.seeds}
         own = {"results": config.out / folder(name), "workers": config.workers, "quick": config.quick}
-        try:
-            sweep.main(sweep.Plan(**options, **own, **KNOBS[name]))
-        except SystemExit:  # a run failed, and would again: what is left comes first
-            failed = True
+        sweep.main(sweep.Plan(**options, **own, **KNOBS[name]))
+
+    failed = console.each(run, () if config.table_only else config.knobs or KNOBS)
     header, rows = table(config.tasks, {name: runs.by_seed(config.out / folder(name), config.quick) for name in KNOBS})
     console.print_table(header, rows)
     files.write_text(config.out / "knobs.md", formats.markdown_table(header, rows) + "\n")

@@ -20,7 +20,6 @@ What is finished is kept in the file of the task, run by run: a killed command g
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,6 +40,7 @@ from iwsft_control.learning.method import Artefact, Inputs
 from iwsft_control.methods import registry, supervised
 from iwsft_control.networks import policies
 from iwsft_control.report import formats, statistics
+from iwsft_control.report.tables import cell
 
 COMPONENTS = ("bc", "critic", "fine-tune", "rounding", "evaluation", "all")
 ROUNDING = 1e-7
@@ -87,6 +87,13 @@ def draws(component: str, first: int, runs: int) -> list[Draw]:
         return [Draw(first + k, first + k, first + k, 0, 0) for k in range(runs)]
     field = component.replace("-", "_")
     return [plain._replace(**{field: getattr(plain, field) + k}) for k in range(runs)]
+
+
+def components(config: VarianceConfig, method: str) -> dict[str, list[Draw]]:
+    """The runs of every component that a method has."""
+    needed = registry.get(method).dependencies(config.quality)
+    every = (c for c in COMPONENTS if c != "critic" or c in needed)
+    return {component: draws(component, config.first_seed, config.runs) for component in every}
 
 
 def train(data: Dataset, store: Store, chosen: Settings, method_name: str, quality: str, draw: Draw) -> policies.Policy:
@@ -137,46 +144,35 @@ def main(config: VarianceConfig) -> None:
     path = config.out / f"{data.task.replace('/', '-')}.json"
     head = {
         "dataset": {"id": data.id, "sha256": data.sha256},
-        "environment": json.loads(json.dumps(environment(data))),
+        "environment": files.through_json(environment(data)),
         "quality": config.quality,
         "quick": config.quick,
         **results.provenance(),
     }
     record = known(path, head) if path.is_file() else head | {"methods": {}}
-    wanted: dict[str, dict[str, list[Draw]]] = {}
-    for name in config.method:
-        used = registry.get(name).dependencies(config.quality)
-        wanted[name] = {
-            component: draws(component, config.first_seed, config.runs)
-            for component in COMPONENTS
-            if component != "critic" or "critic" in used
-        }
     episodes = perform.QUICK_EPISODES if config.quick else evaluation.EPISODES
+    wanted = {name: components(config, name) for name in config.method}
+    runs = {name: list(dict.fromkeys(d for each in mine.values() for d in each)) for name, mine in wanted.items()}
+    found: dict[str, dict[str, list[float]]] = {}
     with console.progress_bar() as bar:
-        runs = {name: list(dict.fromkeys(d for each in wanted[name].values() for d in each)) for name in wanted}
         line = bar.add_task(data.task, total=sum(map(len, runs.values())))
         for name, mine in runs.items():
             stage = stages.method_stage(name, config.quality, (config.first_seed,), chosen, data.task)
-            own = {s.method: stages.configuration(s) for s in (*stages.dependencies(stage).values(), stage)}
-            setting = json.loads(json.dumps(own))
+            own = (*stages.dependencies(stage).values(), stage)
+            setting = files.through_json({each.method: stages.configuration(each) for each in own})
             kept = record["methods"].setdefault(name, {"settings": setting, "scores": {}})
             require(kept["settings"] == setting, f"{path} holds {name} with other settings; choose another --out.")
+            scores = kept["scores"]
             for training in dict.fromkeys(draw._replace(evaluation=0) for draw in mine):
                 same = [draw for draw in mine if draw._replace(evaluation=0) == training]
-                missing = [draw for draw in same if draw.key() not in kept["scores"]]
-                policy = train(data, store, chosen, name, config.quality, training) if missing else None
+                missing = [draw for draw in same if draw.key() not in scores]
+                if missing:
+                    policy = train(data, store, chosen, name, config.quality, training)
                 for draw in missing:
-                    assert policy is not None
-                    kept["scores"][draw.key()] = score(data, policy, episodes, draw)
+                    scores[draw.key()] = score(data, policy, episodes, draw)
                     files.write_json(path, record)
                 bar.advance(line, len(same))
-    found = {
-        name: {
-            component: [record["methods"][name]["scores"][draw.key()] for draw in each]
-            for component, each in components.items()
-        }
-        for name, components in wanted.items()
-    }
+            found[name] = {component: [scores[d.key()] for d in each] for component, each in wanted[name].items()}
     header, rows = table(found)
     console.print_table(header, rows)
     files.write_text(path.with_suffix(".md"), formats.markdown_table(header, rows) + "\n")
@@ -207,11 +203,9 @@ def known(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
 def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of cells: standard deviations with their intervals."""
     header, rows = ["method", *COMPONENTS], []
-    for name, components in found.items():
-        deviations = {c: statistics.deviation(np.array(x)) for c, x in components.items()}
-        rows.append(
-            [name, *("{:.1f} [{:.1f}, {:.1f}]".format(*deviations[c]) if c in deviations else "-" for c in COMPONENTS)]
-        )
+    for name, of_method in found.items():
+        cells = {c: cell(statistics.deviation(np.array(x))) for c, x in of_method.items()}
+        rows.append([name, *(cells.get(c, "-") for c in COMPONENTS)])
     return header, rows
 
 

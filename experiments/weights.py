@@ -96,8 +96,8 @@ def preference(
 
 def of_run(config: WeightsConfig, task: str, seed: int, data: Dataset, store: Store, told: Any) -> Preference:
     """The preference of one run's final weights; trains what the store does not hold."""
-    options = settings.make(critic=config.critic, policy=config.policy, importance=config.importance)
-    settings.validate(options)
+    chosen = settings.make(critic=config.critic, policy=config.policy, importance=config.importance)
+    options = settings.validate(chosen)
     stage = stages.method_stage("iw-sft-q", "q", (seed,), options, task)
     needed = {name: perform(each, data, store, told).arrays for name, each in stages.dependencies(stage).items()}
     trained = perform(stage, data, store, told).arrays["params"], needed["bc"]["params"]

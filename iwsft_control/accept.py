@@ -55,8 +55,7 @@ def main(config: AcceptConfig) -> None:
     require(task.name in facts.PUBLISHED_SCORES, f"--env must be one of {', '.join(facts.PUBLISHED_SCORES)}.")
     checks.check_seeds(config.seeds)
     checks.check_seeds(config.second_seeds)
-    for name in ("workers", "first", "second"):
-        require(getattr(config, name) > 0, f"--{name} must be positive.")
+    checks.check_positive(config, "workers", "first", "second")
     from iwsft_control.benchmark import acceptance  # here: help and a mistake in an option need none of JAX
 
     (acceptance.choose if task.level == "medium-replay" else acceptance.compare)(config, task)

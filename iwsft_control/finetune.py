@@ -74,8 +74,7 @@ def validate(config: FinetuneConfig) -> Settings:
         methods.get(name)
     require(len(set(config.method)) == len(config.method) > 0, "name one or more different methods.")
     checks.check_seeds(config.seeds)
-    for name in ("steps", "evaluations", "evaluation_episodes"):
-        require(getattr(config, name) > 0, f"--{name.replace('_', '-')} must be positive, not {getattr(config, name)}.")
+    checks.check_positive(config, "steps", "evaluations", "evaluation_episodes")
     checks.reference_scores(config.ref_min_score, config.ref_max_score)
     bounds.check(config.ppo, "ppo")
     bounds.check(config.prefix, "prefix")

@@ -571,7 +571,7 @@ def test_the_command_writes_results_with_simulator_steps(tmp_path, monkeypatch, 
     assert json.loads(failure.read_text())["error"] == "it diverged"
     made, left = (results.read(path).evaluation["ref_max_score"] for path in paths)
     assert made == 100.0 != left == found[1].evaluation["ref_max_score"]
-    monkeypatch.setattr(work, "constant_action", lambda policy, data: np.zeros(3))
+    monkeypatch.setattr(work.policies, "constant_action", lambda policy, states: np.zeros(3))
     with pytest.raises(SystemExit):
         finetune.main(config(tmp_path, reward="sparse", method=("uft",), **other))
     assert "answers every state with one action" in json.loads(failure.read_text())["error"]

@@ -6,9 +6,9 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -18,6 +18,7 @@ from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.files import cache_home
 from iwsft_control.base.progress import Bars, to_stderr
 
+T = TypeVar("T")
 PROBE = 1 << 16  # bytes: more than a result and its policy's file system overhead, less than anyone misses
 HELP_ALL = "--help-all"  # of commands that show the chosen methods' options alone
 # Wide enough for the tables where there is no terminal to ask.
@@ -55,6 +56,18 @@ def command(
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept.", file=sys.stderr)
         sys.exit(130)
+
+
+def each(work: Callable[[T], object], items: Iterable[T]) -> bool:
+    """Do the work for every item, whether or not one exits: a run that failed would fail again, and what is left comes
+    first. Returns whether one did."""
+    failed = False
+    for item in items:
+        try:
+            work(item)
+        except SystemExit:
+            failed = True
+    return failed
 
 
 def check_repeated(arguments: Sequence[str]) -> None:

@@ -63,6 +63,11 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def through_json(value: Any) -> Any:
+    """What a value is once it has been written and read: tuples as lists, names as strings."""
+    return json.loads(json.dumps(value))
+
+
 def read_json(path: Path, what: str, remedy: str) -> Any:
     """A JSON file as Python's objects.
 

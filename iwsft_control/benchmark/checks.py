@@ -44,6 +44,17 @@ def check_seeds(seeds: Sequence[int]) -> None:
     require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
 
 
+def check_positive(config: object, *names: str) -> None:
+    """Refuse options that are zero or less.
+
+    Raises:
+        UserError: the sentence names the option.
+    """
+    for name in names:
+        value = getattr(config, name)
+        require(value > 0, f"--{name.replace('_', '-')} must be positive, not {value}.")
+
+
 def reference_scores(low: float | None, high: float | None) -> tuple[float, float] | None:
     """The reference scores that options give, or None.
 

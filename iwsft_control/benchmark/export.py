@@ -35,7 +35,7 @@ def whole_configuration(stage: Stage) -> dict[str, Any]:
     config.pop("quick")
     if (code := store.own_code(stage)) is not None:  # two versions of one's own method are two configurations
         config["code"] = code
-    return json.loads(json.dumps(config))  # tuples as the lists that they are in a file
+    return files.through_json(config)
 
 
 def run_results(

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from iwsft_control.base import children, console, files
+from iwsft_control.base import children, console
 from iwsft_control.base.progress import duration
-from iwsft_control.benchmark import checks, jobs, processes, ray_pool, stages
+from iwsft_control.benchmark import checks, jobs, processes, ray_pool, results, stages
 from iwsft_control.benchmark.board import Board, seconds_left
 from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
 from iwsft_control.benchmark.settings import Settings
@@ -35,13 +35,9 @@ def plan_jobs(plan: Any, chosen: Settings) -> list[Job]:
 
 def record_failure(folder: Path, job: Job, failure: Failure | None) -> None:
     """Write why a job failed, or take back what an earlier try left."""
-    path = folder / "failures" / f"{job.name.replace(' ', '-').replace(',', '').replace('/', '-')}.json"
-    if failure is None:
-        path.unlink(missing_ok=True)
-        return
     stage = job.stage
     what = {"task": job.source.task, "method": stage.method, "quality": stage.quality, "seeds": stage.seeds}
-    files.write_json(path, what | dataclasses.asdict(failure))
+    results.record_failure(folder, job.name, None if failure is None else what | dataclasses.asdict(failure))
 
 
 def run(plan: Any, chosen: Settings) -> None:
@@ -89,7 +85,7 @@ def run(plan: Any, chosen: Settings) -> None:
         if job not in before:
             board.finished(job, failure)
 
-    told = {*wanted, *(each for job in wanted for each in jobs.seed_by_seed(job))}
+    told = jobs.with_seeds_alone(wanted)
     before = set(everything) - set(missing)
     if pool is None and on_cpu:
         pool = processes.Processes(store, lambda *event: board.progress(*event), min(slots, max(1, len(missing))))

@@ -199,6 +199,11 @@ def seed_by_seed(job: Job) -> list[Job]:
     return [dataclasses.replace(job, stage=dataclasses.replace(job.stage, seeds=(s,))) for s in seeds]
 
 
+def with_seeds_alone(wanted: Sequence[Job]) -> set[Job]:
+    """The jobs whose results are written: these, and :func:`seed_by_seed` where they failed together."""
+    return {*wanted, *(each for job in wanted for each in seed_by_seed(job))}
+
+
 def execute(
     jobs: Sequence[Job],
     pool: Pool,

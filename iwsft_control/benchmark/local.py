@@ -42,7 +42,7 @@ def run(config: Any, chosen: Settings) -> None:
         for method in config.method
     ]
     failures: list[Failure] = []
-    told = {*wanted, *(each for job in wanted for each in jobs.seed_by_seed(job))}
+    told = jobs.with_seeds_alone(wanted)
 
     def finished(job: Job, failure: Failure | None) -> None:
         if failure is not None:

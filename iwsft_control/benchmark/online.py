@@ -17,7 +17,7 @@ from iwsft_control.base.errors import RunError, UserError
 from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.benchmark import checks, export, jobs, results, stages, store
 from iwsft_control.benchmark.jobs import DataSource
-from iwsft_control.benchmark.perform import QUICK_EPISODES, DeadPolicyError, Report, constant_action, perform, silent
+from iwsft_control.benchmark.perform import QUICK_EPISODES, DeadPolicyError, Report, perform, silent, watched_states
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
@@ -37,13 +37,11 @@ QUICK_STEPS = 2_000
 
 
 def run(config: Any, chosen: Settings) -> None:
-    """Do what the options of the finetune command say.
+    """Do what the options of the finetune command say; a run that fails is recorded and does not stop the others.
 
     Args:
         config: its ``FinetuneConfig``, checked.
         chosen: the settings of the offline policy.
-
-    A run that fails is recorded in failures/ and does not stop the others.
 
     Raises:
         UserError: the data cannot be used, or something cannot be written.
@@ -61,17 +59,16 @@ def run(config: Any, chosen: Settings) -> None:
             for name in config.method:
                 label = f"seed {seed} {name} ({config.reward})"
                 report = jobs.reporter(lambda what, *event, label=label: bar.loop(f"{label} {what}", *event))
-                failure = (
-                    folder / "failures" / f"{source.task}-{name}-{config.reward}-seed{seed}.json".replace("/", "-")
-                )
+                run = f"{source.task} {name} {config.reward} seed{seed}"
                 try:
                     result, path = train(config, chosen, source, kept, folder, name, seed, report)
                 except RunError as error:
                     failed += 1
-                    files.write_json(failure, {"task": source.task, "method": name, "seed": seed, "error": str(error)})
+                    what = {"task": source.task, "method": name, "seed": seed, "error": str(error)}
+                    results.record_failure(folder, run, what)
                     console.console.print(f"failed: {label}: {error}")
                     continue
-                failure.unlink(missing_ok=True)
+                results.record_failure(folder, run, None)
                 console.console.print(
                     f"seed {seed}  {name:<17} {config.reward:<6}  normalised score {result.normalised_score:6.1f} "
                     f"+- {result.standard_error:.1f} after {result.evaluation['simulator_steps']:,} simulator steps "
@@ -133,10 +130,12 @@ def train(
     )
     start = starting_policy(setup, config, data, started, seed)
 
-    def score(params: Any, episodes: int, first_seed: int) -> list[float]:
-        acting = policies.make(Exported(jax.tree.map(np.asarray, params)))
+    def acting(params: Any) -> policies.Policy:
+        return policies.make(Exported(jax.tree.map(np.asarray, params)))
+
+    def score(actor: policies.Policy, episodes: int, first_seed: int) -> list[float]:
         return evaluation.evaluate(
-            acting, data.environment, episodes, name=f"{name} (seed {seed})", first_seed=first_seed, threads=threads
+            actor, data.environment, episodes, name=f"{name} (seed {seed})", first_seed=first_seed, threads=threads
         ).tolist()
 
     advance = report("online", config.steps)
@@ -149,22 +148,20 @@ def train(
         start,
         seed,
         config.steps,
-        lambda params: score(params, config.evaluation_episodes, FIRST_RESET_SEED),
+        lambda params: score(acting(params), config.evaluation_episodes, FIRST_RESET_SEED),
         config.evaluations,
         progress=lambda steps: advance(steps, {}),
         snapshot=snapshot,
         threads=threads,
     )
-    final = policies.make(Exported(jax.tree.map(np.asarray, trained.policy)))
-    action = constant_action(final, data)
+    final, states = acting(trained.policy), watched_states(data)
+    action = None if states is None else policies.constant_action(final, states)
     if action is not None:
         raise DeadPolicyError(
             f"{name} (seed {seed}) ended after {trained.steps:,} simulator steps in a policy that answers every state "
             f"with one action, {action.tolist()}. Try a smaller --ppo.policy-learning-rate."
         )
-    returns = score(
-        trained.policy, QUICK_EPISODES if config.quick else evaluation.EPISODES, evaluation.FIRST_RESET_SEED
-    )
+    returns = score(final, QUICK_EPISODES if config.quick else evaluation.EPISODES, evaluation.FIRST_RESET_SEED)
     mean, error = results.score(np.array(returns), data.ref_min_score, data.ref_max_score)
     diagnostics: dict[str, Any] = {
         "training": trained.log,
@@ -230,7 +227,7 @@ def _skeleton(config: Any, data: Dataset, task: str, name: str, seed: int, offli
         episode_returns=[],
         normalised_score=0.0,
         standard_error=0.0,
-        config=json.loads(json.dumps({**online, **groups, **offline})),
+        config=files.through_json({**online, **groups, **offline}),
         diagnostics={},
         seconds={},
         versions={},

@@ -86,12 +86,11 @@ def perform(stage: Stage, data: Dataset, store: Store, report: Report = silent, 
     return made
 
 
-def constant_action(policy: policies.Policy, data: Dataset) -> np.ndarray | None:
-    """The one action (A,) that a policy answers states of the data with, though theirs differ; None if it lives."""
+def watched_states(data: Dataset) -> np.ndarray | None:
+    """States (N, O) in which a policy that lives acts differently; None where the data's own actions are constant."""
     rows = np.linspace(0, len(data.observations) - 1, min(WATCHED_STATES, len(data.observations))).astype(int)
-    if len(rows) < 2 or not (np.ptp(data.actions, axis=0) > policies.CONSTANT).any():
-        return None
-    return policies.constant_action(policy, data.observations[rows])
+    applies = len(rows) > 1 and (np.ptp(data.actions, axis=0) > policies.CONSTANT).any()
+    return data.observations[rows] if applies else None
 
 
 class DeadPolicyError(RunError):
@@ -109,16 +108,18 @@ class _Watch:
     """
 
     def __init__(self, stage: Stage, export: Callable[..., Exported], data: Dataset):
-        self.stage, self.export, self.data = stage, export, data
+        self.stage, self.export, self.data, self.states = stage, export, data, watched_states(data)
         self.first: int | None = None  # when they were first looked at
         self.alive: list[int | None] = [None] * len(stage.seeds)  # when every seed's policy was last seen to live
         self.constant: list[np.ndarray | None] = [None] * len(stage.seeds)
 
     def __call__(self, step: int, averaged: Any, last: Any) -> None:
         """Look at the policies that would be evaluated if training ended here."""
+        if self.states is None:
+            return
         self.first = step if self.first is None else self.first
         for s, each in enumerate(export(self.export, self.stage.config, self.data, averaged)):
-            self.constant[s] = constant_action(policies.make(each), self.data)
+            self.constant[s] = policies.constant_action(policies.make(each), self.states)
             self.alive[s] = step if self.constant[s] is None else self.alive[s]
 
     def require_life(self, trained: loop.Trained) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,19 @@ def _log_problem(log: Any) -> str | None:
         ):
             return f"holds a {name:.40} that is no finite number"
     return None
+
+
+def record_failure(folder: Path, name: str, what: Mapping[str, Any] | None) -> None:
+    """Write why a run failed to failures/ of a folder of results, or take back what an earlier try left (None).
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = folder / "failures" / f"{name.replace(' ', '-').replace(',', '').replace('/', '-')}.json"
+    if what is None:
+        path.unlink(missing_ok=True)
+    else:
+        files.write_json(path, what)
 
 
 def versions() -> dict[str, str]:

@@ -100,6 +100,7 @@ def environment_of_policy(path: Path, task: str | None, remedy: str) -> str:
         UserError: it names none, or a data set; the sentence ends in the remedy.
     """
     require(task is not None, f"{path} does not say its task; {remedy}.")
-    known = str(task).lower().replace("_", "-").removesuffix("-v2") in TASK_NAMES
-    require(known, f"{path} was trained on {task}, which is no task; {remedy}.")
-    return environment_of(str(task))
+    try:
+        return parse_task(str(task)).environment.env_id
+    except UserError as error:
+        raise UserError(f"{path} was trained on {task}, which is no task; {remedy}.") from error

@@ -96,12 +96,9 @@ def play(
     try:
         box = make_batch(environment, 1).action_box
     except (gym.error.Error, ImportError) as error:
-        raise UserError(f"there is no environment {environment} ({error}); give --env another.") from error
+        raise UserError(f"there is no environment {environment} ({error}); give another.") from error
     try:
-        try:
-            env = gym.make(environment, render_mode="rgb_array", width=size, height=size)
-        except TypeError:  # what is not MuJoCo's has a size of its own
-            env = gym.make(environment, render_mode="rgb_array")
+        env = _drawable(environment, size)
         follow(env)
         observation, _ = env.reset(seed=seed)
         frames = [_frame(env)]
@@ -132,6 +129,13 @@ def follow(env: Any) -> None:
         names = [model.camera(i).name for i in range(model.ncam)]
         if "track" in names and renderer.camera_id in (None, -1):
             renderer.camera_id = names.index("track")
+
+
+def _drawable(environment: str | EnvSpec, size: int) -> gym.Env:
+    try:
+        return gym.make(environment, render_mode="rgb_array", width=size, height=size)
+    except TypeError:  # what is not MuJoCo's has a size of its own
+        return gym.make(environment, render_mode="rgb_array")
 
 
 def _frame(env: Any) -> np.ndarray:

@@ -100,9 +100,8 @@ def prepare(config: OneStepConfig, inputs: Inputs) -> Prepared:
     critics, behaviours = (
         jax.tree.map(jnp.asarray, inputs.artefacts[name].arrays["params"]) for name in ("sarsa", "bc")
     )
-    own = zlib.crc32(
-        b"advantages"
-    )  # a small number would give a key that the loop has: split(key)[i] is fold_in(key, i)
+    # A small number would give a key that the loop has: split(key)[i] is fold_in(key, i).
+    own = zlib.crc32(b"advantages")
     keys = jax.vmap(lambda key: jax.random.fold_in(key, own))(seed_keys(METHOD, inputs.seeds))
     weights = weights_of(config, shared, critics, behaviours, keys)
     diagnostics = [{"weights": {"mean": float(w.mean()), "max": float(w.max())}} for w in np.asarray(weights)]

@@ -147,7 +147,7 @@ class Bench:
         if job.quality == "q":
             found["curation"] |= {"q_strata": config.curation.q_strata}
             found["critic"] = dataclasses.asdict(config.critic)
-        return json.loads(json.dumps(found))  # tuples as the lists that they are in a file
+        return files.through_json(found)
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
