@@ -1,12 +1,14 @@
-"""The second round of tuning: what keeps iw-SFT(Q) from ending below BC, on tuning seeds.
+"""The second and the third round of tuning, on tuning seeds: one knob at a time.
 
     python experiments/tuning.py --seeds 100 101
     python experiments/tuning.py --seeds 102 104 --knobs "episodes 90/95/98" "transitions 75/85/95"
+    python experiments/tuning.py --round spread --tasks hopper-medium-replay --seeds 100 101 102 103 104 105
 
-Every row is the first but for the knobs that its name tells; the rule that chooses stands in docs/difference.md. Kill
-it and start it again: finished runs are kept. The table (results/tuning/knobs/knobs.md) is made of all seeds in the
-folder: for every task the mean score and the mean difference from BC (the run's own start); over all tasks the mean
-and, paired by seed, its difference from the first row.
+The second asks what keeps iw-SFT(Q) from ending below BC, the third what lowers the spread between seeds. Every row is
+the round's first but for the knobs that its name tells; the rule that chooses stands in docs/difference.md. Kill it and
+start it again: finished runs are kept. The table (knobs.md in the round's folder) is made of all seeds in the folder:
+for every task the mean score and the mean difference from BC (the run's own start); over all tasks the mean, its
+standard deviation between seeds, and, paired by seed, its difference from the first row.
 """
 
 from __future__ import annotations
@@ -27,10 +29,7 @@ from iwsft_control.configs.importance import ImportanceConfig
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.envs import tasks
 from iwsft_control.report import formats, runs, statistics
-from iwsft_control.report.tables import difference, interval
-
-DEFAULT = "episodes 90/95/98"
-"""The default of the first round: what every row is but for the knobs that its name tells."""
+from iwsft_control.report.tables import cell, difference, interval
 
 
 def of(unit: Literal["transitions", "units"], *strata: float) -> CurationConfig:
@@ -38,8 +37,13 @@ def of(unit: Literal["transitions", "units"], *strata: float) -> CurationConfig:
     return CurationConfig(strata=strata, strata_of=unit)
 
 
-KNOBS: dict[str, dict[str, Any]] = {
-    DEFAULT: {},
+EARLIER = {"curation": of("units", 90, 95, 98)}
+"""The default of the first round."""
+
+Knobs = dict[str, dict[str, Any]]  # name of a row: the groups of options that are not the suite's defaults
+
+STRATA: Knobs = {
+    "episodes 90/95/98": {},
     "steps 1,000": {"policy": PolicyConfig(fine_tune_steps=1_000)},
     "size 0.8": {"importance": ImportanceConfig(0.8)},
     "episodes 70/85/95": {"curation": of("units", 70, 85, 95)},
@@ -47,19 +51,34 @@ KNOBS: dict[str, dict[str, Any]] = {
     "transitions 75/85/95": {"curation": of("transitions", 75, 85, 95)},
     "transitions 70/85/95": {"curation": of("transitions", 70, 85, 95)},
 }
-KNOBS = {name: {"curation": of("units", 90, 95, 98)} | groups for name, groups in KNOBS.items()}
+SPREAD: Knobs = {
+    "default": {},
+    "learning rate 0.001": {"policy": PolicyConfig(fine_tune_learning_rate=1e-3)},
+    "steps 10,000": {"policy": PolicyConfig(fine_tune_steps=10_000)},
+    "bc steps 60,000": {"policy": PolicyConfig(bc_steps=60_000)},
+    "steps 20,000": {"policy": PolicyConfig(fine_tune_steps=20_000)},
+}
+ROUNDS: dict[str, Knobs] = {
+    "knobs": {name: EARLIER | groups for name, groups in STRATA.items()},  # second: what keeps it from ending below BC
+    "spread": SPREAD,  # third: what lowers the spread between seeds
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TuningConfig:
     """What to run, and where."""
 
+    round: Literal["knobs", "spread"] = "knobs"
+    """The second or the third."""
+    method: str = "iw-sft-q"
+    """By learned Q."""
     tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
     seeds: tuple[int, ...] = (100, 101)
     """Tuning seeds: 100 and up."""
     knobs: tuple[str, ...] = ()
-    """Names of rows of the table, by default all of them."""
-    out: Path = Path("results/tuning/knobs")
+    """Names of rows of the table, by default all of the round."""
+    out: Path | None = None
+    """By default results/tuning/ROUND, and for another method than iw-sft-q results/tuning/ROUND-METHOD."""
     workers: int | None = None
     table_only: bool = False
     """Make the table of the results that are there; run nothing."""
@@ -69,19 +88,22 @@ class TuningConfig:
 
 def main(config: TuningConfig) -> None:
     """Run every row, then write the table."""
-    unknown = sorted(set(config.knobs) - set(KNOBS))
-    require(not unknown, f"no knob {', '.join(unknown)}; choose of {'; '.join(KNOBS)}.")
+    knobs = ROUNDS[config.round]
+    unknown = sorted(set(config.knobs) - set(knobs))
+    require(not unknown, f"no knob {', '.join(unknown)}; choose of {'; '.join(knobs)}.")
+    own = "" if config.method == "iw-sft-q" else f"-{config.method}"
+    out = config.out or Path("results/tuning") / (config.round + own)
 
     def run(name: str) -> None:
         console.console.print(name)
-        options = {"tasks": config.tasks, "methods": ("iw-sft-q",), "qualities": ("q",), "seeds": config.seeds}
-        own = {"results": config.out / folder(name), "workers": config.workers, "quick": config.quick}
-        sweep.main(sweep.Plan(**options, **own, **KNOBS[name]))
+        options = {"tasks": config.tasks, "methods": (config.method,), "qualities": ("q",), "seeds": config.seeds}
+        where = {"results": out / folder(name), "workers": config.workers, "quick": config.quick}
+        sweep.main(sweep.Plan(**options, **where, **knobs[name]))
 
-    failed = console.each(run, () if config.table_only else config.knobs or KNOBS)
-    header, rows = table(config.tasks, {name: runs.by_seed(config.out / folder(name), config.quick) for name in KNOBS})
+    failed = console.each(run, () if config.table_only else config.knobs or knobs)
+    header, rows = table(config.tasks, {name: runs.by_seed(out / folder(name), config.quick) for name in knobs})
     console.print_table(header, rows)
-    files.write_text(config.out / "knobs.md", formats.markdown_table(header, rows) + "\n")
+    files.write_text(out / "knobs.md", formats.markdown_table(header, rows) + "\n")
     if failed:
         raise SystemExit(1)
 
@@ -94,8 +116,8 @@ def folder(name: str) -> str:
 def table(
     task_names: Sequence[str], found: Mapping[str, Mapping[str, Mapping[int, RunResult]]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of cells: every row of :data:`KNOBS` that has results."""
-    names = [tasks.parse_task(t).name for t in task_names]
+    """Header and rows of cells: every row that has results; the others are compared with the first of ``found``."""
+    names, first = [tasks.parse_task(t).name for t in task_names], next(iter(found))
     by_task = {name: [of_task.get(t, {}) for t in names] for name, of_task in found.items() if of_task}
     means = {
         name: statistics.over_tasks([{s: r.normalised_score for s, r in of_task.items()} for of_task in each])
@@ -103,9 +125,12 @@ def table(
     }
     rows = []
     for name, each in by_task.items():
-        apart = difference(means[name], means.get(DEFAULT, {}), len(by_task) - 1) if name != DEFAULT else "-"
-        rows.append([name, str(len(means[name])), *map(with_start, each), interval(means[name]), apart])
-    return ["knob", "seeds", *(f"{t} (minus BC)" for t in names), "mean of the tasks", f"minus {DEFAULT}"], rows
+        apart = difference(means[name], means.get(first, {}), len(by_task) - 1) if name != first else "-"
+        scores = np.array(list(means[name].values()))
+        spread = cell(statistics.deviation(scores)) if len(scores) > 1 else "-"
+        rows.append([name, str(len(scores)), *map(with_start, each), interval(means[name]), spread, apart])
+    starts = (f"{t} (minus BC)" for t in names)
+    return ["knob", "seeds", *starts, "mean of the tasks", "standard deviation", f"minus {first}"], rows
 
 
 def with_start(by_seed: Mapping[int, RunResult]) -> str:

@@ -1,4 +1,4 @@
-"""The second round of tuning: every row is the first but for what its name tells; the table compares by seed."""
+"""The later rounds of tuning: every row is the first but for what its name tells; the table compares by seed."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -9,28 +9,40 @@ from experiments import tuning
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark.settings import make
 
+FIRST = "episodes 90/95/98"
 
-def test_every_row_is_what_its_name_tells():
-    """Words and numbers of a name are the values that differ from the first row's, which tells its own strata."""
-    folders = {tuning.folder(name) for name in tuning.KNOBS}
-    assert len(folders) == len(tuning.KNOBS) and all("/" not in f and " " not in f for f in folders)
 
-    def values(groups):
-        named = ((k, v) for k, v in make(**groups).groups if k in ("policy", "importance", "curation"))
-        return {(k, field): value for k, group in named for field, value in dataclasses.asdict(group).items()}
+def values(groups):
+    """All values of the groups that a round may change."""
+    named = ((k, v) for k, v in make(**groups).groups if k in ("policy", "importance", "curation"))
+    return {(k, field): value for k, group in named for field, value in dataclasses.asdict(group).items()}
 
-    first = values(tuning.KNOBS[tuning.DEFAULT])
-    assert first["curation", "strata"] == (90, 95, 98) and first["curation", "strata_of"] == "units"
-    for name, groups in tuning.KNOBS.items():
+
+@pytest.mark.parametrize("name", tuning.ROUNDS)
+def test_every_row_is_what_its_name_tells(name):
+    """Words and numbers of a row's name are the values that differ from the first row's, which tells its own strata."""
+    knobs = tuning.ROUNDS[name]
+    folders = {tuning.folder(row) for row in knobs}
+    assert len(folders) == len(knobs) and all("/" not in f and " " not in f for f in folders)
+    first_row = next(iter(knobs))
+    first = values(knobs[first_row])
+    if name == "knobs":
+        assert first["curation", "strata"] == (90, 95, 98) and first["curation", "strata_of"] == "units"
+    else:
+        assert first == values({})
+    for row, groups in knobs.items():
         changed = {k[1]: v for k, v in values(groups).items() if first[k] != v}
-        told = tuple(float(x) for x in name.replace(",", "").replace("/", " ").split() if x[0].isdigit())
-        unit = "units" if name.startswith("episodes") else "transitions" if name.startswith("transitions") else None
-        if unit == "units":
-            assert changed == ({} if name == tuning.DEFAULT else {"strata": told})
+        told = tuple(float(x) for x in row.replace(",", "").replace("/", " ").split() if x[0].isdigit())
+        unit = "units" if row.startswith("episodes") else "transitions" if row.startswith("transitions") else None
+        if row == first_row:
+            assert not changed
         elif unit:
-            assert changed == {"strata": told, "strata_of": unit}
+            assert changed == {"strata": told} | ({"strata_of": unit} if unit == "transitions" else {})
         else:
-            assert tuple(changed.values()) == told
+            words = " ".join(x for x in row.split() if not x[0].isdigit())
+            assert tuple(changed.values()) == told and len(changed) == 1
+            field = next(iter(changed)).replace("_", " ")
+            assert field.removeprefix("fine tune ").removeprefix("effective sample ").endswith(words)
 
 
 def test_the_table_compares_by_seed(tmp_path):
@@ -40,15 +52,16 @@ def test_the_table_compares_by_seed(tmp_path):
 
     tasks = ("hopper-medium-replay", "walker2d-medium-replay")
     found = {
-        tuning.DEFAULT: {tasks[0]: runs(s100=80.0, s101=90.0), tasks[1]: runs(s100=20.0, s101=50.0)},
+        FIRST: {tasks[0]: runs(s100=80.0, s101=90.0), tasks[1]: runs(s100=20.0, s101=50.0)},
         "size 0.8": {tasks[0]: runs(s100=90.0, s101=100.0), tasks[1]: runs(s101=60.0)},
         "size 0.65": {},
     }
     header, rows = tuning.table(tasks, found)
-    assert [row[0] for row in rows] == [tuning.DEFAULT, "size 0.8"] and {len(row) for row in rows} == {len(header)}
+    assert [row[0] for row in rows] == [FIRST, "size 0.8"] and {len(row) for row in rows} == {len(header)}
     assert rows[0][1:4] == ["2", "85.0 (+55.0)", "35.0 (+5.0)"] and rows[0][4].startswith("60.0")  # 50 and 70
     assert rows[1][1:] == ["1", "95.0 (+65.0)", "60.0 (+30.0)", *rows[1][4:]]
-    assert rows[1][4].startswith("80.0") and rows[1][5].startswith("+10.0")  # of seed 101 alone
-    assert rows[0][5] == "-"
+    assert rows[1][4].startswith("80.0") and rows[1][6].startswith("+10.0")  # of seed 101 alone
+    assert rows[0][5].startswith("14.1 [") and rows[1][5] == "-"  # of 50 and 70; one seed has none
+    assert rows[0][6] == "-"
     with pytest.raises(UserError, match="no knob nothing; choose of episodes"):
         tuning.main(tuning.TuningConfig(knobs=("nothing",), out=tmp_path))
