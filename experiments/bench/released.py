@@ -5,8 +5,8 @@
 The released recipe is 256 whole trajectories a step (``methods/released.py``). The plain rendering is the same loss as
 the paper's authors wrote it: trajectories padded to the longest of them, a mask, and the densities of policy, q and
 pi_ref of all rows in every step; compiled as a whole, in JAX like the rest. Ours packs trajectories end to end, visits
-them in chunks that stay in cache, and computes pi_ref's densities once. The suite's default takes 256 transitions a
-step instead, and all weights anew every 100 steps, which its time holds.
+them in chunks that stay in cache, each once however often it was drawn, and computes pi_ref's densities once. The
+suite's default takes 256 transitions a step instead, and all weights anew every 100 steps, which its time holds.
 
 One core, in turns, medians of rounds; a fine-tune is that times the steps of the recipe. The last line tells how far
 the two renderings of the released loss lie apart after a step from the same parameters on the same trajectories.
@@ -177,8 +177,9 @@ def main(config: BenchConfig) -> None:
     for _ in range(config.rounds):
         for name, way in ways.items():
             found[name].append(float(np.median(way())))
-    entries = np.asarray(curated.entries[: int(curated.size)])
-    rows = count * float(np.asarray(curated.lengths)[entries].mean())
+    times = np.bincount(np.asarray(curated.entries[: int(curated.size)]), minlength=len(curated.lengths))
+    drawn = 1 - (1 - times / times.sum()) ** count  # probability that a trajectory is in a batch
+    rows = float((np.asarray(curated.lengths) * drawn).sum())
     transitions = default.config.policy.batch_size, rows, count * padded.mask.shape[1]
     table = Table("iw-SFT", "rows a step", "step, ms", "plain / this", "steps of a fine-tune", "fine-tune, s")
     steps = default.steps, recipe.steps, recipe.steps

@@ -174,10 +174,16 @@ def weight_figures(
 # for B sequences (trajectories, or answers of a language model) of T_i rows each.
 
 
-def normalised_weights(config: ImportanceConfig, mean_log_ratio: jax.Array) -> jax.Array:
-    """:func:`importance_weights` of B sequences (B,), divided by their sum, as the released control code does."""
-    weights = importance_weights(config, mean_log_ratio)
-    return weights / weights.sum()
+def normalised_weights(
+    config: ImportanceConfig, mean_log_ratio: jax.Array, counts: jax.Array | None = None
+) -> jax.Array:
+    """:func:`importance_weights` of B sequences (B,), divided by their sum, as the released control code does.
+
+    Args:
+        counts: how often each sequence stands in the batch, (B,); by default once.
+    """
+    weights = importance_weights(config, mean_log_ratio, counts)
+    return weights / (weights.sum() if counts is None else (counts * weights).sum())
 
 
 def row_weights(weights: jax.Array, unit_of_row: jax.Array, lengths: jax.Array) -> jax.Array:
