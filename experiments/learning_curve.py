@@ -106,6 +106,7 @@ def curve(config: CurveConfig, task: str, name: str) -> str:
         measured = {"normalised_score": value, "standard_error": error}
         measured |= {"averaged_score": averaged[0], "last_iterate_score": iterate[0]}
         curves.add_point(path, record, step=step, seconds=round(snapshot.seconds, 1), **measured)
+        console.console.print(f"{task} {name}: {value:.1f} after {step:,} of {config.steps:,} steps")
 
     prepared = method.prepare(own, Inputs(data, {}, None, (config.seed,)))
     averaging = dataclasses.replace(own, average_decay=own.average_decay or PolicyConfig().average_decay)

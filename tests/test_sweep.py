@@ -487,7 +487,7 @@ def test_three_kills_at_random_moments(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
-    """Two nodes, one killed when half of the runs are done: none is lost, none counts twice, all are the same."""
+    """Two nodes, one more that joins late, one killed when half of the runs are done: none is lost or counts twice."""
     ray = pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     from ray.cluster_utils import Cluster
 
@@ -497,6 +497,7 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
     ray.init(address=cluster.address, log_to_driver=False)
     kept = store.Store(tmp_path / "ray-stages")
     outcomes: list[tuple[Job, Failure | None]] = []
+    slots = []
     jobs = grid.plan_jobs(plan(tmp_path, seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",)), SETTINGS)
     total = len(with_dependencies(jobs))
     try:
@@ -505,6 +506,9 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
 
         def finished(job, outcome):
             outcomes.append((job, outcome))
+            slots.append(pool.slots)
+            if len(outcomes) == 1:
+                cluster.add_node(num_cpus=1)
             if len(outcomes) == total // 2:
                 cluster.remove_node(doomed, allow_graceful=False)
 
@@ -514,11 +518,28 @@ def test_ray_with_a_node_killed_half_way(tmp_path, monkeypatch):
         ray.shutdown()
         cluster.shutdown()
     assert [o for _, o in outcomes if o] == []
+    assert slots[0] == 2 and max(slots) == 3
     assert len(outcomes) == len({job for job, _ in outcomes}) == total
     for job in jobs:
         write_results(tmp_path / "ray", kept, job)
     sweep.main(plan(tmp_path, "a", seeds=(0, 1), methods=("bc", "sft-q", "iw-sft-q"), qualities=("q",), workers=2))
     assert found(tmp_path / "ray") == found(tmp_path / "a")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_node_without_the_package_is_one_sentence(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+
+    def not_there():
+        raise ModuleNotFoundError("No module named 'iwsft_control'")
+
+    monkeypatch.setattr(ray_pool, "device_kind", not_there)
+    try:
+        with pytest.raises(UserError, match=r"can't run iwsft_control .*No module named.*; install the same version"):
+            ray_pool.RayCluster(store.Store(tmp_path), "local")
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.parametrize(

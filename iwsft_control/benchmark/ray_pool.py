@@ -24,7 +24,7 @@ class RayCluster:
     """A Ray cluster. Artefacts travel through Ray's object store, so nodes need no common file system.
 
     Every node needs this package and the data set (the embedded ones come with the package). A task whose node dies is
-    run again by Ray, up to ``retries`` times.
+    run again by Ray, up to ``retries`` times; a node that joins later gets its share.
 
     Args:
         address: of a running cluster, or "local" to start one on this machine.
@@ -47,10 +47,8 @@ class RayCluster:
                 ray.init(address=address, log_to_driver=False)
             except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(f"no Ray cluster answers at {address} ({error}); start one, or --ray local.") from error
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.slots = sum(
-            int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) / gpus if gpus else math.inf)) for node in nodes
-        )
+        self.cpus, self.gpus = cpus, gpus
+        self.slots = self._offered()
         if self.slots < 1:
             raise UserError(f"no node of the Ray cluster offers {cpus} CPUs and {gpus} GPUs; ask for less.")
         # XLA would begin a thread for every core of the node, and they wait for one another by spinning.
@@ -63,7 +61,22 @@ class RayCluster:
         self.remote = ray.remote(_ray_stage).options(max_retries=retries, **self.options)
         self.running: dict[Any, Job] = {}
         # What the stages run on, which need not be what this process would: artefacts are named after it.
-        store.device = ray.get(ray.remote(device_kind).options(**self.options).remote())
+        try:
+            store.device = ray.get(ray.remote(device_kind).options(**self.options).remote())
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().rpartition("\n")[2]
+            raise UserError(
+                f"a node of the Ray cluster can't run iwsft_control ({reason}); install the same version on every node."
+            ) from error
+
+    def _offered(self) -> int:
+        """How many stages the nodes that are there now can run at once."""
+
+        def on(node: dict[str, float]) -> int:
+            by_gpus = node.get("GPU", 0) / self.gpus if self.gpus else math.inf
+            return int(min(node.get("CPU", 0) // self.cpus, by_gpus))
+
+        return sum(on(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
 
     def submit(self, job: Job) -> None:
         data = job.source.load()
@@ -74,6 +87,7 @@ class RayCluster:
 
     def wait(self) -> list[tuple[Job, Failure | None]]:
         ready, _ = self.ray.wait(list(self.running), timeout=0.5)
+        self.slots = max(1, self._offered())  # nodes come and go; where all are gone, Ray waits for the next
         finished: list[tuple[Job, Failure | None]] = []
         for reference in ready:
             job = self.running.pop(reference)
