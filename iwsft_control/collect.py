@@ -62,7 +62,7 @@ def main(config: CollectConfig) -> None:
         f"{task.name} is not reconstructed here; use one of {', '.join(ENVIRONMENTS)} with random, medium, expert, "
         "medium-replay or medium-expert.",
     )
-    require(updates is None or updates > 0, "--updates-per-step must be positive.")
+    checks.check_positive(config, "updates_per_step")
     replay = task.level == "medium-replay"
     require(replay or not config.seeds, "--seeds is for medium-replay; leave it out or give --seed.")
     require(replay or config.embed is None, "--embed is for medium-replay; leave it out.")

@@ -79,11 +79,8 @@ def validate(plan: Plan) -> Settings:
     checks.check_seeds(plan.seeds)
     require(len(set(plan.tasks)) == len(plan.tasks) > 0, "--tasks must name one or more different tasks.")
     require(len(set(plan.qualities)) == len(plan.qualities) > 0, "--qualities must be q, return or both.")
-    require(plan.workers is None or plan.workers > 0, "--workers must be positive.")
-    require(
-        plan.cpus_per_stage > 0 and plan.gpus_per_stage >= 0,
-        "--cpus-per-stage must be positive and --gpus-per-stage not negative.",
-    )
+    checks.check_positive(plan, "workers", "cpus_per_stage")
+    require(plan.gpus_per_stage >= 0, f"--gpus-per-stage must be 0 or more, not {plan.gpus_per_stage}.")
     for name in plan.tasks:
         tasks.parse_task(name)
     chosen = settings.of_options(plan)

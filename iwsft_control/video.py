@@ -15,6 +15,7 @@ import tyro
 
 from iwsft_control.base import console
 from iwsft_control.base.errors import require
+from iwsft_control.benchmark import checks
 from iwsft_control.envs import tasks
 
 
@@ -39,7 +40,7 @@ class VideoConfig:
 def main(config: VideoConfig) -> None:
     """Check, play, write."""
     require(config.episode >= 0, "--episode must not be negative.")
-    require(config.size > 0 and (config.steps is None or config.steps > 0), "--size and --steps must be positive.")
+    checks.check_positive(config, "size", "steps")
     if not config.policy.exists():
         path = config.policy.suffix != "" or len(config.policy.parts) > 1
         require(not path, f"{config.policy} does not exist; check the path.")

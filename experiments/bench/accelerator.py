@@ -153,8 +153,7 @@ def memory(job: Job, store: Store) -> Memory:
 def main(config: BenchConfig) -> None:
     """Run or compile everything and print a row for every stage."""
     checks.check_methods(config.methods)
-    require(config.seeds > 0, f"--seeds must be positive, not {config.seeds}.")
-    require(config.steps is None or config.steps > 0, f"--steps must be positive, not {config.steps}.")
+    checks.check_positive(config, "seeds", "steps")
     for name in config.tasks:
         tasks.parse_task(name)
     device = jax.devices()[0]

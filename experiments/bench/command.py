@@ -37,6 +37,7 @@ from rich.table import Table
 
 from iwsft_control.base import console
 from iwsft_control.base.errors import require
+from iwsft_control.benchmark import checks
 
 ROOT = Path(__file__).parents[2]
 STARTS = ("first", "second", "again")
@@ -114,7 +115,7 @@ def start(config: BenchConfig, cache: Path, folder: Path) -> Start:
 
 def main(config: BenchConfig) -> None:
     """Measure in turns, print a column for every start."""
-    require(config.rounds > 0, "--rounds must be positive.")
+    checks.check_positive(config, "rounds")
     shared.head()
     taken: dict[str, list[Start]] = {name: [] for name in STARTS}
     for _ in range(config.rounds):

@@ -32,8 +32,7 @@ import shared
 from rich.table import Table
 
 from iwsft_control.base import console
-from iwsft_control.base.errors import require
-from iwsft_control.benchmark import settings
+from iwsft_control.benchmark import checks, settings
 from iwsft_control.datasets.transitions import Table as PackedTable
 from iwsft_control.learning.method import Inputs, Prepared
 from iwsft_control.methods import registry
@@ -165,7 +164,7 @@ def growth(found: dict[int, Measured]) -> list[str]:
 
 def main(config: BenchConfig) -> None:
     """Measure every case, print them and how they grow."""
-    require(config.rounds > 0 and config.steps > 0, "--rounds and --steps must be positive.")
+    checks.check_positive(config, "rounds", "steps")
     shared.pin()
     shared.head()
     table = Table("method", "grows", "size", "arrays, MB", "preparation, s", "step, ms", "peak, MB", "peak / arrays")

@@ -27,7 +27,7 @@ import shared
 from rich.table import Table
 
 from iwsft_control.base import console
-from iwsft_control.base.errors import require
+from iwsft_control.benchmark import checks
 from iwsft_control.datasets import load, minari_files, packed
 
 WAYS = ("iterate", "cold", "warm", "embedded")
@@ -86,7 +86,7 @@ def measure(dataset_id: str, copy: str, rounds: int) -> tuple[int, dict[str, lis
 
 def main(config: BenchConfig) -> None:
     """Measure every data set, print a row for every way."""
-    require(config.rounds > 0, "--rounds must be positive.")
+    checks.check_positive(config, "rounds")
     shared.pin()
     shared.head()
     table = Table("data set", "transitions", "way", "seconds", "times as fast as iterating", "least", "most")

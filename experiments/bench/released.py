@@ -28,8 +28,7 @@ import shared
 from rich.table import Table
 
 from iwsft_control.base import console
-from iwsft_control.base.errors import require
-from iwsft_control.benchmark import settings
+from iwsft_control.benchmark import checks, settings
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.configs.supervised import PolicyConfig, as_released
 from iwsft_control.datasets.transitions import Demonstrations
@@ -145,7 +144,7 @@ def both_step(ours: Ours, padded: Padded, optimiser: optax.GradientTransformatio
 
 def main(config: BenchConfig) -> None:
     """Measure in turns, print a row for every recipe."""
-    require(config.rounds > 0 and config.steps > 0, "--rounds and --steps must be positive.")
+    checks.check_positive(config, "rounds", "steps")
     shared.pin()
     shared.head()
     data = DataSource(None if config.dataset else config.env, config.dataset).load()

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from iwsft_control.base import children, console
 from iwsft_control.base.errors import require
+from iwsft_control.benchmark import checks
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning.method import Artefact, Inputs
 from iwsft_control.sequences import generate, runs, task
@@ -88,7 +89,7 @@ def measure(config: BenchConfig, cores: int) -> dict[str, float]:
 
 def main(config: BenchConfig) -> None:
     """Measure, print a row for everything."""
-    require(config.rounds > 0, "--rounds must be positive.")
+    checks.check_positive(config, "rounds")
     check_length(config.model, task.parse(config.task))
     runs.check_methods(config.methods)
     graded = [name for name in config.methods if METHODS[name].by_quality]

@@ -45,14 +45,14 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def check_positive(config: object, *names: str) -> None:
-    """Refuse options that are zero or less.
+    """Refuse options that are zero or less; None is an option that was left out.
 
     Raises:
         UserError: the sentence names the option.
     """
     for name in names:
         value = getattr(config, name)
-        require(value > 0, f"--{name.replace('_', '-')} must be positive, not {value}.")
+        require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, not {value}.")
 
 
 def reference_scores(low: float | None, high: float | None) -> tuple[float, float] | None:
