@@ -56,6 +56,8 @@ SPREAD: Knobs = {
     "learning rate 0.001": {"policy": PolicyConfig(fine_tune_learning_rate=1e-3)},
     "steps 10,000": {"policy": PolicyConfig(fine_tune_steps=10_000)},
     "bc steps 60,000": {"policy": PolicyConfig(bc_steps=60_000)},
+    "bc steps 10,000": {"policy": PolicyConfig(bc_steps=10_000)},
+    "bc steps 5,000": {"policy": PolicyConfig(bc_steps=5_000)},
     "steps 20,000": {"policy": PolicyConfig(fine_tune_steps=20_000)},
 }
 ROUNDS: dict[str, Knobs] = {
