@@ -72,15 +72,13 @@ class TuningConfig:
 
     round: Literal["knobs", "spread"] = "knobs"
     """The second or the third."""
-    method: str = "iw-sft-q"
-    """By learned Q."""
     tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
     seeds: tuple[int, ...] = (100, 101)
     """Tuning seeds: 100 and up."""
     knobs: tuple[str, ...] = ()
     """Names of rows of the table, by default all of the round."""
     out: Path | None = None
-    """By default results/tuning/ROUND, and for another method than iw-sft-q results/tuning/ROUND-METHOD."""
+    """By default results/tuning/ROUND."""
     workers: int | None = None
     table_only: bool = False
     """Make the table of the results that are there; run nothing."""
@@ -93,14 +91,13 @@ def main(config: TuningConfig) -> None:
     knobs = ROUNDS[config.round]
     unknown = sorted(set(config.knobs) - set(knobs))
     require(not unknown, f"no knob {', '.join(unknown)}; choose of {'; '.join(knobs)}.")
-    own = "" if config.method == "iw-sft-q" else f"-{config.method}"
-    out = config.out or Path("results/tuning") / (config.round + own)
+    out = config.out or Path("results/tuning") / config.round
 
     def run(name: str) -> None:
         console.console.print(name)
-        options = {"tasks": config.tasks, "methods": (config.method,), "qualities": ("q",), "seeds": config.seeds}
-        where = {"results": out / folder(name), "workers": config.workers, "quick": config.quick}
-        sweep.main(sweep.Plan(**options, **where, **knobs[name]))
+        options = {"tasks": config.tasks, "methods": ("iw-sft-q",), "qualities": ("q",), "seeds": config.seeds}
+        own = {"results": out / folder(name), "workers": config.workers, "quick": config.quick}
+        sweep.main(sweep.Plan(**options, **own, **knobs[name]))
 
     failed = console.each(run, () if config.table_only else config.knobs or knobs)
     header, rows = table(config.tasks, {name: runs.by_seed(out / folder(name), config.quick) for name in knobs})
