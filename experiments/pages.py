@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from iwsft_control.benchmark import results
 from iwsft_control.benchmark.acceptance import mean_score
 from iwsft_control.datasets.facts import PUBLISHED_SCORES
 from iwsft_control.methods import registry
-from iwsft_control.report import formats
+from iwsft_control.report import curves, formats
 from iwsft_control.report.published import PUBLISHED_TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +35,9 @@ METHODS = {
 }
 
 
-def short(folder: Path) -> str:
-    """The README's scores: the table's means. ``folder`` is that of all results, here and below."""
-    return (folder / "short.md").read_text(encoding="utf-8").strip()
+def whole(folder: Path, name: str) -> str:
+    """A table that a command wrote. ``folder`` is that of all results, here and below."""
+    return (folder / name).read_text(encoding="utf-8").strip()
 
 
 # --- known methods, here and as published ------------------------------------------------------------------------
@@ -104,21 +105,15 @@ def ablation(folder: Path) -> str:
     return formats.markdown_table([header[i].removesuffix("-medium-replay") for i in kept], shown)
 
 
-# --- the spread between runs -------------------------------------------------------------------------------------
-
-
-def variance(folder: Path) -> str:
-    """Standard deviations of the score on Hopper, by what differs between the runs."""
-    return (folder / "variance" / "hopper-medium-replay.md").read_text(encoding="utf-8").strip()
-
-
 # --- pages -------------------------------------------------------------------------------------------------------
 
 TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
-    ("README.md", "results/short.md"): short,
+    ("README.md", "results/short.md"): partial(whole, name="short.md"),
     ("docs/data.md", "results/reconstruction, results/baselines"): beside_published,
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
-    ("docs/difference.md", "results/variance"): variance,
+    ("docs/difference.md", "results/variance"): partial(whole, name="variance/hopper-medium-replay.md"),
+    ("docs/difference.md", "results/tuning/spread"): partial(whole, name="tuning/spread/knobs.md"),
+    ("docs/reproducing.md", "results/curves"): lambda folder: curves.tables(folder / "curves"),
 }
 """By page and by the source that its mark names, what makes the table."""
 

@@ -74,8 +74,8 @@ def update(log_prob: LogProb, recipe: Recipe, state: Any, batch: Trajectories) -
     """
     curated, table, count = batch.data.own.curated, batch.data.shared, recipe.trajectories
     units, counts = jnp.unique(batch.units, size=count, fill_value=0, return_counts=True)  # past the last one 0 times
-    ends = jnp.cumsum(jnp.where(counts > 0, curated.lengths[units], 0))
     lengths = curated.lengths[units]
+    ends = jnp.cumsum(jnp.where(counts > 0, lengths, 0))
     offsets = (jnp.cumsum(curated.lengths) - curated.lengths)[units]  # of each unit in curated.rows
     chunks = -(-ends[-1] // CHUNK)
 

@@ -53,10 +53,15 @@ def add_point(path: Path, record: dict[str, Any], **point: float) -> None:
 
 
 def draw(folder: Path) -> None:
-    """A figure of all curves in a folder, into it, and their :func:`quarters` and :func:`averages` printed."""
+    """A figure of all curves in a folder, into it, and their :func:`tables` printed."""
     figures.save(figures.curves(read(folder)), folder, "curves")
+    print(tables(folder))
+
+
+def tables(folder: Path) -> str:
+    """:func:`quarters` and :func:`averages` of all curves in a folder."""
     records = [record for group in read(folder) for record in group]
-    print(quarters(records), averages(records), sep="\n\n")
+    return f"{quarters(records)}\n\n{averages(records)}"
 
 
 def read(folder: Path) -> list[list[Mapping[str, Any]]]:
