@@ -18,7 +18,7 @@ from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import export, grid, processes, ray_pool, results, settings, stages, store
 from iwsft_control.benchmark import jobs as benchmark_jobs
-from iwsft_control.benchmark.board import seconds_left, seconds_of
+from iwsft_control.benchmark.board import EVALUATION_SECONDS, Board, Seen, seconds_left, seconds_of
 from iwsft_control.benchmark.jobs import (
     DataSource,
     Failure,
@@ -101,10 +101,45 @@ def test_data_are_named_once_unless_quiet_and_folders_opened(tmp_path, capsys):
 def test_the_time_left_is_that_of_the_longest_chain():
     """One run is not faster on sixteen cores: its fine-tuning waits for BC and the critic, which are side by side."""
     jobs = with_dependencies([Job(DataSource(TASK), stages.method_stage("iw-sft-q", "q", (0,), settings.make(), TASK))])
-    seconds = {job.stage.method: seconds_of(job, {}) for job in jobs}
-    assert seconds_left(jobs, 1, {}) == pytest.approx(sum(seconds.values()))
-    assert seconds_left(jobs, 16, {}) == pytest.approx(seconds["critic"] + seconds["iw-sft-q"])
-    assert seconds_left([], 2, {}) == 0.0
+    seconds = {job.stage.method: seconds_of(job, Seen()) for job in jobs}
+    assert seconds_left(jobs, 1, Seen()) == pytest.approx(sum(seconds.values()))
+    assert seconds_left(jobs, 16, Seen()) == pytest.approx(seconds["critic"] + seconds["iw-sft-q"])
+    assert seconds_left([], 2, Seen()) == 0.0
+
+
+def test_the_time_left_follows_what_runs(monkeypatch):
+    """What was under way for a while says how long its kind takes, also the kind that no card foresaw."""
+    chosen = SETTINGS.replace(policy=dataclasses.replace(POLICY, bc_steps=1_000))
+    wanted = [Job(DataSource(TASK), stages.method_stage("bc", None, (s,), chosen, TASK)) for s in (0, 1)]
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    board = Board(wanted, 1, 0, quiet=True)
+    board.started(wanted[0])
+    board.progress(wanted[0], "bc", 1_000, 400, {})  # a kill was between
+    now = 600.0
+    board.progress(wanted[0], "bc", 1_000, 100, {})
+    evaluating = EVALUATION_SECONDS * 0.05  # 5 episodes, since the settings are those of a trial
+    assert seconds_of(wanted[0], board.seen) == pytest.approx(6 * 500 + evaluating)
+    assert seconds_of(wanted[1], board.seen) == pytest.approx(6 * 1_000 + evaluating)
+    assert board.bar.tasks[0].description == "running 1, failed 0, about 2.5 h left"
+    board.progress(wanted[0], "bc evaluation", 100, 0, {})
+    board.finished(wanted[0], None)  # part of a training is not what a whole one takes
+    assert seconds_of(wanted[1], board.seen) == pytest.approx(6 * 1_000 + evaluating)
+    board.started(wanted[1])
+    now = 5_000.0
+    board.finished(wanted[1], None)
+    assert seconds_of(wanted[0], board.seen) == 4_400.0
+    assert board.bar.tasks[0].description == "running 0, failed 0, about 0 s left"
+
+
+def test_the_released_recipe_is_no_matter_of_a_minute():
+    """Whole trajectories cost a hundred times what single transitions do, which an estimate has to foresee."""
+    plain, whole = SETTINGS, SETTINGS.replace(preset="released")
+    seconds = [
+        seconds_of(Job(DataSource(TASK), stages.method_stage("bc", None, (0,), each, TASK)), Seen())
+        for each in (plain, whole)
+    ]
+    assert seconds[1] > 20 * seconds[0]
 
 
 def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):

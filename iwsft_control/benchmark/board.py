@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -16,17 +17,37 @@ from iwsft_control.methods import registry
 EVALUATION_SECONDS = 6.0  # rough, on one core: only for the estimate before any stage was timed
 
 
-def seconds_of(job: Job, seen: dict[tuple[str, str], list[float]]) -> float:
-    """Expected seconds of a job: the mean of those seen of its kind, else a guess from its steps."""
-    known = seen.get((job.source.task, job.stage.name))
-    if known:
-        return sum(known) / len(known)
-    method, stage = registry.card(job.stage.method), job.stage
-    evaluating = 0.0 if not method.has_policy else EVALUATION_SECONDS * (0.05 if stage.settings.quick else 1)
-    return len(stage.seeds) * (method.seconds * stage.config.steps / 1000 + evaluating)
+@dataclass
+class Seen:
+    """What is known of the jobs' time: of each kind (task and stage), and how far the running ones have come."""
+
+    whole: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """Seconds of the finished jobs of a kind."""
+    pace: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Seconds of a step, in the latest training of a kind."""
+    done: dict[Job, float] = field(default_factory=dict)
+    """The share of its training that a running job has behind it."""
 
 
-def seconds_left(left: Collection[Job], slots: int, seen: dict[tuple[str, str], list[float]]) -> float:
+def kind(job: Job) -> tuple[str, str]:
+    """What decides how long a job takes: its task and its stage."""
+    return job.source.task, job.stage.name
+
+
+def seconds_of(job: Job, seen: Seen) -> float:
+    """Expected seconds that a job still takes: by those of its kind that are finished or under way, else a guess."""
+    whole, stage, method = seen.whole.get(kind(job)), job.stage, registry.card(job.stage.method)
+    evaluating = EVALUATION_SECONDS * (0.05 if stage.settings.quick else 1) if method.has_policy else 0.0
+    if whole:
+        training, evaluating = sum(whole) / len(whole), 0.0
+    elif kind(job) in seen.pace:
+        training = seen.pace[kind(job)] * stage.config.steps
+    else:
+        training, evaluating = (len(stage.seeds) * each for each in (method.seconds_of(stage.config), evaluating))
+    return training * (1 - seen.done.get(job, 0.0)) + evaluating
+
+
+def seconds_left(left: Collection[Job], slots: int, seen: Seen) -> float:
     """Expected seconds until jobs are done, ``slots`` at a time: no less than the longest chain of those that wait for
     one another."""
     chains: dict[Job, float] = {}
@@ -45,7 +66,8 @@ class Board:
 
     def __init__(self, jobs: Sequence[Job], slots: int, done: int, console: Any = console.console, quiet: bool = False):
         self.left, self.slots = set(jobs), slots
-        self.seen: dict[tuple[str, str], list[float]] = {}
+        self.seen = Seen()
+        self.trained: dict[Job, tuple[float, int, int]] = {}  # since when it trains, steps before that, steps now
         self.began: dict[Job, float] = {}
         self.failed = 0
         columns = TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn()
@@ -54,6 +76,7 @@ class Board:
         self._describe()
 
     def _describe(self) -> None:
+        self.described = time.monotonic()
         left = seconds_left(self.left, self.slots, self.seen)
         text = f"running {len(self.began)}, failed {self.failed}, about {duration(left)} left"
         self.bar.update(self.total, description=text)
@@ -62,6 +85,17 @@ class Board:
         """A loop of a running job went on, or began with what was ``done`` before."""
         description = f"  {job.name}" + ("" if what == job.stage.method else f": {what}")
         self.bar.loop(description, steps, done, values, owner=job)
+        if what != job.stage.method:
+            return
+        now = time.monotonic()
+        began, before, over = self.trained.get(job, (now, done, 0))
+        over += done
+        self.trained[job] = began, before, over
+        self.seen.done[job] = over / max(steps, 1)
+        if over > before:
+            self.seen.pace[kind(job)] = (now - began) / (over - before)
+        if now - self.described > 1:  # a step may take less than to ask what all the others will
+            self._describe()
 
     def started(self, job: Job) -> None:
         """A job began."""
@@ -71,13 +105,13 @@ class Board:
     def finished(self, job: Job, failure: Failure | None) -> None:
         """A job is over."""
         self.bar.end(job)
-        began = self.began.pop(job, None)
+        began, resumed = self.began.pop(job, None), self.trained.pop(job, (0.0, 0, 0))[1] > 0
+        self.seen.done.pop(job, None)
         if failure is not None:
             self.failed += 1
             self.bar.console.print(f"failed: {job.name}: {failure.error}")
-        elif began is not None:
-            seconds = time.monotonic() - began
-            self.seen.setdefault((job.source.task, job.stage.name), []).append(seconds)
+        elif began is not None and not resumed:
+            self.seen.whole.setdefault(kind(job), []).append(time.monotonic() - began)
         if job in self.left:  # not one of a group's seeds, tried alone
             self.left.remove(job)
             self.bar.advance(self.total)

@@ -12,7 +12,7 @@ import jax
 from iwsft_control.base import children, console
 from iwsft_control.base.progress import duration
 from iwsft_control.benchmark import checks, jobs, processes, ray_pool, results, stages
-from iwsft_control.benchmark.board import Board, seconds_left
+from iwsft_control.benchmark.board import Board, Seen, seconds_left
 from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.envs import tasks
@@ -67,7 +67,7 @@ def run(plan: Any, chosen: Settings) -> None:
         f"{len(wanted)} runs in {len(everything)} stages, {len(everything) - len(missing)} of them finished before. "
         + (f"To do: {', '.join(f'{n} {name}' for name, n in counts.items())}." if counts else "Nothing is left to do.")
     )
-    guess = seconds_left(missing, slots, {})
+    guess = seconds_left(missing, slots, Seen())
     if plan.ray is None:
         console.console.print(f"estimate: {duration(guess)} with {slots} at a time; results in {folder}")
     if plan.dry_run:

@@ -39,8 +39,8 @@ class Card:
     """Which stream of a seed's random numbers is its own; by default one named after it."""
     has_policy: bool = True
     """Whether it ends in a policy; a critic does not."""
-    seconds: float = 3.0
-    """Rough seconds of 1,000 steps on one core, for estimates before anything was timed."""
+    seconds: float | Callable[[Any], float] = 3.0
+    """Rough seconds of 1,000 steps on one core, for estimates before anything was timed; or (config) -> these."""
     published: Published | None = None
     """Its published scores."""
 
@@ -54,6 +54,11 @@ class Card:
         """Every group of options that its configuration is made of."""
         group = self.group
         return (group,) if group is not None else tuple(f.name for f in dataclasses.fields(self.config))
+
+    def seconds_of(self, config: Any) -> float:
+        """Rough seconds of a whole training on one core."""
+        of_1000: float = self.seconds(config) if callable(self.seconds) else self.seconds
+        return of_1000 * config.steps / 1000
 
     @property
     def random_stream(self) -> int:

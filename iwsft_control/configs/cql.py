@@ -39,6 +39,6 @@ CARD = Card(
     name="cql",
     config=CQLConfig,
     stream=10,
-    seconds=90.0,
+    seconds=40.0,
     published=Published("CQL", (95.0, 45.5, 77.2)),
 )

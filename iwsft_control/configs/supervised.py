@@ -132,7 +132,7 @@ def _card(name: str, stream: int, published: Published | None = None) -> Card:
         dependencies=lambda quality: ("bc",) * kind.fine_tunes + ("critic",) * (quality == "q"),
         record=partial(record, kind),
         stream=stream,
-        seconds=4.0,
+        seconds=lambda config: 4.0 if not config.preset else 1000.0 if kind.fine_tunes else 400.0,
         published=published,
     )
 
