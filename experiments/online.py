@@ -19,6 +19,7 @@ from iwsft_control.base import console
 from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.files import write_text
 from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward
+from iwsft_control.online import methods as online_methods
 from iwsft_control.online.methods import METHODS
 from iwsft_control.report import figures, online
 
@@ -62,6 +63,7 @@ def main(config: OnlineConfig) -> None:
     ]
     for each in wanted:  # a mistake is told before hours are spent
         finetune.validate(each)
+    online_methods.check_effects(config.methods, config.rewards, config.ppo, config.prefix)
     failed = console.each(finetune.main, () if config.only_report else wanted)
     found = online.find(config.out)
     paired = f"Paired by seed [95% interval, corrected for the {len(online.COMPARED)} comparisons of a column]:"

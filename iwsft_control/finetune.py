@@ -80,8 +80,7 @@ def validate(config: FinetuneConfig) -> Settings:
     bounds.check(config.prefix, "prefix")
     one = config.ppo.group_size == 1 and "prefix-rft" in config.method
     require(not one, "--ppo.group-size must be at least 2 for prefix-rft: one episode of a group has the prefix.")
-    estimator = config.ppo.estimator or ("gae", "group")[config.reward == "sparse"]
-    alone = config.ppo.group_size == 1 and estimator == "group"
+    alone = config.ppo.group_size == 1 and methods.estimator_of(config.ppo, config.reward) == "group"
     require(
         not alone, "--ppo.group-size must be at least 2 for --ppo.estimator group: an episode is held to its group."
     )
@@ -96,9 +95,30 @@ def main(config: FinetuneConfig) -> None:
     online.run(config, chosen)
 
 
+def command(config: FinetuneConfig) -> None:
+    """What the command line does: an option without an effect is a mistake there."""
+    validate(config)
+    methods.check_effects(config.method, (config.reward,), config.ppo, config.prefix)
+    _check_offline(config)
+    main(config)
+
+
+def _check_offline(config: FinetuneConfig) -> None:
+    """See that what was set of the offline policy has an effect."""
+    used = {"hidden"}  # as wide is the policy of a method that starts from none
+    scratch = all(methods.get(name).scratch for name in config.method)
+    if not scratch:
+        used |= settings.effective([config.start], ["q"])["policy"]
+    why = f"{', '.join(config.method)} starts from no policy" if scratch else f"--start is {config.start}"
+    for field in dataclasses.fields(PolicyConfig):
+        idle = field.name not in used and getattr(config.policy, field.name) != field.default
+        require(not idle, f"--policy.{field.name} has no effect, since {why}; leave it out.".replace("_", "-"))
+    require(config.start == "bc" or not scratch, f"--start has no effect, since {why}; leave it out.")
+
+
 def cli() -> None:
     """The command line."""
-    console.command(lambda: FinetuneConfig, main, "python -m iwsft_control.finetune", __doc__)
+    console.command(lambda: FinetuneConfig, command, "python -m iwsft_control.finetune", __doc__)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from iwsft_control.envs.batch import D4RLBatch, make_batch
 from iwsft_control.learning import objectives as offline
 from iwsft_control.learning.loop import DivergedError
 from iwsft_control.networks.policies import GaussianPolicy, gaussian_log_prob, load_policy
-from iwsft_control.online import learner, objectives, prefixes, rollouts, schedules, training
+from iwsft_control.online import learner, methods, objectives, prefixes, rollouts, schedules, training
 from iwsft_control.online.learner import Setup
 from iwsft_control.online.methods import METHODS
 from iwsft_control.online.policy import Actor, OnlinePolicy, create, fit_spread, scale_std
@@ -353,7 +353,9 @@ def walks(episodes=6):
 
 
 def teach(name, budget=400, sparse=False, prefix=None, seed=0, evaluations=2, **options):
+    prefix = prefix or PrefixConfig()
     chosen = setup(name, sparse, hidden=(8,), action_dim=1, **options.pop("ppo", {}))
+    chosen = dataclasses.replace(chosen, entropy_share=prefix.entropy_share)
     batch, demonstrations = Point(8), walks()
 
     def evaluate(params):
@@ -369,7 +371,7 @@ def teach(name, budget=400, sparse=False, prefix=None, seed=0, evaluations=2, **
     start = create(chosen.policy, 1, jax.random.key(seed))
     options = {"threads": 1, **options}
     return training.finetune(
-        chosen, prefix or PrefixConfig(), demonstrations, batch, start, seed, budget, evaluate, evaluations, **options
+        chosen, prefix, demonstrations, batch, start, seed, budget, evaluate, evaluations, **options
     )
 
 
@@ -625,6 +627,63 @@ def test_differences_are_paired_by_seed(tmp_path):
 def test_user_errors(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         finetune.main(config(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"ppo": PPOConfig(trace=0.5), "reward": "sparse"},
+            "--ppo.trace has no effect on uft, prefix-rft with the rew",
+        ),
+        ({"ppo": PPOConfig(divide_by_std=True)}, "--ppo.divide-by-std has no effect on .* and the estimator gae;"),
+        ({"prefix": PrefixConfig(pieces=3), "method": ("prefix-rft",)}, "--prefix.pieces has no effect on prefix-rft"),
+        ({"policy": PolicyConfig(fine_tune_steps=9)}, "--policy.fine-tune-steps has no effect, since --start is bc;"),
+        ({"policy": PolicyConfig(bc_steps=9), "method": ("rl",)}, "--policy.bc-steps has no effect, since rl starts"),
+        ({"start": "sft", "method": ("rl",)}, "--start has no effect, since rl starts from no policy"),
+    ],
+)
+def test_an_option_without_an_effect_is_refused_on_the_command_line(tmp_path, changes, sentence, monkeypatch):
+    monkeypatch.setattr(finetune, "main", None)
+    with pytest.raises(UserError, match=sentence):
+        finetune.command(
+            finetune.FinetuneConfig(**{"env": "hopper-medium-replay", "method": ("uft", "prefix-rft")} | changes)
+        )
+    trained = []
+    monkeypatch.setattr(finetune, "main", trained.append)
+    finetune.command(config(tmp_path))
+    finetune.command(config(tmp_path, start="sft", policy=PolicyConfig(fine_tune_steps=9), method=("rl", "uft")))
+    assert len(trained) == 2
+
+
+CHANGED = {
+    "ppo": {"discount": 0.5, "trace": 0.5, "critic_learning_rate": 0.1, "critic_hidden": (4,), "critic_warmup": 1,
+            "divide_by_std": True, "centred": False, "likelihood_weight": 3.0, "kl_weight": 3.0},
+    "prefix": {"pieces": 2, "unhinted_share": 0.9, "hinted_share": 0.1, "high": 0.4, "low": 0.3, "entropy_share": 0.9},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group, each in CHANGED.items() for option in each])
+def test_the_settings_that_have_an_effect_are_those_that_change_what_is_learned(group, option):
+    """Of the last use that is said to have none and the last that is said to have one, the training says so too.
+
+    The last ones are those with prefixes, whose outcomes differ from the first update on.
+    """
+    uses = [
+        methods.Use(m, e, r) for r in ("dense", "sparse") for e in ("gae", "group") for m in methods.METHODS.values()
+    ]
+    has_effect, value = methods.EFFECTS[f"{group}.{option}"], CHANGED[group][option]
+    for expected in (False, True):
+        use = next(use for use in reversed(uses) if has_effect(use) == expected)
+        name = next(name for name, method in methods.METHODS.items() if method == use.method)
+        common = {"estimator": use.estimator, "policy_learning_rate": 0.02, "target_kl": 0.5}
+        runs = [
+            teach(name, 900, use.reward == "sparse", PrefixConfig(**prefix), ppo=common | ppo)
+            for ppo, prefix in (({}, {}), ({option: value}, {}) if group == "ppo" else ({}, {option: value}))
+        ]
+        pairs = zip(*(jax.tree.leaves(run.policy) for run in runs), strict=True)
+        assert all((a == b).all() for a, b in pairs) != expected
 
 
 def test_other_environments_are_refused(tmp_path, monkeypatch):

@@ -57,8 +57,8 @@ class Card:
 
     def seconds_of(self, config: Any) -> float:
         """Rough seconds of a whole training on one core."""
-        of_1000: float = self.seconds(config) if callable(self.seconds) else self.seconds
-        return of_1000 * config.steps / 1000
+        of_1000 = self.seconds(config) if callable(self.seconds) else self.seconds
+        return float(of_1000 * config.steps / 1000)
 
     @property
     def random_stream(self) -> int:

@@ -20,7 +20,7 @@ from iwsft_control.configs.online import PPOConfig
 from iwsft_control.learning.gradient import adam
 from iwsft_control.networks.mlp import ValueFunction
 from iwsft_control.networks.policies import gaussian_log_prob
-from iwsft_control.online import objectives
+from iwsft_control.online import methods, objectives
 from iwsft_control.online.methods import OnlineMethod
 from iwsft_control.online.policy import OnlinePolicy
 
@@ -43,7 +43,7 @@ class Setup:
     @property
     def estimator(self) -> str:
         """How advantages are estimated: gae or group."""
-        return self.ppo.estimator or ("group" if self.sparse else "gae")
+        return methods.estimator_of(self.ppo, "sparse" if self.sparse else "dense")
 
     @property
     def policy(self) -> OnlinePolicy:

@@ -10,9 +10,11 @@ prefix-rft          bc-rl, but one episode of each group continues a demonstrati
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
-from iwsft_control.base.errors import UserError, near
+from iwsft_control.base.errors import UserError, near, require
+from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward
 
 
 class OnlineMethod(NamedTuple):
@@ -45,3 +47,71 @@ def get(name: str) -> OnlineMethod:
     if name not in METHODS:
         raise UserError(f"unknown online method {name!r}: {near(name, list(METHODS))}")
     return METHODS[name]
+
+
+def estimator_of(ppo: PPOConfig, reward: Reward) -> str:
+    """How advantages are estimated: gae or group."""
+    return ppo.estimator or ("group" if reward == "sparse" else "gae")
+
+
+class Use(NamedTuple):
+    """What decides which settings matter."""
+
+    method: OnlineMethod
+    estimator: str
+    reward: Reward
+
+
+def _by_gae(use: Use) -> bool:
+    return use.estimator == "gae"
+
+
+def _from_a_policy(use: Use) -> bool:
+    return not use.method.scratch
+
+
+def _by_law(*laws: str) -> Callable[[Use], bool]:
+    return lambda use: use.method.law in laws
+
+
+EFFECTS: dict[str, Callable[[Use], bool]] = {
+    "ppo.discount": lambda use: use.estimator == "gae" and use.reward == "dense",
+    "ppo.trace": _by_gae,
+    "ppo.critic_learning_rate": _by_gae,
+    "ppo.critic_hidden": _by_gae,
+    "ppo.critic_warmup": _by_gae,
+    "ppo.divide_by_std": lambda use: use.estimator == "group",
+    "ppo.centred": lambda use: use.estimator == "group" and use.method.law == "hybrid",
+    "ppo.likelihood_weight": lambda use: use.method.likelihood,
+    "ppo.kl_weight": _from_a_policy,
+    "ppo.spread_steps": _from_a_policy,
+    "ppo.start_std": _from_a_policy,
+    "prefix.success_percentile": lambda use: use.reward == "sparse",
+    "prefix.margin": _by_law("uniform", "cosine", "hybrid"),
+    "prefix.pieces": _by_law("uniform", "cosine"),
+    "prefix.unhinted_share": _by_law("uniform", "cosine"),
+    "prefix.hinted_share": _by_law("cosine"),
+    "prefix.high": _by_law("cosine", "hybrid"),
+    "prefix.low": _by_law("cosine", "hybrid"),
+    "prefix.entropy_share": _by_law("hybrid"),
+}
+"""The settings that not every method has a use for, and which have."""
+
+
+def check_effects(names: Sequence[str], rewards: Sequence[Reward], ppo: PPOConfig, prefix: PrefixConfig) -> None:
+    """See that what was set has an effect on one of the runs at least.
+
+    Raises:
+        UserError: something has none, or a method is unknown.
+    """
+    uses = [Use(get(name), estimator_of(ppo, reward), reward) for name in names for reward in rewards]
+    groups: dict[str, tuple[Any, Any]] = {"ppo": (ppo, PPOConfig()), "prefix": (prefix, PrefixConfig())}
+    for option, has_effect in EFFECTS.items():
+        group, name = option.split(".")
+        given, default = (getattr(config, name) for config in groups[group])
+        where = f"{', '.join(names)} with the reward {' or '.join(rewards)}"
+        estimators = " or ".join(dict.fromkeys(use.estimator for use in uses))
+        require(
+            given == default or any(map(has_effect, uses)),
+            f"--{option.replace('_', '-')} has no effect on {where} and the estimator {estimators}; leave it out.",
+        )
