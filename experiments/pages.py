@@ -112,6 +112,7 @@ TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("docs/data.md", "results/reconstruction, results/baselines"): beside_published,
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
     ("docs/difference.md", "results/variance"): partial(whole, name="variance/hopper-medium-replay.md"),
+    ("docs/difference.md", "results/tuning/knobs"): partial(whole, name="tuning/knobs/knobs.md"),
     ("docs/difference.md", "results/tuning/spread"): partial(whole, name="tuning/spread/knobs.md"),
     ("docs/reproducing.md", "results/curves"): lambda folder: curves.tables(folder / "curves"),
 }
