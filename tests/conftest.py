@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -22,6 +23,9 @@ from iwsft_control.learning.method import Inputs, Prepared
 SCORES = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}  # D4RL's of Hopper
 STATM = Path("/proc/self/statm")  # memory of this process in pages: in all, resident, ...
 LARGE = 3 << 29  # bytes
+
+jitted = cache(partial(jax.jit, static_argnums=0))
+"""A function of (static, ...) as one program: op by op it is a hundred small ones, which take longer to compile."""
 
 SHARED = Path(os.environ.get("IWSFT_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -25,7 +25,7 @@ from iwsft_control.networks.policies import (
     TanhGaussianPolicy,
     policy_log_prob,
 )
-from tests.conftest import make_data, prepared
+from tests.conftest import jitted, make_data, prepared
 
 SMALL = {"hidden": (16, 16), "batch_size": 32, "steps": 20}
 CONFIGS = {
@@ -38,7 +38,7 @@ CONFIGS = {
 DATA = make_data((30, 5, 17, 40, 20, 8))
 KEY = jax.random.key(3)
 METHODS = {name: registry.get(name) for name in CONFIGS}
-UPDATES = {name: jax.jit(METHODS[name].update, static_argnums=0) for name in CONFIGS}
+UPDATES = {name: jitted(METHODS[name].update) for name in CONFIGS}
 
 
 @cache
@@ -113,7 +113,7 @@ def smoothed(config, actions, key):
 def test_iql_policy_loss_is_equation_7(largest):
     config, state, batch = start("iql")
     config = dataclasses.replace(config, max_weight=largest)
-    loss = iql.policy_loss(config, state.policy, state.critic.value, state.critic.target, batch)
+    loss = jitted(iql.policy_loss)(config, state.policy, state.critic.value, state.critic.target, batch)
     q = twins(state.critic.target, batch.observations, batch.actions).min(axis=0)
     v = dense(net(state.critic.value), np.float64(batch.observations))[:, 0]
     weight = np.minimum(np.exp(3.0 * (q - v)), largest)
@@ -126,14 +126,14 @@ def test_iql_without_beta_is_behaviour_cloning():
     config, state, batch = start("iql")
     arguments = (state.policy, state.critic.value, state.critic.target, batch)
     log_prob = normal_log_prob(batch.actions, *gaussian(state.policy, batch.observations))
-    cloning = iql.policy_loss(dataclasses.replace(config, beta=0.0), *arguments)
+    cloning = jitted(iql.policy_loss)(dataclasses.replace(config, beta=0.0), *arguments)
     assert float(cloning) == pytest.approx(-log_prob.mean(), rel=1e-4)
 
 
 def test_iql_learns_the_critics_that_the_quality_critic_learns():
     config, state, batch = start("iql")
     new, _ = UPDATES["iql"](config, state, batch, KEY)
-    alone, _ = jax.jit(critics.update, static_argnums=0)(config, state.critic, batch)
+    alone, _ = jitted(critics.update)(config, state.critic, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), new.critic, alone)
 
 
@@ -142,12 +142,16 @@ def test_td3_bc_losses_are_equations_3_and_5():
     next_actions = smoothed(config, np.tanh(dense(net(state.policy_target), np.float64(batch.next_observations))), KEY)
     next_q = twins(state.target, batch.next_observations, next_actions).min(axis=0)
     expected = squared_errors(twins(state.critic, batch.observations, batch.actions), backups(batch, next_q))
-    assert float(td3_bc.critic_loss(config, state.critic, state, batch, KEY)) == pytest.approx(expected, rel=1e-4)
+    assert float(jitted(td3_bc.critic_loss)(config, state.critic, state, batch, KEY)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
     actions = np.tanh(dense(net(state.policy), np.float64(batch.observations)))
     q = twins(state.critic, batch.observations, actions)[0]
     expected = -2.5 / np.abs(q).mean() * q.mean() + ((actions - batch.actions) ** 2).mean()
-    assert float(td3_bc.policy_loss(config, state.policy, state.critic, batch)) == pytest.approx(expected, rel=1e-4)
+    assert float(jitted(td3_bc.policy_loss)(config, state.policy, state.critic, batch)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_td3_bc_sees_normalised_observations_and_acts_on_raw_ones():
@@ -167,7 +171,9 @@ def test_awac_losses_are_equations_3_and_13():
     next_actions = np.clip(mean + np.exp(log_std) * np.float64(noise), -1, 1)
     next_q = twins(state.target, batch.next_observations, next_actions).min(axis=0)
     expected = squared_errors(twins(state.critic, batch.observations, batch.actions), backups(batch, next_q))
-    assert float(awac.critic_loss(config, state.critic, state, batch, noise)) == pytest.approx(expected, rel=1e-4)
+    assert float(jitted(awac.critic_loss)(config, state.critic, state, batch, noise)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
     mean, log_std = gaussian(state.policy, batch.observations)
     v = twins(state.critic, batch.observations, np.clip(mean + np.exp(log_std) * np.float64(noise), -1, 1)).min(axis=0)
@@ -176,7 +182,7 @@ def test_awac_losses_are_equations_3_and_13():
         settings = dataclasses.replace(config, temperature=temperature, max_weight=largest)
         weight = np.minimum(np.exp(advantage / temperature), largest)
         expected = -np.mean(weight * normal_log_prob(batch.actions, mean, log_std))
-        loss = awac.policy_loss(settings, state.policy, state.critic, batch, noise)
+        loss = jitted(awac.policy_loss)(settings, state.policy, state.critic, batch, noise)
         assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
@@ -191,12 +197,16 @@ def test_rebrac_losses_are_equations_3_and_4():
     assert penalty.max() > 0.1
     next_q = q_of(state.target, batch.next_observations, next_actions).min(axis=0) - 0.1 * penalty
     expected = squared_errors(q_of(state.critic, batch.observations, batch.actions), backups(batch, next_q))
-    assert float(rebrac.critic_loss(config, state.critic, state, batch, KEY)) == pytest.approx(expected, rel=1e-4)
+    assert float(jitted(rebrac.critic_loss)(config, state.critic, state, batch, KEY)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
     actions = np.tanh(dense(net(state.policy), np.float64(batch.observations)))
     q = q_of(state.critic, batch.observations, actions).min(axis=0)
     expected = np.mean(0.05 * ((actions - batch.actions) ** 2).sum(axis=-1) - q / np.abs(q).mean())
-    assert float(rebrac.policy_loss(config, state.policy, state.critic, batch)) == pytest.approx(expected, rel=1e-4)
+    assert float(jitted(rebrac.policy_loss)(config, state.policy, state.critic, batch)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def squashed(params, observations):
@@ -235,7 +245,7 @@ def test_cql_losses_are_equation_4_with_importance_sampling():
     mean, log_std = squashed(state.policy, batch.next_observations)
     next_actions = np.tanh(mean + np.exp(log_std) * np.float64(noise.next_policy))
     next_q = twins(state.target, batch.next_observations, next_actions).min(axis=0)  # no entropy in the backup
-    loss, term = cql.critic_loss(config, state.critic, state, batch, noise)
+    loss, term = jitted(cql.critic_loss)(config, state.critic, state, batch, noise)
     assert float(term) == pytest.approx(gap, rel=1e-4)
     assert float(loss) == pytest.approx(squared_errors(q_data, backups(batch, next_q)) + 5 * gap, rel=1e-4)
 
@@ -247,11 +257,11 @@ def test_cql_policy_clones_first_and_then_follows_q():
     mean, log_std = squashed(state.policy, batch.observations)
     u = mean + np.exp(log_std) * np.float64(noise.policy)
     entropy_part = np.exp(-0.7) * tanh_log_prob(u, mean, log_std)
-    cloning, log_prob = cql.policy_loss(config, state.policy, state._replace(step=9), batch, noise)
+    cloning, log_prob = jitted(cql.policy_loss)(config, state.policy, state._replace(step=9), batch, noise)
     data_log_prob = tanh_log_prob(np.arctanh(np.float64(batch.actions)), mean, log_std)
     assert float(cloning) == pytest.approx(np.mean(entropy_part - data_log_prob), rel=1e-4)
     np.testing.assert_allclose(log_prob, tanh_log_prob(u, mean, log_std), rtol=1e-3, atol=1e-3)
-    following, _ = cql.policy_loss(config, state.policy, state._replace(step=10), batch, noise)
+    following, _ = jitted(cql.policy_loss)(config, state.policy, state._replace(step=10), batch, noise)
     q = twins(state.critic, batch.observations, np.tanh(u)).min(axis=0)
     assert float(following) == pytest.approx(np.mean(entropy_part - q), rel=1e-4)
 
@@ -271,7 +281,7 @@ def test_the_conservative_term_estimates_the_log_integral():
     drawn = (jax.random.normal(k, shape) for k in keys[1:])
     noise = cql.Noise(jnp.zeros((1, 1)), jnp.zeros((1, 1)), uniform, *drawn, jnp.zeros((2, 1)))
     q = jnp.asarray(twins(critic, observations, actions))
-    term = cql.conservative_term(config, critic, state.policy, batch, q, noise)
+    term = jitted(cql.conservative_term)(config, critic, state.policy, batch, q, noise)
     grid = np.linspace(-1, 1, 2001)[:, None]
     values = twins(critic, np.repeat(observations, 2001, axis=0), grid)
     integral = np.log(np.trapezoid(np.exp(values), grid[:, 0], axis=1))
@@ -296,7 +306,7 @@ def test_the_gradient_from_a_few_actions_is_that_of_all_on_average(count):
 
     grid, shape = 400, noise.chosen.shape
     levels = (noise.chosen + jnp.arange(grid)[:, None, None] / grid) % 1.0
-    value, exact = jax.value_and_grad(term)(critic, 0, noise.chosen)
+    value, exact = jax.jit(jax.value_and_grad(term), static_argnums=1)(critic, 0, noise.chosen)
     found = jax.jit(jax.vmap(lambda u: jax.value_and_grad(term)(critic, count, u)))(levels)
     assert levels.shape == (grid, *shape)
     np.testing.assert_allclose(found[0], value, rtol=1e-4)  # the value is that of all actions
@@ -323,7 +333,7 @@ def test_the_conservative_term_lowers_q_away_from_the_data():
         q = TwinCritic(config.hidden).apply(critic, batch.observations, batch.actions)
         return cql.conservative_term(config, critic, state.policy, batch, q, noise)
 
-    moved = jax.tree.map(lambda p, g: p - 0.01 * g, state.critic, jax.grad(term)(state.critic))
+    moved = jax.tree.map(lambda p, g: p - 0.01 * g, state.critic, jax.jit(jax.grad(term))(state.critic))
     for i in (0, 1):
         before, after = (
             twins(c, batch.observations, batch.actions)[i].mean()
@@ -360,6 +370,8 @@ def test_values_flow_through_truncations_and_not_through_terminal_states(name):
     """The critics' update sees the state after a truncation, and nothing of what comes after a terminal state."""
     config, state, batch = start(name)
     elsewhere = batch._replace(next_observations=batch.next_observations + 1.0)
+    backup = partial(cql.critic_loss, dataclasses.replace(config, alpha=0.0) if name == "cql" else config)
+    gradient = jax.jit(jax.grad(lambda critic, rows, noise: backup(critic, state, rows, noise)[0]))
 
     def critic_after(rows):
         rows = jax.tree.map(lambda x: x[np.array(rows)], rows_of)
@@ -372,10 +384,7 @@ def test_values_flow_through_truncations_and_not_through_terminal_states(name):
         for rows_of in (batch, elsewhere):
             if name == "cql":  # its conservative term draws actions at s' as well: the backup alone is meant
                 rows = jax.tree.map(lambda x, which=which: x[which], rows_of)
-                noise = cql_noise(config, KEY, len(which))
-                loss = partial(cql.critic_loss, dataclasses.replace(config, alpha=0.0))
-                grad = jax.grad(lambda c, f=loss, r=rows, n=noise: f(c, state, r, n)[0])(state.critic)
-                found.append(grad)
+                found.append(gradient(state.critic, rows, cql_noise(config, KEY, len(which))))
             else:
                 found.append(critic_after(which))
         pairs = zip(*(jax.tree.leaves(x) for x in found), strict=True)
@@ -419,6 +428,7 @@ def test_cql_acts_by_its_mean():
 # --- what moves whom -----------------------------------------------------------------------------------------------
 
 
+@partial(jax.jit, static_argnums=(0, 3))
 def descended(config, params, grad, rate=None):
     """Parameters after the first step of Adam."""
     optimiser = optax.adam(rate or config.learning_rate)
@@ -446,7 +456,7 @@ def test_lambda_has_no_gradient_and_the_policy_climbs_the_new_critics(name):
             return -scale * q[0].mean() + ((a - batch.actions) ** 2).mean()
         return (config.beta_policy * ((a - batch.actions) ** 2).sum(-1) - scale * q.min(axis=0)).mean()
 
-    same(new.policy, descended(config, state.policy, jax.grad(loss)(state.policy)))
+    same(new.policy, descended(config, state.policy, jax.jit(jax.grad(loss))(state.policy)))
 
 
 def test_awac_weights_have_no_gradient_and_are_those_of_the_new_critics():
@@ -458,14 +468,15 @@ def test_awac_weights_have_no_gradient_and_are_those_of_the_new_critics():
     q, v = (twins(new.critic, batch.observations, a).min(axis=0) for a in (batch.actions, drawn))
     weight = np.minimum(np.exp(q - v), 100.0).astype(np.float32)
     policy_net = GaussianPolicy(config.hidden, 3)
-    grad = jax.grad(lambda p: -(weight * policy_log_prob(policy_net, p, batch.observations, batch.actions)).mean())
+    cloning = lambda p: -(weight * policy_log_prob(policy_net, p, batch.observations, batch.actions)).mean()  # noqa: E731
+    grad = jax.jit(jax.grad(cloning))
     same(new.policy, descended(config, state.policy, grad(state.policy)))
 
 
 def test_iql_weighs_by_the_advantages_of_the_value_loss_and_its_rate_decays_to_zero():
     config, state, batch = start("iql")
     new, _ = UPDATES["iql"](config, state, batch, KEY)
-    grad = jax.grad(partial(iql.policy_loss, config))
+    grad = jax.jit(jax.grad(partial(iql.policy_loss, config)))
     expected = grad(state.policy, state.critic.value, state.critic.target, batch)
     same(new.policy, descended(config, state.policy, expected, config.policy_learning_rate))
     at_the_end = jax.tree.map(

@@ -108,7 +108,7 @@ def test_there_is_one_training_loop():
 def test_every_method_is_a_whole_record(name):
     method = registry.get(name)
     assert {"steps", "batch_size", "average_decay"} - set(dir(method.config())) <= {"batch_size"}
-    assert method.seconds > 0
+    assert method.seconds_of(method.config()) > 0
     assert json.dumps(method.record(method.config()))
     assert method.quick(method.config()).steps < method.config().steps
     cards = {card.name: card for card in registry.OURS}

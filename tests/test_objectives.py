@@ -36,7 +36,7 @@ def packed():
     mask = file["mask"].astype(bool)
     s, a, lengths = file["s"][mask], file["a"][mask], mask.sum(1)
     policy = GaussianPolicy((256, 256, 256), 3)
-    log_prob = lambda params: gaussian_log_prob(*policy.apply(params, s), a)  # noqa: E731
+    log_prob = jax.jit(lambda params: gaussian_log_prob(*policy.apply(params, s), a))
     return file, log_prob, np.repeat(np.arange(16), lengths), lengths
 
 
@@ -48,9 +48,8 @@ def test_sequence_loss_is_the_released_one(packed):
     np.testing.assert_allclose(weights, file["ratio.11"], rtol=1e-4)
     coefficients = objectives.row_weights(weights, unit_of_row, lengths)
     seam = lambda params, batch: log_prob(params)  # noqa: E731
-    value, grad = jax.value_and_grad(lambda p: objectives.sequence_loss(seam, p, None, coefficients))(
-        torch_policy(file, "pol")
-    )
+    loss = lambda p: objectives.sequence_loss(seam, p, None, coefficients)  # noqa: E731
+    value, grad = jax.jit(jax.value_and_grad(loss))(torch_policy(file, "pol"))
     assert value == pytest.approx(float(file["loss.11"]), rel=1e-5)
     first = grad["params"]["net"]["Dense_0"]["kernel"].T
     assert np.abs(first - file["grad.11"]).max() <= 1e-4 * np.abs(file["grad.11"]).max()
@@ -80,9 +79,9 @@ def small_problem(seed=0, episodes=12):
     n = lengths.sum()
     s, a = rng.standard_normal((n, 4)).astype(np.float32), np.tanh(rng.standard_normal((n, 2))).astype(np.float32)
     policy = GaussianPolicy((16,), 2)
-    reference = policy.init(jax.random.key(seed), s)
-    other = policy.init(jax.random.key(seed + 1), s)
-    q = jax.tree.map(lambda x, y: x + 0.1 * y, reference, other)
+    init = jax.jit(policy.init)
+    reference, other = init(jax.random.key(seed), s), init(jax.random.key(seed + 1), s)
+    q = jax.tree.map(lambda x, y: np.float32(x + 0.1 * y), *map(jax.device_get, (reference, other)))
     starts = np.cumsum(lengths) - lengths
     return policy, reference, q, s, a, (starts, lengths)
 
@@ -92,14 +91,14 @@ def test_expected_gradient_is_that_of_the_whole_trajectory_loss():
     policy, reference, q, s, a, units = small_problem(episodes=6)
     entries = np.array([0, 1, 2, 3, 4, 5, 3, 5, 5])  # nested strata repeat the best
     curated = curation.curate(entries, units)
-    log_prob = lambda p: gaussian_log_prob(*policy.apply(p, s), a)  # noqa: E731
+    log_prob = jax.jit(lambda p: gaussian_log_prob(*policy.apply(p, s), a))
     log_ratio = (log_prob(q) - log_prob(reference))[curated.rows]
     means = objectives.unit_means(log_ratio, curated.unit_of_row, curated.lengths)
     weights = np.asarray(objectives.importance_weights(released.IMPORTANCE, means))[curated.entries]
     # Ours: every (entry, row of its unit) with its probability, through the loss that training uses.
     s, a = jnp.asarray(s), jnp.asarray(a)
     on_rows = lambda p, rows: gaussian_log_prob(*policy.apply(p, s[rows]), a[rows])  # noqa: E731
-    expected = jax.tree.map(jnp.zeros_like, q)
+    expected = jax.tree.map(np.zeros_like, q)
     gradient = jax.jit(jax.grad(lambda p, rows: objectives.loss(on_rows, p, rows)))
     for entry, weight in zip(entries, weights, strict=True):
         rows = np.arange(units[0][entry], units[0][entry] + units[1][entry])
@@ -123,7 +122,8 @@ def test_draws_follow_the_weights():
     curated = curation.curate(np.arange(12), units)
     importance = ImportanceConfig(None, temperature=2.0, low=0.2, high=1.8)
     config = PolicyConfig(hidden=(16,), batch_size=200_000)
-    log_ratio = gaussian_log_prob(*policy.apply(q, s), a) - gaussian_log_prob(*policy.apply(reference, s), a)
+    log_prob = jax.jit(lambda p: gaussian_log_prob(*policy.apply(p, s), a))
+    log_ratio = log_prob(q) - log_prob(reference)
     weights = objectives.importance_weights(
         importance, objectives.unit_means(log_ratio, curated.unit_of_row, curated.lengths)
     )

@@ -32,7 +32,7 @@ from iwsft_control.online.methods import METHODS
 from iwsft_control.online.policy import Actor, OnlinePolicy, create, fit_spread, scale_std
 from iwsft_control.report import online as report
 from iwsft_control.report import runs as grouped
-from tests.conftest import make_data
+from tests.conftest import jitted, make_data
 
 KEY = jax.random.key(0)
 
@@ -146,7 +146,8 @@ def test_the_policy_gradient_is_the_score_functions():
     start = GaussianPolicy((), 2).init(KEY, jnp.zeros((1, 3)))
     params = create(chosen.policy, 3, KEY, start)
     rows = some_rows(chosen, params)
-    gradient = jax.grad(lambda p: learner.policy_terms(chosen, p, rows, jnp.ones(50))[0])(params)["params"]
+    value = lambda p: learner.policy_terms(chosen, p, rows, jnp.ones(50))[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(value))(params)["params"]
     mean, std = np.asarray(rows.reference_mean), np.exp(np.asarray(rows.reference_log_std))
     z = (rows.actions - mean) / std
     score = rows.advantages[:, None] * z / std * (1 - mean**2)
@@ -162,7 +163,9 @@ def test_the_ratio_of_a_prefix_is_not_clipped():
     for prefix, wanted in ((False, 1.2), (True, math.e)):
         rows = some_rows(chosen, params, prefix=prefix)
         rows = rows._replace(log_prob=rows.log_prob - 1, advantages=np.ones(50, np.float32))
-        assert float(learner.policy_terms(chosen, params, rows, jnp.ones(50))[0]) == pytest.approx(wanted, rel=1e-4)
+        assert float(jitted(learner.policy_terms)(chosen, params, rows, jnp.ones(50))[0]) == pytest.approx(
+            wanted, rel=1e-4
+        )
 
 
 def test_kl_and_likelihood_have_their_weights():
@@ -171,10 +174,10 @@ def test_kl_and_likelihood_have_their_weights():
     moved = jax.tree.map(lambda x: x + 0.1, params)
     rows = some_rows(setup(), params)
     ones = jnp.ones(50)
-    value, parts = learner.policy_terms(setup(kl_weight=0.5), moved, rows, ones)
+    value, parts = jitted(learner.policy_terms)(setup(kl_weight=0.5), moved, rows, ones)
     assert float(parts["kl_to_reference"]) > 0
     assert float(value) == pytest.approx(float(parts["surrogate"] - 0.5 * parts["kl_to_reference"]), rel=1e-5)
-    value, parts = learner.policy_terms(setup("rl", kl_weight=0.5), moved, rows, ones)
+    value, parts = jitted(learner.policy_terms)(setup("rl", kl_weight=0.5), moved, rows, ones)
     assert float(value) == float(parts["surrogate"])
 
 
@@ -183,9 +186,9 @@ def hinted(chosen, lengths, seed=0):
     rng, g, t = np.random.default_rng(seed), len(lengths), max(max(lengths), 1)
     empty = dict.fromkeys(learner.Batch._fields)
     return learner.Batch(**empty | {
-        "prefix_observations": rng.standard_normal((g, t, 3)).astype(np.float32),
-        "prefix_actions": np.tanh(rng.standard_normal((g, t, 2))).astype(np.float32),
-        "prefix_lengths": np.array(lengths),
+        "prefix_observations": jnp.asarray(rng.standard_normal((g, t, 3)), jnp.float32),
+        "prefix_actions": jnp.asarray(np.tanh(rng.standard_normal((g, t, 2))), jnp.float32),
+        "prefix_lengths": jnp.array(lengths),
     })  # fmt: skip
 
 
@@ -200,14 +203,15 @@ def test_with_full_length_ufts_gradient_is_bcs():
 
     for lengths, size, tolerance in (((1,), 64, 1e-5), ((7,), 20_000, 0.05)):
         batch = hinted(chosen, lengths)
-        found = jax.grad(lambda p, b=batch, n=size: learner.likelihood_term(chosen, p, b, KEY, n)[0])(params)
+        found = jax.jit(jax.grad(lambda p, b=batch, n=size: learner.likelihood_term(chosen, p, b, KEY, n)[0]))(params)
         pairs = Pairs(batch.prefix_observations[0], batch.prefix_actions[0])
-        wanted = jax.grad(lambda p, x=pairs: -0.3 * offline.loss(log_prob, p, x))(params)
+        wanted = jax.jit(jax.grad(lambda p, x=pairs: -0.3 * offline.loss(log_prob, p, x)))(params)
         jax.tree.map(lambda a, b, t=tolerance: np.testing.assert_allclose(a, b, atol=t), found, wanted)
     half, whole = hinted(chosen, (1, 0)), hinted(chosen, (1, 1))
     whole = whole._replace(prefix_observations=np.repeat(half.prefix_observations[:1], 2, 0))
     whole = whole._replace(prefix_actions=np.repeat(half.prefix_actions[:1], 2, 0))
-    ratio = [float(learner.likelihood_term(chosen, params, b, KEY, 40_000)[1]) for b in (half, whole)]
+    term = jax.jit(lambda b: learner.likelihood_term(chosen, params, b, KEY, 40_000)[1])
+    ratio = [float(term(b)) for b in (half, whole)]
     assert ratio[0] / ratio[1] == pytest.approx(0.5, abs=0.02)  # a group without a prefix counts zero
 
 

@@ -11,7 +11,7 @@ from iwsft_control.datasets import transitions
 from iwsft_control.learning import curation, loop
 from iwsft_control.methods import critic
 from iwsft_control.networks.mlp import ValueFunction
-from tests.conftest import make_data, prepared
+from tests.conftest import jitted, make_data, prepared
 
 
 def test_above_keeps_the_best():
@@ -91,10 +91,12 @@ def test_critic_losses_against_numpy():
     v, v2 = (numpy_mlp(state.value["params"]["net"], x) for x in (o, o2))
     u = np.minimum(*qt) - v
     expected = np.mean(np.where(u < 0, 0.3, 0.7) * u**2)
-    assert float(critic.value_loss(config, state.value, target, batch)) == pytest.approx(expected, rel=1e-4)
+    assert float(jitted(critic.value_loss)(config, state.value, target, batch)) == pytest.approx(expected, rel=1e-4)
     backup = r + 0.99 * (1 - d) * v2
     expected = np.mean((backup - q[0]) ** 2) + np.mean((backup - q[1]) ** 2)
-    assert float(critic.critic_loss(config, state.critic, state.value, batch)) == pytest.approx(expected, rel=1e-4)
+    assert float(jitted(critic.critic_loss)(config, state.critic, state.value, batch)) == pytest.approx(
+        expected, rel=1e-4
+    )
     values = critic.values_of(config, state._replace(target=target), data.observations, data.actions)
     np.testing.assert_allclose(values[0] - values[1], u, rtol=1e-3, atol=1e-5)
     means = [np.minimum(*qt)[a:b].mean() for a, b in zip(data.starts[:-1], data.starts[1:], strict=True)]
@@ -115,11 +117,10 @@ def test_terminal_states_stop_the_bootstrap_and_truncated_ones_do_not():
     """One state that loops for ever with reward 1: V = 1/(1 - gamma) where truncated, 1 where it is terminal."""
     config = critic.CriticConfig(hidden=(32,), discount=0.8, learning_rate=3e-3, target_rate=0.05, expectile=0.5)
     one = jnp.ones((64, 2))
+    learn = jax.jit(lambda state, data: jax.lax.scan(lambda s, _: critic.update(config, s, data), state, None, 3000)[0])
     for terminal, expected in ((0.0, 5.0), (1.0, 1.0)):
         data = transitions.Transitions(one, one, jnp.ones(64), one, jnp.full(64, terminal))
-        state = critic.create(config, 2, 2, jax.random.key(0))
-        step = lambda state, _: critic.update(config, state, data)  # noqa: B023, E731
-        state = jax.lax.scan(step, state, None, 3000)[0]
+        state = learn(critic.create(config, 2, 2, jax.random.key(0)), data)
         value = ValueFunction(config.hidden).apply(state.value, one[:1])
         assert float(value[0]) == pytest.approx(expected, rel=0.05)
 
@@ -127,7 +128,7 @@ def test_terminal_states_stop_the_bootstrap_and_truncated_ones_do_not():
 def test_target_is_polyak_averaged():
     config = critic.CriticConfig(hidden=(8,))
     state = critic.create(config, 11, 3, jax.random.key(0))
-    new, _ = critic.update(config, state, transitions.scaled_transitions(make_data()))
+    new, _ = jitted(critic.update)(config, state, transitions.scaled_transitions(make_data()))
     leaves = zip(*(jax.tree.leaves(x) for x in (state.target, new.critic, new.target)), strict=True)
     for old, online, target in leaves:
         np.testing.assert_allclose(target, 0.995 * old + 0.005 * online, rtol=1e-5, atol=1e-7)
