@@ -1,14 +1,16 @@
-"""The second and the third round of tuning, on tuning seeds: one knob at a time.
+"""The later rounds of tuning, on tuning seeds: one knob at a time.
 
     python experiments/tuning.py --seeds 100 101
     python experiments/tuning.py --seeds 102 104 --knobs "episodes 90/95/98" "transitions 75/85/95"
     python experiments/tuning.py --round spread --tasks hopper-medium-replay --seeds 100 101 102 103 104 105
+    python experiments/tuning.py --round anchor --seeds 100 101
 
-The second asks what keeps iw-SFT(Q) from ending below BC, the third what lowers the spread between seeds. Every row is
-the round's first but for the knobs that its name tells; the rule that chooses stands in docs/difference.md. Kill it and
-start it again: finished runs are kept. The table (knobs.md in the round's folder) is made of all seeds in the folder:
-for every task the mean score and the mean difference from BC (the run's own start); over all tasks the mean, its
-standard deviation between seeds, and, paired by seed, its difference from the first row.
+The second asks what keeps iw-SFT(Q) from ending below BC, the third what lowers the spread between seeds, the fourth
+whether it gains by staying near BC. Every row is the round's first but for the knobs that its name tells; the rule that
+chooses stands in docs/difference.md. Kill it and start it again: finished runs are kept. The table (knobs.md in the
+round's folder) is made of all seeds in the folder: for every task the mean score and the mean difference from BC (the
+run's own start); over all tasks the mean, its standard deviation between seeds, and, paired by seed, its difference
+from the first row.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ def of(unit: Literal["transitions", "units"], *strata: float) -> CurationConfig:
     return CurationConfig(strata=strata, strata_of=unit)
 
 
+ANCHORED = Path(__file__).with_name("anchored.py")
 EARLIER = {"curation": of("units", 90, 95, 98)}
 """The default of the first round."""
 
-Knobs = dict[str, dict[str, Any]]  # name of a row: the groups of options that are not the suite's defaults
+Knobs = dict[str, dict[str, Any]]  # name of a row: the options of a sweep that are not its defaults
 
 STRATA: Knobs = {
     "episodes 90/95/98": {},
@@ -60,9 +63,14 @@ SPREAD: Knobs = {
     "bc steps 5,000": {"policy": PolicyConfig(bc_steps=5_000)},
     "steps 20,000": {"policy": PolicyConfig(fine_tune_steps=20_000)},
 }
+ANCHOR: Knobs = {
+    "default": {},
+    **{f"KL {beta:g}": {"methods": (f"iw-sft-q-kl-{beta:g}",), "method_file": (ANCHORED,)} for beta in (0.1, 1.0)},
+}
 ROUNDS: dict[str, Knobs] = {
     "knobs": {name: EARLIER | groups for name, groups in STRATA.items()},  # second: what keeps it from ending below BC
     "spread": SPREAD,  # third: what lowers the spread between seeds
+    "anchor": ANCHOR,  # fourth: whether it gains by staying near BC
 }
 
 
@@ -70,8 +78,8 @@ ROUNDS: dict[str, Knobs] = {
 class TuningConfig:
     """What to run, and where."""
 
-    round: Literal["knobs", "spread"] = "knobs"
-    """The second or the third."""
+    round: Literal["knobs", "spread", "anchor"] = "knobs"
+    """The second, the third or the fourth."""
     tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
     seeds: tuple[int, ...] = (100, 101)
     """Tuning seeds: 100 and up."""
@@ -97,7 +105,7 @@ def main(config: TuningConfig) -> None:
         console.console.print(name)
         options = {"tasks": config.tasks, "methods": ("iw-sft-q",), "qualities": ("q",), "seeds": config.seeds}
         own = {"results": out / folder(name), "workers": config.workers, "quick": config.quick}
-        sweep.main(sweep.Plan(**options, **own, **knobs[name]))
+        sweep.main(sweep.Plan(**options | own | knobs[name]))
 
     failed = console.each(run, () if config.table_only else config.knobs or knobs)
     header, rows = table(config.tasks, {name: runs.by_seed(out / folder(name), config.quick) for name in knobs})

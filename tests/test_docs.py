@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import sys
@@ -248,3 +249,12 @@ def test_every_package_that_an_error_names_is_an_extra():
     }
     assert {"imageio[ffmpeg]", "pandas", "tensorboardX", "wandb", "ray", "huggingface_hub"} <= named
     assert named <= known | {"imageio", "minari[arrow]"}
+
+
+def test_the_likelihood_of_what_is_not_curated_only_falls():
+    """What docs/difference.md says of stopping early: the committed runs have their best at the first refresh."""
+    files = sorted((ROOT / "results" / "sweep").rglob("iw-sft-q-by-q-*.json"))
+    logs = [json.loads(f.read_text(encoding="utf-8"))["diagnostics"]["training"] for f in files]
+    assert len(logs) == 30
+    for log in logs:
+        assert log["step"][0] == 100 and np.argmax(log["held_out_log_likelihood"]) == 0

@@ -18,7 +18,7 @@ def values(groups):
     return {(k, field): value for k, group in named for field, value in dataclasses.asdict(group).items()}
 
 
-@pytest.mark.parametrize("name", tuning.ROUNDS)
+@pytest.mark.parametrize("name", ["knobs", "spread"])
 def test_every_row_is_what_its_name_tells(name):
     """Words and numbers of a row's name are the values that differ from the first row's, which tells its own strata."""
     knobs = tuning.ROUNDS[name]

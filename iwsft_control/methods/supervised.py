@@ -154,10 +154,11 @@ def _reference(config: SupervisedConfig, own: Own, shared: Demonstrations) -> ja
 def create(config: SupervisedConfig, observation_dim: int, action_dim: int, key: jax.Array) -> PolicyState:
     """Fresh parameters from ``key``."""
     params = GaussianPolicy(config.policy.hidden, action_dim).init(key, jnp.zeros((1, observation_dim)))
-    return PolicyState(params, (), _optimiser(config).init(params))
+    return PolicyState(params, (), optimiser(config).init(params))
 
 
-def _optimiser(config: SupervisedConfig) -> optax.GradientTransformation:
+def optimiser(config: SupervisedConfig) -> optax.GradientTransformation:
+    """Adam, its learning rate along half a cosine to zero."""
     return optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
 
 
@@ -203,11 +204,11 @@ def update(
 ) -> tuple[PolicyState, dict[str, jax.Array]]:
     """One gradient step on -mean log pi(a|s); q follows."""
     loss = partial(objectives.loss, partial(log_prob, config))
-    policy, optimiser, value = descend(loss, _optimiser(config), state.policy, state.optimiser, batch)
+    policy, moments, value = descend(loss, optimiser(config), state.policy, state.optimiser, batch)
     lagged = state.lagged
     if lagged != ():
         lagged = optax.incremental_update(policy, lagged, 1 - config.importance.lag)
-    return PolicyState(policy, lagged, optimiser), {"loss": value}
+    return PolicyState(policy, lagged, moments), {"loss": value}
 
 
 # --- the released code's whole trajectories ---------------------------------------------------------------------------
