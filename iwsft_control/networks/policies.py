@@ -278,7 +278,7 @@ class TrainedPolicy:
             )
 
 
-SHIPPED = Path(__file__).parent / "shipped"  # a policy per task: iw-SFT(Q) by learned Q, seed 0
+SHIPPED = Path(__file__).parent / "shipped"  # a policy per task: iw-SFT(Q) by learned Q, seed 10 (results/ablation)
 
 
 def load_policy(path: str | Path) -> TrainedPolicy:
