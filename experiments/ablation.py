@@ -25,6 +25,7 @@ from matplotlib import pyplot as plt
 from iwsft_control import sweep
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
+from iwsft_control.benchmark import checks
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.configs import released as released_recipe
 from iwsft_control.configs.curation import CurationConfig
@@ -110,6 +111,8 @@ class AblationConfig:
 
 def main(config: AblationConfig) -> None:
     """Run every variant, then write the table and the figure."""
+    checks.check_tasks(config.tasks)
+    checks.check_seeds(config.seeds)
     every = variants(config.targets, config.released)
     known = list(dict.fromkeys(v.group for v in every))
     unknown = sorted(set(config.groups) - set(known))

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ import optax
 from matplotlib import pyplot as plt
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.learning import objectives
 from iwsft_control.learning.gradient import descend
 from iwsft_control.learning.objectives import ImportanceConfig
@@ -38,8 +40,8 @@ Weights = Callable[[jax.Array], jax.Array]  # log-ratios of the two machines' pu
 class BanditConfig:
     """What to show."""
 
-    rounds: int = 6
-    pulls: int = 300
+    rounds: Annotated[int, POSITIVE] = 6
+    pulls: Annotated[int, POSITIVE] = 300
     """Pulls of the finite record."""
     seed: int = 0
     out: Path = Path("results/figures")
@@ -119,6 +121,7 @@ def paths(config: BanditConfig) -> dict[str, list[float]]:
 
 def main(config: BanditConfig) -> None:
     """Print and draw the paths."""
+    bounds.check(config, "")
     found = paths(config)
     table = Table("weights", "SFT", *(f"round {k}" for k in range(2, config.rounds + 1)), "pays")
     for name, values in found.items():

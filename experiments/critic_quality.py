@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
+from inspect import getfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +30,10 @@ import numpy as np
 from scipy import stats
 
 from iwsft_control import api
-from iwsft_control.base import console, files
+from iwsft_control.base import bounds, console, files
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
-from iwsft_control.benchmark import checks, results
+from iwsft_control.benchmark import checks, results, store
 from iwsft_control.datasets.transitions import Demonstrations, reward_scale
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import curation, loop
@@ -151,11 +152,20 @@ def stages(method: Method, config: Any, data: Prepared, seed: int, updates: Sequ
         each.unlink()
 
 
+def code(name: str) -> str:
+    """Digest of what a critic's training is written in: one that other code began is begun anew."""
+    written = {p for f in (registry.get(name).update, loop.train) for p in store.import_closure(Path(getfile(f)))}
+    return store.code_version(tuple(sorted(written)))[:8]
+
+
 def main(config: CriticQualityConfig) -> None:
     """Train, judge, write the table."""
     checks.check_seeds(config.seeds)
     whole = all(n > 0 and n % CALL_STEPS == 0 for n in config.updates)  # a training goes on between compiled calls
-    require(bool(config.updates) and whole, f"--updates must be positive multiples of {CALL_STEPS}.")
+    different = len(set(config.updates)) == len(config.updates) > 0
+    require(different and whole, f"--updates must be different positive multiples of {CALL_STEPS}.")
+    for _, _, each in critics(config):
+        bounds.check(each, "critic")
     console.cache_compiled_programs()
     data = api.load(None if config.dataset else config.env, dataset=config.dataset)
     learned, held_out = split(data)
@@ -170,7 +180,7 @@ def main(config: CriticQualityConfig) -> None:
             for seed in config.seeds:
                 line = bar.add_task(f"{label}, seed {seed}", total=max(config.updates))
                 prepared = method.prepare(chosen, Inputs(learned, {}, None, (seed,)))
-                kept = f"{data.sha256[:16]}-{label.replace(' ', '-').replace(',', '')}-{seed}"
+                kept = f"{data.sha256[:16]}-{label.replace(' ', '-').replace(',', '')}-{seed}-{code(name)}"
                 updates = sorted(config.updates)
                 for steps, state in zip(
                     updates, stages(method, chosen, prepared, seed, updates, work / kept), strict=True

@@ -17,7 +17,7 @@ import numpy as np
 
 from iwsft_control import api
 from iwsft_control.base import console, files
-from iwsft_control.benchmark import jobs, settings, stages
+from iwsft_control.benchmark import checks, jobs, settings, stages
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.critic import CriticConfig
@@ -69,12 +69,16 @@ def origin(data: Dataset, rows: np.ndarray, probability: np.ndarray) -> list[str
 
 def main(config: CurationOptions) -> None:
     """Find or train the critics, curate, print and write the table."""
+    checks.check_tasks(config.tasks)
+    checks.check_seeds((config.seed,))
+    chosen = settings.validate(settings.make(critic=config.critic))
+    console.writable(config.out)
     store = Store(config.stages or files.cache_home() / "stages")
     rows = []
     with console.progress_bar() as bar:
         for task in config.tasks:
             data = api.load(task)
-            stage = stages.method_stage("sft-q", "q", (config.seed,), settings.make(critic=config.critic), task)
+            stage = stages.method_stage("sft-q", "q", (config.seed,), chosen, task)
             critic = stages.dependencies(stage)["critic"]
             told = jobs.reporter(lambda what, *event, task=task: bar.loop(f"{task} {what}", *event))
             arrays = perform(critic, data, store, told).arrays

@@ -10,20 +10,33 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import gymnasium as gym
 import mujoco
 import numpy as np
-from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console, files
+from iwsft_control.base.bounds import NOT_NEGATIVE, Bounds
 from iwsft_control.base.errors import require
 from iwsft_control.envs import evaluation, tasks
 from iwsft_control.networks import policies
 from iwsft_control.networks.policies import Exported, Policy
+from iwsft_control.report import formats
 
+HEADER = [
+    "environment",
+    "real rows",
+    "max. error: observation",
+    "reward",
+    "both, stock",
+    "published mean return",
+    "here",
+    "deviation (standard errors)",
+]
 STOCK = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
 MAX_ERROR = 1e-4  # of observation and reward
 MAX_DEVIATION = 2.5  # standard errors of the difference of a behaviour policy's mean return and the published one
@@ -36,13 +49,22 @@ class FidelityConfig:
 
     d4rl: Path
     """Folder with the <env>_medium-v2_subset.npz files."""
-    episodes: int = 400
+    episodes: Annotated[int, Bounds(2, sentence="must be at least 2")] = 400
     """Episodes of each behaviour policy."""
+    first_seed: Annotated[int, NOT_NEGATIVE] = evaluation.FIRST_RESET_SEED
+    """Of their resets; another one gives other episodes."""
+    out: Path = Path("results/bench")
+    """Folder of the table, fidelity.md."""
+
+
+def piece_path(folder: Path, name: str) -> Path:
+    """Where one piece of D4RL lies."""
+    return folder / f"{name}_medium-v2_subset.npz"
 
 
 def load_piece(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Arrays of one piece of D4RL."""
-    with np.load(folder / f"{name}_medium-v2_subset.npz", allow_pickle=False) as file:
+    with np.load(piece_path(folder, name), allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
@@ -85,44 +107,36 @@ def behaviour_policy(piece: Mapping[str, np.ndarray]) -> Policy:
 
 
 def main(config: FidelityConfig) -> None:
-    """Print both tables."""
-    require(
-        (config.d4rl / "hopper_medium-v2_subset.npz").is_file(),
-        f"{config.d4rl} holds no <env>_medium-v2_subset.npz; give the folder that does.",
-    )
-    failures = []
-    steps = Table("environment", "rows", "observation: median", "max", "reward: max", title="one step from real rows")
-    for name, stock in STOCK.items():
-        piece = load_piece(config.d4rl, name)
-        for env_id in (tasks.ENVIRONMENTS[name].env_id, stock):
-            observation, reward = one_step_errors(env_id, name, piece)
-            cells = [f"{x:.1e}" for x in (np.median(observation), observation.max(), reward.max())]
-            steps.add_row(env_id, f"{len(observation)} of {len(piece['actions'])}", *cells)
-            if env_id != stock and max(observation.max(), reward.max()) > MAX_ERROR:
-                failures.append(f"{env_id}: one-step error above {MAX_ERROR}")
-    console.console.print(steps)
-    returns = Table(
-        "environment", "published", "here", "standard error", "deviation (s.e.)", title="D4RL's behaviour policies"
-    )
+    """Print and write the table."""
+    bounds.check(config, "")
     for name in STOCK:
-        environment = tasks.ENVIRONMENTS[name]
+        path = piece_path(config.d4rl, name)
+        require(zipfile.is_zipfile(path), f"{path} is not there or no .npz file; give the folder that holds all three.")
+    console.writable(config.out)
+    failures, rows = [], []
+    for name, stock in STOCK.items():
+        environment, piece = tasks.ENVIRONMENTS[name], load_piece(config.d4rl, name)
         assert environment.medium_return is not None
-        policy = behaviour_policy(load_piece(config.d4rl, name))
-        found = evaluation.evaluate(policy, environment.env_id, config.episodes, name="behaviour policy")
+        observation, reward = one_step_errors(environment.env_id, name, piece)
+        theirs = one_step_errors(stock, name, piece)
+        if max(observation.max(), reward.max()) > MAX_ERROR:
+            failures.append(f"{environment.env_id}: one-step error above {MAX_ERROR}")
+        policy = behaviour_policy(piece)
+        found = evaluation.evaluate(
+            policy, environment.env_id, config.episodes, name="behaviour policy", first_seed=config.first_seed
+        )
         error = found.std(ddof=1) / np.sqrt(len(found))
         # The published mean is of a finite number of episodes of the same policy: it has an error too.
         of_difference = found.std(ddof=1) * np.sqrt(1 / len(found) + 1 / MEDIUM_EPISODES[name])
         deviation = (found.mean() - environment.medium_return) / of_difference
-        returns.add_row(
-            environment.env_id,
-            f"{environment.medium_return:.0f}",
-            f"{found.mean():.0f}",
-            f"{error:.0f}",
-            f"{deviation:+.2f}",
-        )
-        if abs(deviation) > MAX_DEVIATION:
+        if not abs(deviation) <= MAX_DEVIATION:
             failures.append(f"{environment.env_id}: {deviation:+.2f} standard errors from the published mean")
-    console.console.print(returns)
+        errors = [f"{x:.1e}" for x in (observation.max(), reward.max())]
+        stocks = ", ".join(f"{x.max():.1e}" for x in theirs)
+        returns = [f"{environment.medium_return:.0f}", f"{found.mean():.0f} ± {error:.0f}", f"{deviation:+.2f}"]
+        rows.append([name, f"{len(observation)} of {len(piece['actions'])}", *errors, stocks, *returns])
+    console.print_table(HEADER, rows)
+    files.write_text(config.out / "fidelity.md", formats.markdown_table(HEADER, rows) + "\n")
     if failures:
         print("outside its bound: " + "; ".join(failures), file=sys.stderr)
         sys.exit(1)

@@ -58,6 +58,7 @@ def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
     checks.check_methods(config.methods)
     checks.check_seeds((config.seed,))
+    checks.check_tasks(config.tasks)
     checks.check_positive(config, "workers", "steps", "episodes")
     alone = {name: method for name, method in registry.every().items() if not method.dependencies(None)}
     possible = [name for name in registry.names() if name in alone and alone[name].group is not None]
@@ -89,6 +90,8 @@ def curve(config: CurveConfig, task: str, name: str) -> str:
         whole = known["step"][-1:] == [config.steps]
         if whole and all(known[k] == wanted[k] for k in ("config", "dataset", "episodes")):
             return f"{path} is there"
+        of_its_own = known["step"][-1:] == [known["config"].get("steps")]
+        require(not of_its_own, f"{path} is a whole curve of other settings or data; move it, or give another --out.")
         if not whole and all(known.get(k) == v for k, v in wanted.items()):  # this very code has begun it
             record = known
     snapshot = Snapshot(path.with_suffix(".unfinished"))  # beside the points: what goes on is what they belong to

@@ -18,10 +18,12 @@ from iwsft_control import finetune
 from iwsft_control.base import console
 from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.files import write_text
+from iwsft_control.benchmark import checks
 from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward
 from iwsft_control.online import methods as online_methods
 from iwsft_control.online.methods import METHODS
 from iwsft_control.report import figures, online
+from iwsft_control.report import runs as grouped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class OnlineConfig:
 
 def main(config: OnlineConfig) -> None:
     """Make what is missing, then the report."""
+    checks.check_tasks(config.tasks)
     wanted = [
         finetune.FinetuneConfig(
             env=task,
@@ -67,7 +70,8 @@ def main(config: OnlineConfig) -> None:
     failed = console.each(finetune.main, () if config.only_report else wanted)
     found = online.find(config.out)
     paired = f"Paired by seed [95% interval, corrected for the {len(online.COMPARED)} comparisons of a column]:"
-    table = "\n\n".join([online.to_markdown(found), paired, online.differences_markdown(found)])
+    missing = [f"Failed, and not in any mean: {line}." for line in grouped.find_failures([config.out])]
+    table = "\n\n".join([online.to_markdown(found), *missing, paired, online.differences_markdown(found)])
     write_text(config.out / "table.md", table + "\n")
     figures.save(online.draw(found), config.out, "score")
     figures.save(online.draw(found, "success"), config.out, "success")

@@ -105,6 +105,20 @@ def ablation(folder: Path) -> str:
     return formats.markdown_table([header[i].removesuffix("-medium-replay") for i in kept], shown)
 
 
+# --- token sequences ---------------------------------------------------------------------------------------------
+
+
+def sequence_tuning(folder: Path) -> str:
+    """Pass@1 of the tuning seeds, a row for each learning rate, seed by seed."""
+    found: dict[float, dict[str, list[str]]] = {}
+    for path in sorted((folder / "sequences" / "tuning").rglob("*.json")):
+        run = results.read(path)
+        rate = run.config["policy"]["fine_tune_learning_rate"]
+        found.setdefault(rate, {}).setdefault(run.method, []).append(f"{run.normalised_score:.1f}")
+    rows = [[f"{rate:g}", *(", ".join(of[name]) for name in ("sft", "iw-sft"))] for rate, of in sorted(found.items())]
+    return formats.markdown_table(["learning rate", "sft, seeds 100 and 101", "iw-sft, for the record"], rows)
+
+
 # --- pages -------------------------------------------------------------------------------------------------------
 
 TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
@@ -114,6 +128,9 @@ TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("docs/difference.md", "results/variance"): partial(whole, name="variance/hopper-medium-replay.md"),
     ("docs/difference.md", "results/tuning/knobs"): partial(whole, name="tuning/knobs/knobs.md"),
     ("docs/difference.md", "results/tuning/spread"): partial(whole, name="tuning/spread/knobs.md"),
+    ("docs/physics.md", "results/bench/fidelity.md"): partial(whole, name="bench/fidelity.md"),
+    ("docs/uft.md", "results/figures/tree.md"): partial(whole, name="figures/tree.md"),
+    ("docs/sequences.md", "results/sequences/tuning"): sequence_tuning,
     ("docs/reproducing.md", "results/curves"): lambda folder: curves.tables(folder / "curves"),
 }
 """By page and by the source that its mark names, what makes the table."""

@@ -28,8 +28,8 @@ from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import checks, results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.learning import loop
+from iwsft_control.report import formats, statistics
 from iwsft_control.report import runs as grouped
-from iwsft_control.report import statistics
 from iwsft_control.report.runs import Row
 from iwsft_control.sequences import runs, task
 from iwsft_control.sequences.evaluation import EvaluationConfig
@@ -142,9 +142,8 @@ def details(found: Mapping[Path, RunResult]) -> str:
         "the share of curated answers that think, repeated ones counted each time: what SFT and SFT(Q) come to in the "
         "limit of an exact fit. The effective sample size is that of the importance weights, a mean over training.",
         "",
-        "| " + " | ".join(["task", "method", "seeds", *titles]) + " |",
-        "|" + "---|" * (3 + len(titles)),
     ]
+    rows = []
     for dataset, row in itertools.product(report.datasets, report.scores):
         of = [r for r in found.values() if r.dataset["id"] == dataset and Row(r.method, r.quality) == row]
         if not of:
@@ -153,8 +152,8 @@ def details(found: Mapping[Path, RunResult]) -> str:
         cells.append(_cell([r.diagnostics.get("curated_think_share") for r in of], 100, 1))
         logs = [r.diagnostics["training"].get("effective_sample_size") for r in of]
         cells.append(_cell([None if log is None else float(np.mean(log)) for log in logs], 100, 1))
-        lines.append(f"| {of[0].task} | {row.label} | {len(of)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+        rows.append([of[0].task, row.label, str(len(of)), *cells])
+    return "\n".join([*lines, formats.markdown_table(["task", "method", "seeds", *titles], rows), ""])
 
 
 def _cell(values: Sequence[float | None], factor: float, digits: int) -> str:

@@ -32,13 +32,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot as plt
-from rich.table import Table
 
-from iwsft_control.base import bounds, console
+from iwsft_control.base import bounds, console, files
 from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.online import objectives, schedules
-from iwsft_control.report import figures
+from iwsft_control.report import figures, formats
 
 
 class Law(NamedTuple):
@@ -77,7 +76,7 @@ class TreeConfig:
     hinted_updates: Annotated[int, POSITIVE] = 400
     """Updates until the cosine schedule gives no more hints."""
     out: Path = Path("results/figures")
-    """Folder of the picture."""
+    """Folder of the table and the picture."""
 
 
 def objective(
@@ -170,7 +169,7 @@ def slopes(heights: np.ndarray, medians: np.ndarray, branching: int) -> tuple[fl
 
 def main(config: TreeConfig) -> None:
     """Print and draw the leaves by height."""
-    bounds.check(config, "tree")
+    bounds.check(config, "")
     require(config.branching > 1, "--branching must be at least 2.")
     require(len(set(config.heights)) > 1, "--heights must name two or more different heights.")
     began, heights = time.perf_counter(), np.array(sorted(set(config.heights)))
@@ -181,19 +180,21 @@ def main(config: TreeConfig) -> None:
         require(len(tried) > 1, "--heights must name two that plain search can do: lower ones, or less --branching.")
         each = [measure(config, name, int(height), config.seeds) for height in tried]
         found[name] = (tried, np.array(each))
-    table = Table(f"B = {config.branching}, H", *map(str, heights), "log_B per H", "log per log H")
-    table.add_row("B^H/4, lower bound without hints", *(f"{x:,.0f}" for x in lower), "1", "")
+    header = [f"B = {config.branching}, H", *map(str, heights), "slope"]
+    rows = [["B^H/4, lower bound without hints", *(f"{x:,.0f}" for x in lower), "1 log_B per H"]]
     figure, axis = plt.subplots(figsize=(5.2, 3.4))
     axis.plot(heights, lower, ":", color="#999999", label="$B^H/4$: bound without hints")
     for i, (name, (tried, leaves)) in enumerate(found.items()):
         medians = np.median(leaves, axis=1)
         cells = [f"{x:,.0f}" for x in medians] + ["-"] * (len(heights) - len(tried))
-        table.add_row(name, *cells, *(f"{x:.2f}" for x in slopes(tried, medians, config.branching)))
+        per_level, power = slopes(tried, medians, config.branching)
+        rows.append([SHOWN[name], *cells, f"{per_level:.2f} log_B per H" if name == "rft" else f"H^{power:.1f}"])
         colour = figures.COLOURS[1 + i]
         line = figures.LINES[i % len(figures.LINES)]
         axis.plot(tried, medians, line, marker="o", markersize=3, color=colour, label=SHOWN[name])
         axis.fill_between(tried, *np.percentile(leaves, [25, 75], axis=1), color=colour, alpha=0.15, linewidth=0)
-    console.console.print(table)
+    console.print_table(header, rows)
+    files.write_text(config.out / "tree.md", formats.markdown_table(header, rows) + "\n")
     console.console.print(
         f"Medians of {config.seeds} seeds; slopes over the upper half of the heights; "
         f"{time.perf_counter() - began:.0f} s. The demonstration is the solution, so SFT alone needs no leaf here."

@@ -25,6 +25,7 @@ import numpy as np
 from iwsft_control import sweep
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import require
+from iwsft_control.benchmark import checks
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.importance import ImportanceConfig
@@ -96,6 +97,8 @@ class TuningConfig:
 
 def main(config: TuningConfig) -> None:
     """Run every row, then write the table."""
+    checks.check_tasks(config.tasks)
+    checks.check_seeds(config.seeds)
     knobs = ROUNDS[config.round]
     unknown = sorted(set(config.knobs) - set(knobs))
     require(not unknown, f"no knob {', '.join(unknown)}; choose of {'; '.join(knobs)}.")
@@ -108,7 +111,9 @@ def main(config: TuningConfig) -> None:
         sweep.main(sweep.Plan(**options | own | knobs[name]))
 
     failed = console.each(run, () if config.table_only else config.knobs or knobs)
-    header, rows = table(config.tasks, {name: runs.by_seed(out / folder(name), config.quick) for name in knobs})
+    found = {name: runs.by_seed(out / folder(name), config.quick) for name in knobs}
+    require(any(found.values()), f"no results in {out}: run them without --table-only.")
+    header, rows = table(config.tasks, found)
     console.print_table(header, rows)
     files.write_text(out / "knobs.md", formats.markdown_table(header, rows) + "\n")
     if failed:

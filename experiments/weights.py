@@ -22,7 +22,7 @@ from scipy import stats
 
 from iwsft_control import api
 from iwsft_control.base import console, files
-from iwsft_control.benchmark import jobs, settings, stages
+from iwsft_control.benchmark import checks, jobs, settings, stages
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.critic import CriticConfig
@@ -124,6 +124,9 @@ def rows_of(task: str, found: list[Preference]) -> list[list[str]]:
 
 def main(config: WeightsConfig) -> None:
     """Find or train the runs, print and write the table."""
+    checks.check_tasks(config.tasks)
+    checks.check_seeds(config.seeds)
+    console.writable(config.out)
     store, rows = Store(config.stages or files.cache_home() / "stages"), []
     with console.progress_bar() as bar:
         for task in config.tasks:

@@ -66,6 +66,11 @@ def main(config: CollectConfig) -> None:
     replay = task.level == "medium-replay"
     require(replay or not config.seeds, "--seeds is for medium-replay; leave it out or give --seed.")
     require(replay or config.embed is None, "--embed is for medium-replay; leave it out.")
+    for option, others in (("seeds", ("seed", "embed")), ("unpack", ("seeds", "seed", "updates_per_step", "embed"))):
+        if getattr(config, option):
+            idle = next((o for o in others if getattr(config, o) not in (None, ())), None)
+            no_effect = f"--{idle} has no effect with --{option}; leave it out.".replace("_", "-")
+            require(idle is None, no_effect)
     checks.check_seeds(config.seeds or (config.seed or 0,))
     from iwsft_control.reconstruction import levels  # here: help and a mistake in an option need none of JAX
 

@@ -17,6 +17,7 @@ from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks, settings
 from iwsft_control.benchmark.settings import Settings
+from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.envs import tasks
@@ -84,7 +85,8 @@ def validate(config: FinetuneConfig) -> Settings:
     require(
         not alone, "--ppo.group-size must be at least 2 for --ppo.estimator group: an episode is held to its group."
     )
-    return settings.validate(settings.make(config.quick, policy=config.policy))
+    curation = CurationConfig(filter_percentile=config.prefix.percentile)  # SFT learns from the demonstrations
+    return settings.validate(settings.make(config.quick, policy=config.policy, curation=curation))
 
 
 def main(config: FinetuneConfig) -> None:

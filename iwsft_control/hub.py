@@ -139,7 +139,7 @@ def pull(what: str, out: Path = Path(".")) -> Path:
     identity = "/".join([group, *rest])
     target = minari_files.minari_path(identity)
     require(not target.exists(), f"{identity} is already in {target}; delete that folder to pull it again.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    console.writable(target.parent)
     # Beside its place, so that it takes it in one step; the name is no version, so that nobody takes it for data.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as folder, hub() as api:
         inside = "/".join(rest)

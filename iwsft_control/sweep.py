@@ -21,7 +21,6 @@ from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks, settings
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.configs.supervised import KINDS
-from iwsft_control.envs import tasks
 from iwsft_control.methods import registry
 
 
@@ -77,12 +76,10 @@ def validate(plan: Plan) -> Settings:
     """
     checks.check_methods(plan.methods)
     checks.check_seeds(plan.seeds)
-    require(len(set(plan.tasks)) == len(plan.tasks) > 0, "--tasks must name one or more different tasks.")
+    checks.check_tasks(plan.tasks)
     require(len(set(plan.qualities)) == len(plan.qualities) > 0, "--qualities must be q, return or both.")
     checks.check_positive(plan, "workers", "cpus_per_stage")
     require(plan.gpus_per_stage >= 0, f"--gpus-per-stage must be 0 or more, not {plan.gpus_per_stage}.")
-    for name in plan.tasks:
-        tasks.parse_task(name)
     chosen = settings.of_options(plan)
     for quality in plan.qualities:
         checks.check_preset(plan.methods, quality, chosen)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import bandit
+from iwsft_control.base.errors import UserError
 from iwsft_control.learning import objectives
 
 
@@ -43,6 +44,8 @@ def test_the_picture_and_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "0.6667" in printed and "0.8000" in printed and "8/9" in printed
     assert (tmp_path / "bandit.svg").is_file()
+    with pytest.raises(UserError, match="--rounds must be positive, not 0"):
+        bandit.main(bandit.BanditConfig(rounds=0, out=tmp_path))
 
 
 def test_relative_weights_average_one_and_forget_a_common_factor():

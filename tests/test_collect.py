@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,19 @@ def test_what_cannot_be_written_is_said_before_anything_is_made(tmp_path, monkey
 def test_what_is_not_reconstructed(env):
     with pytest.raises(UserError, match="not reconstructed"):
         collect.main(collect.CollectConfig(env))
+
+
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({"seeds": (0, 1), "seed": 7}, "--seed has no effect with --seeds"),
+        ({"seeds": (0,), "embed": Path("x")}, "--embed has no effect with --seeds"),
+        ({"unpack": True, "updates_per_step": 0.5}, "--updates-per-step has no effect with --unpack"),
+    ],
+)
+def test_an_option_without_an_effect_is_refused(changes, idle):
+    with pytest.raises(UserError, match=idle):
+        collect.main(collect.CollectConfig("hopper-medium-replay", **changes))
 
 
 # --- SAC ---------------------------------------------------------------------------------------------------------

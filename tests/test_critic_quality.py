@@ -60,11 +60,18 @@ class Killed:
         return self.function(*arguments)
 
 
+def test_bounds_are_those_of_the_critic():
+    with pytest.raises(UserError, match=r"--critic.expectile must lie"):
+        critic_quality.main(critic_quality.CriticQualityConfig(expectiles=(1.5,)))
+
+
 def test_the_command(tmp_path, monkeypatch):
     small = critic_quality.critic.CriticConfig(hidden=(8,), batch_size=16)
     monkeypatch.setattr(critic_quality, "critics", lambda config: [("small", "critic", small)])
     with pytest.raises(UserError, match="multiples of 500"):
         critic_quality.main(critic_quality.CriticQualityConfig(updates=(600,)))
+    with pytest.raises(UserError, match="different positive multiples of 500"):  # its files would clash
+        critic_quality.main(critic_quality.CriticQualityConfig(updates=(500, 500)))
     config = critic_quality.CriticQualityConfig(seeds=(3,), updates=(500, 1000), out=tmp_path, work=tmp_path / "work")
     critic_quality.main(config)
     lines = (tmp_path / "hopper-medium-replay.md").read_text().splitlines()

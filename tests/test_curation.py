@@ -1,9 +1,11 @@
 """Where a curated set comes from: counted by hand."""
 
 import numpy as np
+import pytest
 
 from experiments import curation as origins
 from iwsft_control import load
+from iwsft_control.base.errors import UserError
 from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.supervised import KINDS
@@ -34,3 +36,12 @@ def test_the_table(tmp_path, imported_hopper):
     mean = data.returns @ data.lengths / data.lengths.sum()
     assert rows[2][1:] == [f"{len(data.rewards):,}", f"{share:.2f}", f"{mean:,.0f}"]
     assert all(0 <= float(row[2]) <= 1 for row in rows[3:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [({"critic": CriticConfig(steps=0)}, "--critic.steps must be positive"), ({"tasks": ()}, "--tasks must name")],
+)
+def test_nothing_is_made_of_nonsense(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        origins.main(origins.CurationOptions(out=tmp_path, **changes))

@@ -73,6 +73,10 @@ def test_a_data_set_comes_back_as_it_was(api, tmp_path, monkeypatch, name):
     assert minari_files.local_ids() == [name]
     with pytest.raises(UserError, match="is already in"):
         hub.pull(f"hf://org/{name}")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write into"):
+        hub.pull(f"hf://org/{name}")
 
 
 def test_a_policy_comes_back_as_it_was(api, tmp_path, monkeypatch, capsys):

@@ -36,6 +36,9 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     assert record["step"] == [500, 1000] and record["config"]["steps"] == 1000
     assert np.isfinite(record["normalised_score"]).all() and record["seconds"] == sorted(record["seconds"])
     assert learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc") == f"{path} is there"
+    with pytest.raises(UserError, match="is a whole curve of other settings or data; move it"):
+        learning_curve.curve(config(tmp_path, steps=500), "hopper-medium-replay", "td3-bc")
+    assert json.loads(path.read_text()) == record
     unfinished = {k: v[:1] if isinstance(v, list) else v for k, v in record.items()}
     path.write_text(json.dumps(unfinished))
     learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
@@ -122,6 +125,9 @@ def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_pa
         ({"workers": 0}, "--workers must be positive"),
         ({"steps": 0}, "--steps must be positive"),
         ({"methods": ("sft",)}, "must be among iql"),
+        ({"tasks": ()}, "--tasks must name one or more different tasks"),
+        ({"tasks": ("hopper-medium-replay",) * 2}, "--tasks must name one or more different tasks"),
+        ({"tasks": ("hoper-medium-replay",)}, "unknown task"),
     ],
 )
 def test_user_errors(tmp_path, changes, sentence):
@@ -136,8 +142,14 @@ def test_quarters_are_means_of_the_points_in_them():
         "seed": 100,
         "step": list(range(100, 900, 100)),
         "normalised_score": [1, 3, 5, 5, 0, 9, 7, 9],
+        **{"config": {"expectile": 0.7}, "dataset": {"id": "d"}, "episodes": 25},
     }
     assert curves.quarters([record]).splitlines()[2:] == ["| t | m | 1 | 800 | 2 | 5 | 4 | 8 |"]
+    for changes in ({"config": {}}, {"dataset": {}}, {"episodes": 2}):  # no mean over seeds of what is not the same
+        with pytest.raises(UserError, match=f"curves of m on t differ in their {next(iter(changes))}; part them"):
+            curves.quarters([record, record | {"seed": 101} | changes])
+    with pytest.raises(UserError, match="two of the curves of m on t are of one seed"):
+        curves.quarters([record, dict(record)])
     better = record | {"seed": 99, "normalised_score": [5, 7, 9, 9, 4, 13, 11, 13]}
     other = record | {"method": "a", "step": list(range(1, 9))}
     assert curves.quarters([record, other, better]).splitlines()[2:] == [

@@ -575,6 +575,14 @@ def test_the_command_writes_results_with_simulator_steps(tmp_path, monkeypatch, 
     assert error.value.code == 1 and tried == [METHODS["uft"], METHODS["prefix-rft"]]
     (failure,) = (tmp_path / "results" / "failures").glob("*.json")
     assert json.loads(failure.read_text())["error"] == "it diverged"
+    assert grouped.find_failures([tmp_path / "results"]) == ["hopper-medium-replay uft seed 0: it diverged"]
+    assert report.find(tmp_path / "results", quick=True)  # a run that failed keeps no other from the table
+    again = tmp_path / "results" / "again" / paths[0].name
+    again.parent.mkdir()
+    again.write_bytes(paths[0].read_bytes())
+    with pytest.raises(UserError, match="two runs of prefix-rft with seed 0"):
+        report.find(tmp_path / "results", quick=True)
+    again.unlink()
     made, left = (results.read(path).evaluation["ref_max_score"] for path in paths)
     assert made == 100.0 != left == found[1].evaluation["ref_max_score"]
     monkeypatch.setattr(work.policies, "constant_action", lambda policy, states: np.zeros(3))
@@ -609,6 +617,11 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert {c.strip() for c in cells["UFT, minus PPO from BC"]} == {"+5.0 [+5.0, +5.0]"}
     assert {c.strip() for c in cells["PPO from BC, minus BC"]} == {"+1.0 [+1.0, +1.0]"}
     assert {c.strip() for c in cells["UFT, minus UFT without the likelihood"]} == {"-"}
+    panels[report.Panel("hopper-medium-replay", "sparse", 40_000)] = runs  # never averaged with the other budget
+    columns = [c.strip() for c in report.differences_markdown(panels).splitlines()[0].split("|")[2:-1]]
+    assert columns[2:] == ["hopper-medium-replay, sparse, 40,000 steps", "mean over tasks, sparse, 300 steps"]
+    named = [line.split(" | ")[1] for line in report.to_markdown(panels).splitlines()[2:]]
+    assert set(named) == {"sparse, 300 steps", "sparse, 40,000 steps"}
 
 
 @pytest.mark.parametrize(
@@ -688,6 +701,11 @@ def test_the_settings_that_have_an_effect_are_those_that_change_what_is_learned(
         ]
         pairs = zip(*(jax.tree.leaves(run.policy) for run in runs), strict=True)
         assert all((a == b).all() for a, b in pairs) != expected
+
+
+def test_sft_learns_from_the_demonstrations():
+    chosen = finetune.validate(finetune.FinetuneConfig("hopper-medium-replay", prefix=PrefixConfig(percentile=50)))
+    assert chosen["curation"].filter_percentile == 50
 
 
 def test_other_environments_are_refused(tmp_path, monkeypatch):

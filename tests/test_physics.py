@@ -6,6 +6,7 @@ import pytest
 
 import iwsft_control  # noqa: F401 (registers the environments)
 from experiments import fidelity
+from iwsft_control.base.errors import UserError
 from iwsft_control.envs import physics, tasks
 from tests.conftest import SHARED
 
@@ -112,8 +113,20 @@ def test_one_step_from_real_rows(piece):
 
 
 @pytest.mark.slow
-def test_fidelity_command():
+def test_fidelity_command(tmp_path):
     """All figures of the fidelity command, its 400 episodes included."""
     if not (SHARED / "d4rl").is_dir():
         pytest.skip("no real D4RL rows beside the repository")
-    fidelity.main(fidelity.FidelityConfig(SHARED / "d4rl"))
+    fidelity.main(fidelity.FidelityConfig(SHARED / "d4rl", out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"episodes": 1}, "--episodes must be at least 2"),
+        ({}, "hopper_medium-v2_subset.npz is not there or no .npz file"),
+    ],
+)
+def test_fidelity_of_nothing_is_refused(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        fidelity.main(fidelity.FidelityConfig(tmp_path, out=tmp_path, **changes))

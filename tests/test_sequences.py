@@ -518,6 +518,14 @@ def test_bad_input_gets_one_sentence(tmp_path, changes, sentence):
         sequences.main(small(tmp_path, **changes))
 
 
+def test_a_trial_makes_nothing_larger():
+    evaluated = evaluation.EvaluationConfig(problems=10, samples=2)
+    policy = PolicyConfig(bc_steps=20, fine_tune_steps=500, batch_size=8)
+    shorter, fewer = runs.trial(SequenceConfig(policy=policy), evaluated)
+    assert (fewer.problems, fewer.samples) == (10, 1)
+    assert (shorter.policy.bc_steps, shorter.policy.fine_tune_steps, shorter.policy.batch_size) == (20, 20, 8)
+
+
 @pytest.mark.skipif(not RESULTS.is_dir(), reason="results/ is not part of an installed package")
 def test_the_committed_tables_are_those_of_the_committed_runs():
     found = grouped.find([RESULTS / "runs"])

@@ -185,6 +185,19 @@ def test_power_is_how_often_an_interval_excludes_zero():
         assert abs(share - statistics.power(strata, difference, seeds, comparisons)) < 0.03
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 4, 10])
+@pytest.mark.parametrize("comparisons", [1, 7])
+def test_what_is_detectable_has_the_power_it_should(seeds, comparisons):
+    """Also of few seeds of one task, where SciPy knows no wrong tail: 2,000 repetitions."""
+    x = np.array([-3.0, 3.0])
+    smallest = statistics.detectable([x], seeds, comparisons)
+    assert statistics.power([x], smallest, seeds, comparisons) == pytest.approx(0.8, abs=0.002)
+    drawn = np.random.default_rng(seeds).normal(smallest, np.std(x, ddof=1), (2000, seeds))
+    t = drawn.mean(1) / (drawn.std(1, ddof=1) / seeds**0.5)
+    limit = stats.t.ppf(1 - 0.025 / comparisons, seeds - 1)
+    assert np.mean(np.abs(t) > limit) == pytest.approx(0.8, abs=0.03)
+
+
 def test_differences_without_spread_need_two_seeds():
     same = [np.array([3.0, 3.0])]
     assert statistics.power(same, 0.0, 2) == 0 and statistics.detectable(same, 2) == 0

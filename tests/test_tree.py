@@ -54,7 +54,10 @@ def test_slopes_are_those_of_known_laws():
 
 def test_the_picture_is_drawn(tmp_path, capsys):
     tree.main(tree.TreeConfig(heights=(2, 3), seeds=2, hinted_updates=20, out=tmp_path))
-    assert (tmp_path / "tree.svg").is_file() and "uft-cosine" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert (tmp_path / "tree.svg").is_file() and "UFT, cosine" in shown
+    lines = (tmp_path / "tree.md").read_text().splitlines()
+    assert len(lines) == 7 and {line.count("|") for line in lines} == {5}
     for changes in ({"heights": (2,)}, {"branching": 1}, {"step": 0.0}):
         with pytest.raises(UserError):
             tree.main(tree.TreeConfig(out=tmp_path, **changes))

@@ -65,3 +65,7 @@ def test_the_table_compares_by_seed(tmp_path):
     assert rows[0][6] == "-"
     with pytest.raises(UserError, match="no knob nothing; choose of episodes"):
         tuning.main(tuning.TuningConfig(knobs=("nothing",), out=tmp_path))
+    for changes, sentence in (({}, "no results in"), ({"tasks": ()}, "--tasks must name"), ({"seeds": ()}, "seeds")):
+        with pytest.raises(UserError, match=sentence):
+            tuning.main(tuning.TuningConfig(table_only=True, out=tmp_path, **changes))
+    assert not list(tmp_path.iterdir())

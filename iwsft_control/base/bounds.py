@@ -41,7 +41,7 @@ def check(config: Any, option: str) -> None:
     Args:
         config: a dataclass; a field without bounds may hold anything, a number only what is finite. A method
             ``problem(option)`` of it may name what no single field tells.
-        option: the configuration's name on the command line, for the sentence.
+        option: the configuration's name on the command line, for the sentence; "" for a command's own options.
 
     Raises:
         UserError: a value out of its bounds; the sentence names the option and says where it must lie.
@@ -49,7 +49,7 @@ def check(config: Any, option: str) -> None:
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        name = f"--{option}.{field.name}".replace("_", "-")
+        name = f"--{option}.{field.name}".replace("--.", "--").replace("_", "-")
         numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, int | float)]
         for bounds in (b for b in getattr(hints[field.name], "__metadata__", ()) if isinstance(b, Bounds)):
             require(all(map(bounds.holds, numbers)), f"{name} {bounds.sentence}, not {value}.")

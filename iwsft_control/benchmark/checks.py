@@ -16,7 +16,7 @@ from iwsft_control.configs.supervised import KINDS
 from iwsft_control.datasets.types import Dataset, describe_origin
 from iwsft_control.envs import specs
 from iwsft_control.envs.actions import ActionBox
-from iwsft_control.envs.tasks import Task
+from iwsft_control.envs.tasks import Task, parse_task
 from iwsft_control.methods import registry
 
 if TYPE_CHECKING:  # it loads JAX
@@ -42,6 +42,16 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """
     require(len(set(seeds)) == len(seeds) > 0, "name one or more different seeds.")
     require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
+
+
+def check_tasks(names: Sequence[str]) -> None:
+    """Refuse unknown, repeated and no tasks.
+
+    Raises:
+        UserError: in these cases; unknown names list the near ones.
+    """
+    found = {parse_task(name).name for name in names}
+    require(len(found) == len(names) > 0, "--tasks must name one or more different tasks.")
 
 
 def check_positive(config: object, *names: str) -> None:

@@ -64,7 +64,7 @@ def run(config: Any, chosen: Settings) -> None:
                     result, path = train(config, chosen, source, kept, folder, name, seed, report)
                 except RunError as error:
                     failed += 1
-                    what = {"task": source.task, "method": name, "seed": seed, "error": str(error)}
+                    what = {"task": source.task, "method": name, "quality": None, "seeds": [seed], "error": str(error)}
                     results.record_failure(folder, run, what)
                     console.console.print(f"failed: {label}: {error}")
                     continue

@@ -15,7 +15,7 @@ from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import evaluation
 from iwsft_control.networks import policies
 from iwsft_control.networks.policies import Exported
-from iwsft_control.report import figures
+from iwsft_control.report import figures, formats
 
 FIRST_RESET_SEED = 3_000_000  # no result uses these
 POINTS, AVERAGES = ("step", "normalised_score", "standard_error"), ("last_iterate_score", "averaged_score")
@@ -68,7 +68,7 @@ def read(folder: Path) -> list[list[Mapping[str, Any]]]:
     """The curves in a folder, in groups that differ in their seed only.
 
     Raises:
-        UserError: a file is not a curve.
+        UserError: a file is not a curve, two are of one seed, or two seeds of other data, settings or episodes.
     """
     return list(_grouped([read_record(path) for path in sorted(folder.glob("*.json"))]).values())
 
@@ -95,15 +95,12 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def quarters(records: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table of curves: the mean normalised score of each quarter of training, over seeds."""
-    lines = [
-        "| task | method | seeds | updates | first quarter | second | third | last |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for (task, method, steps), same in _grouped(records).items():
         means = np.mean([_means(r["step"], r["normalised_score"], 4) for r in same], axis=0)
-        cells = " | ".join(f"{mean:.0f}" for mean in means)
-        lines.append(f"| {task} | {method} | {len(same)} | {steps[-1]:,} | {cells} |")
-    return "\n".join(lines)
+        rows.append([task, method, str(len(same)), f"{steps[-1]:,}", *(f"{mean:.0f}" for mean in means)])
+    header = ["task", "method", "seeds", "updates", "first quarter", "second", "third", "last"]
+    return formats.markdown_table(header, rows)
 
 
 def averages(records: Sequence[Mapping[str, Any]]) -> str:
@@ -111,12 +108,11 @@ def averages(records: Sequence[Mapping[str, Any]]) -> str:
 
     Mean normalised score over the second half of training, of every seed.
     """
-    lines = ["| task | method | last parameters | their average |", "|---|---|---|---|"]
+    rows = []
     for (task, method, _), same in _grouped([r for r in records if "averaged_score" in r]).items():
         columns = ([_means(r["step"], r[k], 2)[1] for r in same] for k in AVERAGES)
-        cells = " | ".join(", ".join(f"{mean:.0f}" for mean in column) for column in columns)
-        lines.append(f"| {task} | {method} | {cells} |")
-    return "\n".join(lines)
+        rows.append([task, method, *(", ".join(f"{mean:.0f}" for mean in column) for column in columns)])
+    return formats.markdown_table(["task", "method", "last parameters", "their average"], rows)
 
 
 def _grouped(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, tuple[int, ...]], list[Mapping[str, Any]]]:
@@ -124,6 +120,11 @@ def _grouped(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, tuple
     found: dict[tuple[str, str, tuple[int, ...]], list[Mapping[str, Any]]] = {}
     for record in sorted(records, key=lambda r: (r["task"], r["method"], r["step"][-1], r["seed"])):
         found.setdefault((record["task"], record["method"], tuple(record["step"])), []).append(record)
+    for (task, method, _), same in found.items():
+        name = f"the curves of {method} on {task}"
+        require(len({r["seed"] for r in same}) == len(same), f"two of {name} are of one seed; part them.")
+        for what in ("config", "dataset", "episodes"):
+            require(all(r[what] == same[0][what] for r in same), f"{name} differ in their {what}; part them.")
     return found
 
 

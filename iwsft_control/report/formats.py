@@ -160,14 +160,15 @@ def to_html(report: Report, pictures: Sequence[Picture]) -> str:
 
 def to_short_markdown(report: Report) -> str:
     """A short table for a front page: method, seeds, mean over data sets with its interval; and one line of caveat."""
-    lines = ["| method | seeds | mean [95% interval] |", "|---|---|---|"]
+    rows = []
     for row in report.scores:
         total = overall(report, row)
         counts = {len(x) for x in strata(report, row)}
         if total is not None:
-            lines.append(f"| {_markdown(row.label)} | {min(counts)} | {cell(total[0])} |")
+            rows.append([row.label, str(min(counts)), cell(total[0])])
     notes = [*without_mean(report), caveat(report)]
-    return "\n".join([*lines, "", *(_markdown(note) for note in notes), ""])
+    table = markdown_table(["method", "seeds", "mean [95% interval]"], rows)
+    return "\n".join([table, "", *(_markdown(note) for note in notes), ""])
 
 
 def to_json(value: Any) -> str:

@@ -13,11 +13,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from iwsft_control.base.errors import UserError, is_finite
+from iwsft_control.base.errors import UserError, is_finite, require
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.online.methods import METHODS
 from iwsft_control.report import figures, formats, statistics
+from iwsft_control.report import runs as grouped
 from iwsft_control.report.tables import cell
 
 GRID = 41  # points of a curve at which seeds are averaged
@@ -41,7 +42,7 @@ def find(folder: Path, quick: bool = False) -> Online:
         UserError: there are none, one is damaged or of another kind, or two cannot stand in one table.
     """
     found: Online = {}
-    for path in sorted(folder.rglob("*.json")):
+    for path in grouped.result_files(folder):
         run = results.read(path)
         _check(path, run)
         if run.quick == quick:
@@ -58,8 +59,14 @@ def find(folder: Path, quick: bool = False) -> Online:
         ):
             if any(of(run) != of(every[0]) for run in every):
                 raise UserError(f"runs of {panel.task} ({panel.reward}) in {folder} have different {what}; part them.")
-        for runs in methods.values():
+        for name, runs in methods.items():
             runs.sort(key=lambda run: run.seed)
+            seeds = [run.seed for run in runs]
+            twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+            require(
+                twice is None,
+                f"{folder} holds two runs of {name} with seed {twice} ({panel.task}, {panel.reward}); remove one.",
+            )
     order = list(METHODS)
     return {panel: dict(sorted(found[panel].items(), key=lambda pair: order.index(pair[0]))) for panel in sorted(found)}
 
@@ -88,19 +95,26 @@ def starts(methods: Mapping[str, Sequence[RunResult]], what: str) -> dict[int, f
     return dict(sorted(found.items()))
 
 
+def rewards(online: Online) -> dict[Panel, str]:
+    """The reward of every panel as tables and titles name it: with its budget where there are several."""
+    budgets = {(panel.reward, panel.budget) for panel in online}
+    several = {reward for reward, _ in budgets if sum(each == reward for each, _ in budgets) > 1}
+    return {p: f"{p.reward}, {p.budget:,} steps" if p.reward in several else p.reward for p in online}
+
+
 def to_markdown(online: Online) -> str:
     """The table: final score and share of successes of every method, mean over seeds with its 95% interval."""
-    rows = []
+    rows, reward = [], rewards(online)
     for panel, methods in online.items():
         first = next(run for runs in methods.values() for run in runs)
         offline, successes = (np.array([*starts(methods, x).values()]) for x in ("normalised_score", "success"))
         if len(offline):
-            rows.append([panel.task, panel.reward, first.config["start"], *_cells(offline, successes, [0])])
+            rows.append([panel.task, reward[panel], first.config["start"], *_cells(offline, successes, [0])])
         for method, runs in methods.items():
             scores = np.array([run.normalised_score for run in runs])
             successes = np.array([run.diagnostics["success"] for run in runs])
             steps = [run.evaluation["simulator_steps"] for run in runs]
-            rows.append([panel.task, panel.reward, method, *_cells(scores, successes, steps)])
+            rows.append([panel.task, reward[panel], method, *_cells(scores, successes, steps)])
     header = ["task", "reward", "method", "seeds", "simulator steps", "normalised score", "successes, %"]
     return formats.markdown_table(header, rows)
 
@@ -118,13 +132,14 @@ COMPARED = {  # what a difference tells, and between whom
 
 
 def differences_markdown(online: Online) -> str:
-    """Differences of scores paired by seed, for every panel and for the mean over the tasks of a reward.
+    """Differences of scores paired by seed, for every panel and for the mean over the tasks of a reward and budget.
 
     Intervals are corrected for the comparisons of a column (Bonferroni).
     """
-    columns: dict[str, list[Panel]] = {f"{panel.task}, {panel.reward}": [panel] for panel in online}
-    for reward in dict.fromkeys(panel.reward for panel in online):
-        group = [panel for panel in online if panel.reward == reward]
+    named = rewards(online)
+    columns: dict[str, list[Panel]] = {f"{panel.task}, {named[panel]}": [panel] for panel in online}
+    for reward in dict.fromkeys(named.values()):
+        group = [panel for panel in online if named[panel] == reward]
         if len(group) > 1:
             columns[f"mean over tasks, {reward}"] = group
     rows = []
@@ -153,7 +168,7 @@ def draw(online: Online, what: str = "normalised_score") -> Figure:
     """Score (or ``success``) against simulator steps: mean over seeds and its standard error, a panel for each task and
     reward. Seeds are evaluated at different steps, so their curves are interpolated."""
     figure, axes = plt.subplots(1, len(online), figsize=(3.4 * len(online) + 1.6, 3.2), squeeze=False)
-    order = list(METHODS)
+    order, reward = list(METHODS), rewards(online)
     for axis, (panel, methods) in zip(axes[0], online.items(), strict=True):
         grid = np.linspace(0, panel.budget, GRID)
         for method, runs in methods.items():
@@ -168,7 +183,7 @@ def draw(online: Online, what: str = "normalised_score") -> Figure:
         offline = starts(methods, what)
         if offline:
             axis.axhline(np.mean([*offline.values()]), color="#bbbbbb", linewidth=0.9, zorder=0)
-        axis.set(xlabel="thousand simulator steps", title=f"{panel.task}, {panel.reward}")
+        axis.set(xlabel="thousand simulator steps", title=f"{panel.task}, {reward[panel]}")
     axes[0, 0].set_ylabel(what.replace("_", " "))
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     axes[0, -1].legend(handles.values(), handles.keys(), frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -59,7 +59,7 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
     for folder in folders:
         if not folder.exists():
             raise UserError(f"{folder} does not exist; give a folder of result files.")
-        found = {path: read(path) for path in ([folder] if folder.is_file() else _result_files(folder))}
+        found = {path: read(path) for path in ([folder] if folder.is_file() else result_files(folder))}
         if not found:  # of several folders too: a table without one of them is not what was asked for
             raise UserError(f"no result files in {folder}; make some with python -m iwsft_control.sweep.")
         runs |= found
@@ -88,7 +88,7 @@ def by_seed(folder: Path, quick: bool = False) -> dict[str, dict[int, RunResult]
         UserError: a file is no result, or two are of one task and seed.
     """
     found: dict[str, dict[int, RunResult]] = {}
-    for path in _result_files(folder):
+    for path in result_files(folder):
         run = read(path)
         if run.quick == quick:
             first = found.setdefault(run.task, {}).setdefault(run.seed, run)
@@ -101,7 +101,7 @@ def bc_start(run: RunResult) -> float:
     return float(run.diagnostics["bc_start"]["normalised_score"])
 
 
-def _result_files(folder: Path) -> list[Path]:
+def result_files(folder: Path) -> list[Path]:
     """The files in a folder, at any depth, that hold results, records of failed runs aside."""
     ours = (SCORES_FILE,)  # what a table writes beside them is no result
     return sorted(p for p in folder.rglob("*.json") if p.parent.name != "failures" and p.name not in ours)

@@ -120,7 +120,8 @@ def power(strata: Sequence[np.ndarray], difference: float, seeds: int, compariso
     freedom = (seeds - 1) * squares.sum() ** 2 / (squares**2).sum()
     limit = t_quantile(1 - (1 - LEVEL) / 2 / comparisons, freedom)
     shift = abs(difference) / (np.sqrt(squares.sum() / seeds) / len(strata))
-    return float(stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift))
+    # The wrong tail is NaN in SciPy where it is next to nothing.
+    return float(stats.nct.sf(limit, freedom, shift) + np.nan_to_num(stats.nct.cdf(-limit, freedom, shift)))
 
 
 def detectable(strata: Sequence[np.ndarray], seeds: int, comparisons: int = 1) -> float:

@@ -77,12 +77,17 @@ def check(config: SequenceConfig, evaluated: EvaluationConfig, of: Task) -> None
 
 def trial(config: SequenceConfig, evaluated: EvaluationConfig) -> tuple[SequenceConfig, EvaluationConfig]:
     """Settings of a trial of seconds."""
-    policy = dataclasses.replace(config.policy, bc_steps=100, fine_tune_steps=20, batch_size=32)
-    curation = dataclasses.replace(config.curation, samples=512)
+
+    def at_most(group: Any, **limits: int) -> Any:
+        return dataclasses.replace(group, **{name: min(getattr(group, name), most) for name, most in limits.items()})
+
     shorter = dataclasses.replace(
-        config, policy=policy, curation=curation, critic=dataclasses.replace(config.critic, steps=20)
+        config,
+        policy=at_most(config.policy, bc_steps=100, fine_tune_steps=20, batch_size=32),
+        curation=at_most(config.curation, samples=512),
+        critic=at_most(config.critic, steps=20),
     )
-    return shorter, EvaluationConfig(problems=100, samples=1)
+    return shorter, at_most(evaluated, problems=100, samples=1)
 
 
 def jobs(names: Sequence[str], qualities: Sequence[str], seeds: Sequence[int]) -> list[Job]:
