@@ -127,6 +127,7 @@ TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
     ("docs/difference.md", "results/variance"): partial(whole, name="variance/hopper-medium-replay.md"),
     ("docs/difference.md", "results/tuning/knobs"): partial(whole, name="tuning/knobs/knobs.md"),
+    ("docs/difference.md", "results/tuning/anchor"): partial(whole, name="tuning/anchor/knobs.md"),
     ("docs/difference.md", "results/tuning/spread"): partial(whole, name="tuning/spread/knobs.md"),
     ("docs/physics.md", "results/bench/fidelity.md"): partial(whole, name="bench/fidelity.md"),
     ("docs/uft.md", "results/figures/tree.md"): partial(whole, name="figures/tree.md"),
