@@ -23,6 +23,7 @@ def test_a_dry_run_tells_what_every_program_needs(tmp_path):
     assert accelerator.plan(CONFIG, range(2))[0].stage.config.steps == 3
 
 
+@pytest.mark.slow
 def test_seconds_of_every_stage(tmp_path, capsys):
     found = accelerator.whole_run(accelerator.BenchConfig(CONFIG.tasks, ("bc",), seeds=2, steps=3), tmp_path)
     ((job, many, one),) = found

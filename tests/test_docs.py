@@ -143,7 +143,7 @@ def test_the_own_method_of_the_page_runs(own_method, monkeypatch):
     assert rows.weights.mean() == pytest.approx(1.0, rel=1e-5) and rows.weights.dtype == np.float32
 
 
-def test_own_data_of_the_page(tmp_path, monkeypatch, capsys):
+def test_own_data_of_the_page(tmp_path, one_process, monkeypatch, capsys):
     """As printed, but for fewer episodes: recorded, read from Python, trained on, and a column of a table."""
     record, read = blocks("own-data.md", "python")
     monkeypatch.chdir(tmp_path)

@@ -381,7 +381,7 @@ def wait_for(condition, seconds=120):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker processes in /proc")
-def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
+def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path, monkeypatch):
     """Killed with -9, a worker once and the sweep once; two sweeps on one folder; the same files in the end."""
     options = ("--seeds", "0", "--methods", "bc", "sft", "iw-sft")
     process = start_sweep(tmp_path, "killed", *options)
@@ -397,6 +397,7 @@ def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path):
     wait_for(lambda: all(map(ended, servers)), ORPHAN_SECONDS)
     both = [start_sweep(tmp_path, "killed", *options, count="1") for _ in range(2)]
     assert [p.wait(timeout=300) for p in both] == [0, 0]
+    monkeypatch.setattr(processes, "Processes", in_this_process)
     sweep.main(plan(tmp_path, "whole", methods=("bc", "sft", "iw-sft"), workers=1))
     killed, whole = found(tmp_path / "killed"), found(tmp_path / "whole")
     assert killed == whole
@@ -471,7 +472,7 @@ import hashlib, jax, numpy as np
 from iwsft_control.benchmark import jobs, store
 from iwsft_control.learning import loop
 from iwsft_control.methods import critic
-from tests.conftest import make_data, prepared
+from tests.conftest import in_this_process, make_data, prepared
 data, config = make_data(tuple(range(40, 240))), critic.CriticConfig(steps=100)
 states = loop.train(critic.METHOD, config, prepared(critic.METHOD, config, data), [0]).state
 kept = critic.values(config, data, states)
