@@ -35,8 +35,10 @@ from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.envs import evaluation
 from iwsft_control.learning import loop
 from iwsft_control.methods import critic, iql
+from tests.conftest import in_this_process
 
 ROOT = Path(__file__).parents[1]
+
 TASK = "hopper-medium-replay"
 POLICY = PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
 CRITIC = critic.CriticConfig(steps=20, hidden=(8,), batch_size=16)
@@ -472,7 +474,7 @@ import hashlib, jax, numpy as np
 from iwsft_control.benchmark import jobs, store
 from iwsft_control.learning import loop
 from iwsft_control.methods import critic
-from tests.conftest import in_this_process, make_data, prepared
+from tests.conftest import make_data, prepared
 data, config = make_data(tuple(range(40, 240))), critic.CriticConfig(steps=100)
 states = loop.train(critic.METHOD, config, prepared(critic.METHOD, config, data), [0]).state
 kept = critic.values(config, data, states)
