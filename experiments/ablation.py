@@ -100,7 +100,7 @@ class AblationConfig:
     targets: tuple[float, ...] = TARGETS
     """Effective sample sizes of the weights."""
     released: bool = False
-    """The recipe of the paper's released code too: more than an hour a run on one core."""
+    """The recipe of the paper's released code too: hours a run on one core."""
     out: Path = Path("results/ablation")
     workers: int | None = None
     table_only: bool = False
