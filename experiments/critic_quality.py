@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
-from inspect import getfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +32,8 @@ from iwsft_control import api
 from iwsft_control.base import bounds, console, files
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
-from iwsft_control.benchmark import checks, results, store
+from iwsft_control.benchmark import checks, results, settings, store
+from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.transitions import Demonstrations, reward_scale
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import curation, loop
@@ -152,12 +152,6 @@ def stages(method: Method, config: Any, data: Prepared, seed: int, updates: Sequ
         each.unlink()
 
 
-def code(name: str) -> str:
-    """Digest of what a critic's training is written in: one that other code began is begun anew."""
-    written = {p for f in (registry.get(name).update, loop.train) for p in store.import_closure(Path(getfile(f)))}
-    return store.code_version(tuple(sorted(written)))[:8]
-
-
 def main(config: CriticQualityConfig) -> None:
     """Train, judge, write the table."""
     checks.check_seeds(config.seeds)
@@ -177,10 +171,12 @@ def main(config: CriticQualityConfig) -> None:
     with console.progress_bar() as bar:
         for label, name, chosen in critics(config):
             known, method = truth(held_out, scale, chosen.discount), registry.get(name)
+            # A training that other code began is begun anew.
+            code = store.code_version(store.code_of(Stage(name, None, config.seeds, settings.make())))[:8]
             for seed in config.seeds:
                 line = bar.add_task(f"{label}, seed {seed}", total=max(config.updates))
                 prepared = method.prepare(chosen, Inputs(learned, {}, None, (seed,)))
-                kept = f"{data.sha256[:16]}-{label.replace(' ', '-').replace(',', '')}-{seed}-{code(name)}"
+                kept = f"{data.sha256[:16]}-{label.replace(' ', '-').replace(',', '')}-{seed}-{code}"
                 updates = sorted(config.updates)
                 for steps, state in zip(
                     updates, stages(method, chosen, prepared, seed, updates, work / kept), strict=True

@@ -70,7 +70,7 @@ def main(config: OnlineConfig) -> None:
     failed = console.each(finetune.main, () if config.only_report else wanted)
     found = online.find(config.out)
     paired = f"Paired by seed [95% interval, corrected for the {len(online.COMPARED)} comparisons of a column]:"
-    missing = [f"Failed, and not in any mean: {line}." for line in grouped.find_failures([config.out])]
+    missing = grouped.told(grouped.find_failures([config.out]))
     table = "\n\n".join([online.to_markdown(found), *missing, paired, online.differences_markdown(found)])
     write_text(config.out / "table.md", table + "\n")
     figures.save(online.draw(found), config.out, "score")

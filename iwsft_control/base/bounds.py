@@ -46,10 +46,11 @@ def check(config: Any, option: str) -> None:
     Raises:
         UserError: a value out of its bounds; the sentence names the option and says where it must lie.
     """
+    prefix = f"--{option}." if option else "--"
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        name = f"--{option}.{field.name}".replace("--.", "--").replace("_", "-")
+        name = f"{prefix}{field.name}".replace("_", "-")
         numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, int | float)]
         for bounds in (b for b in getattr(hints[field.name], "__metadata__", ()) if isinstance(b, Bounds)):
             require(all(map(bounds.holds, numbers)), f"{name} {bounds.sentence}, not {value}.")

@@ -25,8 +25,8 @@ class Seen:
     """Seconds of the finished jobs of a kind."""
     pace: dict[tuple[str, str], float] = field(default_factory=dict)
     """Seconds of a step, in the latest training of a kind."""
-    done: dict[Job, float] = field(default_factory=dict)
-    """The share of its training that a running job has behind it."""
+    done: dict[Job, int] = field(default_factory=dict)
+    """The steps of its training that a running job has behind it."""
 
 
 def kind(job: Job) -> tuple[str, str]:
@@ -44,7 +44,7 @@ def seconds_of(job: Job, seen: Seen) -> float:
         training = seen.pace[kind(job)] * stage.config.steps
     else:
         training, evaluating = (len(stage.seeds) * each for each in (method.seconds_of(stage.config), evaluating))
-    return training * (1 - seen.done.get(job, 0.0)) + evaluating
+    return training * (1 - seen.done.get(job, 0) / stage.config.steps) + evaluating
 
 
 def seconds_left(left: Collection[Job], slots: int, seen: Seen) -> float:
@@ -67,7 +67,7 @@ class Board:
     def __init__(self, jobs: Sequence[Job], slots: int, done: int, console: Any = console.console, quiet: bool = False):
         self.left, self.slots = set(jobs), slots
         self.seen = Seen()
-        self.trained: dict[Job, tuple[float, int, int]] = {}  # since when it trains, steps before that, steps now
+        self.trained: dict[Job, tuple[float, int]] = {}  # since when it trains, and steps before that
         self.began: dict[Job, float] = {}
         self.failed = 0
         columns = TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn()
@@ -88,10 +88,8 @@ class Board:
         if what != job.stage.method:
             return
         now = time.monotonic()
-        began, before, over = self.trained.get(job, (now, done, 0))
-        over += done
-        self.trained[job] = began, before, over
-        self.seen.done[job] = over / max(steps, 1)
+        began, before = self.trained.setdefault(job, (now, done))
+        over = self.seen.done[job] = self.seen.done.get(job, 0) + done
         if over > before:
             self.seen.pace[kind(job)] = (now - began) / (over - before)
         if now - self.described > 1:  # a step may take less than to ask what all the others will
@@ -105,7 +103,7 @@ class Board:
     def finished(self, job: Job, failure: Failure | None) -> None:
         """A job is over."""
         self.bar.end(job)
-        began, resumed = self.began.pop(job, None), self.trained.pop(job, (0.0, 0, 0))[1] > 0
+        began, resumed = self.began.pop(job, None), self.trained.pop(job, (0.0, 0))[1] > 0
         self.seen.done.pop(job, None)
         if failure is not None:
             self.failed += 1

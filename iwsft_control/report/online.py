@@ -5,6 +5,7 @@ Never beside offline scores: these runs query a reward in the simulator.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,12 +62,9 @@ def find(folder: Path, quick: bool = False) -> Online:
                 raise UserError(f"runs of {panel.task} ({panel.reward}) in {folder} have different {what}; part them.")
         for name, runs in methods.items():
             runs.sort(key=lambda run: run.seed)
-            seeds = [run.seed for run in runs]
-            twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
-            require(
-                twice is None,
-                f"{folder} holds two runs of {name} with seed {twice} ({panel.task}, {panel.reward}); remove one.",
-            )
+            for one, other in itertools.pairwise(runs):
+                same = f"two runs of {name} with seed {one.seed} ({panel.task}, {panel.reward})"
+                require(one.seed != other.seed, f"{folder} holds {same}; remove one.")
     order = list(METHODS)
     return {panel: dict(sorted(found[panel].items(), key=lambda pair: order.index(pair[0]))) for panel in sorted(found)}
 

@@ -121,6 +121,11 @@ def find_failures(folders: Sequence[Path]) -> list[str]:
     return lines
 
 
+def told(failed: Sequence[str]) -> list[str]:
+    """What a table says of runs that failed, a line each of :func:`find_failures`."""
+    return [f"Failed, and not in any mean: {line}." for line in failed]
+
+
 def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: Sequence[str] = ()) -> Report:
     """Group runs into rows and data sets.
 
@@ -257,7 +262,7 @@ def notes(report: Report) -> list[str]:
         ("JAX", sorted({r.versions["jax"] for r in runs})),
     ):
         lines.append(f"{name}: {'; '.join(values)}.")
-    lines += [f"Failed, and not in any mean: {line}." for line in report.failed]
+    lines += told(report.failed)
     if any(r.quick for r in runs):
         lines.insert(0, "TRIAL RUNS (--quick): these are not scores.")
     return lines
