@@ -20,7 +20,7 @@ import mujoco
 import numpy as np
 
 from iwsft_control.base import bounds, console, files
-from iwsft_control.base.bounds import NOT_NEGATIVE, Bounds
+from iwsft_control.base.bounds import NOT_NEGATIVE, TWO_OR_MORE
 from iwsft_control.base.errors import require
 from iwsft_control.envs import evaluation, tasks
 from iwsft_control.networks import policies
@@ -49,7 +49,7 @@ class FidelityConfig:
 
     d4rl: Path
     """Folder with the <env>_medium-v2_subset.npz files."""
-    episodes: Annotated[int, Bounds(2, sentence="must be at least 2")] = 400
+    episodes: Annotated[int, TWO_OR_MORE] = 400
     """Episodes of each behaviour policy."""
     first_seed: Annotated[int, NOT_NEGATIVE] = evaluation.FIRST_RESET_SEED
     """Of their resets; another one gives other episodes."""

@@ -17,11 +17,12 @@ import dataclasses
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
-from iwsft_control.base import children, console, files
+from iwsft_control.base import bounds, children, console, files
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.benchmark import checks, settings, stages
@@ -43,14 +44,14 @@ class CurveConfig:
     """Tasks."""
     methods: tuple[str, ...] = ("iql", "td3-bc", "awac", "rebrac", "cql")
     """Methods that train from scratch, on the data alone."""
-    steps: int = 300_000
+    steps: Annotated[int, POSITIVE] = 300_000
     """Gradient steps of every run."""
     every: int = 10_000
     """Steps between two evaluations; a multiple of 500."""
     seed: int = 100
     """A tuning seed: not one that is reported."""
-    episodes: int = 25
-    workers: int = children.usable_cores()
+    episodes: Annotated[int, POSITIVE] = 25
+    workers: Annotated[int, POSITIVE] = children.usable_cores()
     out: Path = Path("results/curves")
 
 
@@ -59,7 +60,7 @@ def main(config: CurveConfig) -> None:
     checks.check_methods(config.methods)
     checks.check_seeds((config.seed,))
     checks.check_tasks(config.tasks)
-    checks.check_positive(config, "workers", "steps", "episodes")
+    bounds.check(config, "")
     alone = {name: method for name, method in registry.every().items() if not method.dependencies(None)}
     possible = [name for name in registry.names() if name in alone and alone[name].group is not None]
     require(set(config.methods) <= set(possible), f"--methods must be among {', '.join(possible)}.")

@@ -34,7 +34,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from iwsft_control.base import bounds, console, files
-from iwsft_control.base.bounds import POSITIVE
+from iwsft_control.base.bounds import POSITIVE, TWO_OR_MORE
 from iwsft_control.base.errors import require
 from iwsft_control.online import objectives, schedules
 from iwsft_control.report import figures, formats
@@ -67,7 +67,7 @@ class TreeConfig:
     """What to show."""
 
     heights: Annotated[tuple[int, ...], POSITIVE] = (2, 4, 6, 8, 10, 12, 16, 20)
-    branching: Annotated[int, POSITIVE] = 2
+    branching: Annotated[int, TWO_OR_MORE] = 2
     seeds: Annotated[int, POSITIVE] = 20
     step: Annotated[float, POSITIVE] = 1.0
     """Of gradient ascent on probabilities: eta."""
@@ -170,7 +170,6 @@ def slopes(heights: np.ndarray, medians: np.ndarray, branching: int) -> tuple[fl
 def main(config: TreeConfig) -> None:
     """Print and draw the leaves by height."""
     bounds.check(config, "")
-    require(config.branching > 1, "--branching must be at least 2.")
     require(len(set(config.heights)) > 1, "--heights must name two or more different heights.")
     began, heights = time.perf_counter(), np.array(sorted(set(config.heights)))
     lower = config.branching ** heights.astype(float) / 4

@@ -22,13 +22,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from iwsft_control import api
-from iwsft_control.base import console, files
+from iwsft_control.base import bounds, console, files
+from iwsft_control.base.bounds import TWO_OR_MORE
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks, perform, results, settings, stages
 from iwsft_control.benchmark.settings import Settings
@@ -55,7 +56,7 @@ class VarianceConfig:
     method: tuple[str, ...] = ("sft-q", "iw-sft-q")
     """Methods that fine-tune."""
     quality: Literal["q", "return"] = "q"
-    runs: int = 5
+    runs: Annotated[int, TWO_OR_MORE] = 5
     """Runs of every component."""
     first_seed: int = 100
     """Tuning seeds: from here."""
@@ -134,7 +135,7 @@ def main(config: VarianceConfig) -> None:
     """Run what is missing of every component of every method, then write the table."""
     kinds = [supervised.KINDS.get(m) for m in config.method]
     require(all(k is not None and k.fine_tunes for k in kinds), "--method must name methods that fine-tune.")
-    require(config.runs >= 2, "--runs must be at least 2.")
+    bounds.check(config, "")
     checks.check_seeds((config.first_seed, config.first_seed + config.runs))
     console.cache_compiled_programs()
     console.writable(config.out)

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
-from iwsft_control.base import children, console
+from iwsft_control.base import bounds, children, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks
 from iwsft_control.datasets import facts
@@ -36,9 +38,9 @@ class AcceptConfig:
     """Names (seed0-u1, ...) to try instead of those that the rule chooses."""
     seeds: tuple[int, ...] = (200, 201, 202)
     """Seeds of the reference methods: neither those of tuning (100 and up) nor those of tables (0 to 9)."""
-    first: int = 4
+    first: Annotated[int, POSITIVE] = 4
     """Candidates that BC and 10%BC are trained on."""
-    second: int = 2
+    second: Annotated[int, POSITIVE] = 2
     """Candidates that IQL and TD3+BC are trained on at most: one that could not be the nearest any more is left out."""
     second_seeds: tuple[int, ...] = (200,)
     """Seeds of IQL and TD3+BC, which take most of the time, among which one is chosen; that one gets all seeds."""
@@ -46,7 +48,7 @@ class AcceptConfig:
     """Stop after BC and 10%BC."""
     out: Path = Path("results/reconstruction")
     """Folder of the portraits, scores and the choice."""
-    workers: int = children.usable_cores()
+    workers: Annotated[int, POSITIVE] = children.usable_cores()
 
 
 def main(config: AcceptConfig) -> None:
@@ -55,7 +57,7 @@ def main(config: AcceptConfig) -> None:
     require(task.name in facts.PUBLISHED_SCORES, f"--env must be one of {', '.join(facts.PUBLISHED_SCORES)}.")
     checks.check_seeds(config.seeds)
     checks.check_seeds(config.second_seeds)
-    checks.check_positive(config, "workers", "first", "second")
+    bounds.check(config, "")
     from iwsft_control.benchmark import acceptance  # here: help and a mistake in an option need none of JAX
 
     (acceptance.choose if task.level == "medium-replay" else acceptance.compare)(config, task)

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
-from iwsft_control.base import console, files
+from iwsft_control.base import bounds, console, files
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks
 from iwsft_control.envs import tasks
@@ -39,7 +41,7 @@ class CollectConfig:
     """Seed of everything; by default that of the embedded medium-replay data, and their updates per step."""
     seeds: tuple[int, ...] = ()
     """Write no data set: make a replay for each of these seeds, candidates for a reconstruction, and compare them."""
-    updates_per_step: float | None = None
+    updates_per_step: Annotated[float | None, POSITIVE] = None
     """SAC updates per environment step; rlkit's by default, 1, where a seed is given."""
     expert_steps: int = 1_000_000
     """Environment steps after which SAC counts as finished (expert, medium-expert)."""
@@ -62,7 +64,7 @@ def main(config: CollectConfig) -> None:
         f"{task.name} is not reconstructed here; use one of {', '.join(ENVIRONMENTS)} with random, medium, expert, "
         "medium-replay or medium-expert.",
     )
-    checks.check_positive(config, "updates_per_step")
+    bounds.check(config, "")
     replay = task.level == "medium-replay"
     require(replay or not config.seeds, "--seeds is for medium-replay; leave it out or give --seed.")
     require(replay or config.embed is None, "--embed is for medium-replay; leave it out.")

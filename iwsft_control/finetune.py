@@ -75,7 +75,7 @@ def validate(config: FinetuneConfig) -> Settings:
         methods.get(name)
     require(len(set(config.method)) == len(config.method) > 0, "name one or more different methods.")
     checks.check_seeds(config.seeds)
-    checks.check_positive(config, "steps", "evaluations", "evaluation_episodes")
+    bounds.check(config, "")
     checks.reference_scores(config.ref_min_score, config.ref_max_score)
     bounds.check(config.ppo, "ppo")
     bounds.check(config.prefix, "prefix")

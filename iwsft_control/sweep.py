@@ -14,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks, settings
 from iwsft_control.benchmark.settings import Settings
@@ -44,13 +45,13 @@ class PlanOptions:
     """Folder of result files; by default results/sweep, or results/quick with --quick."""
     stages: Path | None = None
     """Folder of finished stages; by default ~/.cache/iwsft_control/stages, which python -m iwsft_control.run shares."""
-    workers: int | None = None
+    workers: Annotated[int | None, POSITIVE] = None
     """Local processes that share the cores; by default one per core. On an accelerator: this process alone."""
     ray: str | None = None
     """Address of a Ray cluster ("auto" for the one that this machine is part of), or "local" to start one here."""
-    cpus_per_stage: int = 1
+    cpus_per_stage: Annotated[int, POSITIVE] = 1
     """Cores that a stage asks Ray for."""
-    gpus_per_stage: float = 0.0
+    gpus_per_stage: Annotated[float, NOT_NEGATIVE] = 0.0
     """GPUs, or a share of one, that a stage asks Ray for."""
     dry_run: bool = False
     """Print what would be done, and an estimate; do nothing."""
@@ -78,8 +79,7 @@ def validate(plan: Plan) -> Settings:
     checks.check_seeds(plan.seeds)
     checks.check_tasks(plan.tasks)
     require(len(set(plan.qualities)) == len(plan.qualities) > 0, "--qualities must be q, return or both.")
-    checks.check_positive(plan, "workers", "cpus_per_stage")
-    require(plan.gpus_per_stage >= 0, f"--gpus-per-stage must be 0 or more, not {plan.gpus_per_stage}.")
+    bounds.check(plan, "")
     chosen = settings.of_options(plan)
     for quality in plan.qualities:
         checks.check_preset(plan.methods, quality, chosen)

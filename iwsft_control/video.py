@@ -13,9 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE
 from iwsft_control.base.errors import require
-from iwsft_control.benchmark import checks
 from iwsft_control.envs import tasks
 
 
@@ -29,18 +29,17 @@ class VideoConfig:
     """Task or Gymnasium id; by default the task that the policy was trained on."""
     out: Path | None = None
     """File to write, .mp4 or .gif; by default the policy's name in this folder, .mp4 where that can be encoded."""
-    episode: int = 0
+    episode: Annotated[int, NOT_NEGATIVE] = 0
     """Which of the evaluation's episodes: it decides the reset."""
-    steps: int | None = None
+    steps: Annotated[int | None, POSITIVE] = None
     """End the video after so many steps; by default with the episode."""
-    size: int = 480
+    size: Annotated[int, POSITIVE] = 480
     """Width and height in pixels."""
 
 
 def main(config: VideoConfig) -> None:
     """Check, play, write."""
-    require(config.episode >= 0, "--episode must not be negative.")
-    checks.check_positive(config, "size", "steps")
+    bounds.check(config, "")
     if not config.policy.exists():
         path = config.policy.suffix != "" or len(config.policy.parts) > 1
         require(not path, f"{config.policy} does not exist; check the path.")

@@ -18,13 +18,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.console import cache_compiled_programs
 from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks, jobs, settings, stages
@@ -50,9 +51,9 @@ class BenchConfig:
     """Tasks."""
     methods: tuple[str, ...] = (*KINDS, "iql", "td3-bc", "awac", "one-step", "rebrac", "cql")
     """Methods; sft-q and iw-sft-q by the learned Q."""
-    seeds: int = 10
+    seeds: Annotated[int, POSITIVE] = 10
     """Seeds that are trained as one program."""
-    steps: int | None = None
+    steps: Annotated[int | None, POSITIVE] = None
     """No method takes more gradient steps than this."""
     one_seed: bool = True
     """Train seed 0 alone too, for the ratio."""
@@ -153,7 +154,7 @@ def memory(job: Job, store: Store) -> Memory:
 def main(config: BenchConfig) -> None:
     """Run or compile everything and print a row for every stage."""
     checks.check_methods(config.methods)
-    checks.check_positive(config, "seeds", "steps")
+    bounds.check(config, "")
     for name in config.tasks:
         tasks.parse_task(name)
     device = jax.devices()[0]

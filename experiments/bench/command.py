@@ -29,15 +29,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import shared
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
-from iwsft_control.benchmark import checks
 
 ROOT = Path(__file__).parents[2]
 STARTS = ("first", "second", "again")
@@ -60,7 +60,7 @@ class BenchConfig:
     """Further arguments of the command in one word: --arguments="--critic.steps 1000"."""
     quick: bool = False
     """The command's --quick."""
-    rounds: int = 1
+    rounds: Annotated[int, POSITIVE] = 1
     """The command takes minutes; a quick one wants several."""
 
 
@@ -115,7 +115,7 @@ def start(config: BenchConfig, cache: Path, folder: Path) -> Start:
 
 def main(config: BenchConfig) -> None:
     """Measure in turns, print a column for every start."""
-    checks.check_positive(config, "rounds")
+    bounds.check(config, "")
     shared.head()
     taken: dict[str, list[Start]] = {name: [] for name in STARTS}
     for _ in range(config.rounds):

@@ -23,7 +23,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,9 @@ import numpy as np
 import shared
 from rich.table import Table
 
-from iwsft_control.base import console
-from iwsft_control.benchmark import checks, settings
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
+from iwsft_control.benchmark import settings
 from iwsft_control.datasets.transitions import Table as PackedTable
 from iwsft_control.learning.method import Inputs, Prepared
 from iwsft_control.methods import registry
@@ -59,9 +60,9 @@ class BenchConfig:
     """Units of every hidden layer."""
     base_rows: int = 400_000
     """Rows where something else grows; there are 200 to an episode, one seed and the method's own layers."""
-    steps: int = 100
+    steps: Annotated[int, POSITIVE] = 100
     """Gradient steps of a compiled call; a method that refreshes its weights more often takes no more than that."""
-    rounds: int = 5
+    rounds: Annotated[int, POSITIVE] = 5
     """Compiled calls after the first."""
 
 
@@ -164,7 +165,7 @@ def growth(found: dict[int, Measured]) -> list[str]:
 
 def main(config: BenchConfig) -> None:
     """Measure every case, print them and how they grow."""
-    checks.check_positive(config, "rounds", "steps")
+    bounds.check(config, "")
     shared.pin()
     shared.head()
     table = Table("method", "grows", "size", "arrays, MB", "preparation, s", "step, ms", "peak, MB", "peak / arrays")

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 from unittest import mock
 
 import minari
@@ -26,8 +27,8 @@ import numpy as np
 import shared
 from rich.table import Table
 
-from iwsft_control.base import console
-from iwsft_control.benchmark import checks
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.datasets import load, minari_files, packed
 
 WAYS = ("iterate", "cold", "warm", "embedded")
@@ -39,7 +40,7 @@ class BenchConfig:
 
     datasets: tuple[str, ...] = tuple(packed.embedded_manifest())
     """Ids of embedded data sets, of which a copy in Minari's format is made first, or of some in the Minari root."""
-    rounds: int = 5
+    rounds: Annotated[int, POSITIVE] = 5
 
 
 def iterate(dataset_id: str) -> int:
@@ -86,7 +87,7 @@ def measure(dataset_id: str, copy: str, rounds: int) -> tuple[int, dict[str, lis
 
 def main(config: BenchConfig) -> None:
     """Measure every data set, print a row for every way."""
-    checks.check_positive(config, "rounds")
+    bounds.check(config, "")
     shared.pin()
     shared.head()
     table = Table("data set", "transitions", "way", "seconds", "times as fast as iterating", "least", "most")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,9 @@ import optax
 import shared
 from rich.table import Table
 
-from iwsft_control.base import console
-from iwsft_control.benchmark import checks, settings
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
+from iwsft_control.benchmark import settings
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.configs.supervised import PolicyConfig, as_released
 from iwsft_control.datasets.transitions import Demonstrations
@@ -49,9 +50,9 @@ class BenchConfig:
     """Id of a data set in the local Minari root instead."""
     hidden: tuple[int, ...] = (256, 256, 256)
     """Layers of the policy."""
-    steps: int = 3
+    steps: Annotated[int, POSITIVE] = 3
     """Steps of whole trajectories in a round; the default recipe takes as many calls of 100."""
-    rounds: int = 3
+    rounds: Annotated[int, POSITIVE] = 3
 
 
 class Padded(NamedTuple):
@@ -144,7 +145,7 @@ def both_step(ours: Ours, padded: Padded, optimiser: optax.GradientTransformatio
 
 def main(config: BenchConfig) -> None:
     """Measure in turns, print a row for every recipe."""
-    checks.check_positive(config, "rounds", "steps")
+    bounds.check(config, "")
     shared.pin()
     shared.head()
     data = DataSource(None if config.dataset else config.env, config.dataset).load()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ import numpy as np
 import shared
 from rich.table import Table
 
-from iwsft_control.base import children, console
+from iwsft_control.base import bounds, children, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
-from iwsft_control.benchmark import checks
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning.method import Artefact, Inputs
 from iwsft_control.sequences import generate, runs, task
@@ -44,7 +45,7 @@ class BenchConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     corpus: int = 8192
     """Answers that are trained on."""
-    rounds: int = 20
+    rounds: Annotated[int, POSITIVE] = 20
     """Compiled calls after the first: 50 steps of training, or the answers of a batch."""
 
 
@@ -89,7 +90,7 @@ def measure(config: BenchConfig, cores: int) -> dict[str, float]:
 
 def main(config: BenchConfig) -> None:
     """Measure, print a row for everything."""
-    checks.check_positive(config, "rounds")
+    bounds.check(config, "")
     check_length(config.model, task.parse(config.task))
     runs.check_methods(config.methods)
     graded = [name for name in config.methods if METHODS[name].by_quality]

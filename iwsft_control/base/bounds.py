@@ -29,6 +29,7 @@ class Bounds:
 
 POSITIVE = Bounds(0.0, includes_low=False, sentence="must be positive")
 NOT_NEGATIVE = Bounds(0.0, sentence="must not be negative")
+TWO_OR_MORE = Bounds(2.0, sentence="must be at least 2")
 SHARE = Bounds(0.0, 1.0, sentence="must lie in [0, 1]")
 SHARE_BELOW_ONE = Bounds(0.0, 1.0, includes_high=False, sentence="must lie in [0, 1)")
 SHARE_ABOVE_ZERO = Bounds(0.0, 1.0, includes_low=False, sentence="must lie in (0, 1]")

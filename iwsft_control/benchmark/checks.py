@@ -54,17 +54,6 @@ def check_tasks(names: Sequence[str]) -> None:
     require(len(found) == len(names) > 0, "--tasks must name one or more different tasks.")
 
 
-def check_positive(config: object, *names: str) -> None:
-    """Refuse options that are zero or less; None is an option that was left out.
-
-    Raises:
-        UserError: the sentence names the option.
-    """
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, not {value}.")
-
-
 def reference_scores(low: float | None, high: float | None) -> tuple[float, float] | None:
     """The reference scores that options give, or None.
 
