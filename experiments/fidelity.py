@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import gymnasium as gym
 import mujoco
@@ -62,6 +62,16 @@ def piece_path(folder: Path, name: str) -> Path:
     return folder / f"{name}_medium-v2_subset.npz"
 
 
+def require_piece(folder: Path, name: str) -> None:
+    """Make sure that one piece of D4RL is there.
+
+    Raises:
+        UserError: it is not, or no .npz file.
+    """
+    path = piece_path(folder, name)
+    require(zipfile.is_zipfile(path), f"{path} is not there or no .npz file; give the folder that holds all three.")
+
+
 def load_piece(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Arrays of one piece of D4RL."""
     with np.load(piece_path(folder, name), allow_pickle=False) as file:
@@ -94,8 +104,8 @@ def one_step_errors(env_id: str, name: str, piece: Mapping[str, np.ndarray]) -> 
     return observation_errors, reward_errors
 
 
-def behaviour_policy(piece: Mapping[str, np.ndarray]) -> Policy:
-    """The recorded SAC policy, with sampled actions as when the data were recorded."""
+def behaviour_parameters(piece: Mapping[str, np.ndarray]) -> Any:
+    """The recorded SAC policy's parameters."""
     layers = ("fc0", "fc1")
     heads = [piece[f"metadata/policy/{h}/{k}"] for h in ("last_fc", "last_fc_log_std") for k in ("weight", "bias")]
     net = {
@@ -103,15 +113,19 @@ def behaviour_policy(piece: Mapping[str, np.ndarray]) -> Policy:
         for i, k in enumerate(layers)
     }
     net["Dense_2"] = {"kernel": np.concatenate(heads[::2]).T, "bias": np.concatenate(heads[1::2])}
-    return policies.make(Exported({"params": {"net": net}}, "sampled-tanh-gaussian"))
+    return {"params": {"net": net}}
+
+
+def behaviour_policy(piece: Mapping[str, np.ndarray]) -> Policy:
+    """The recorded SAC policy, with sampled actions as when the data were recorded."""
+    return policies.make(Exported(behaviour_parameters(piece), "sampled-tanh-gaussian"))
 
 
 def main(config: FidelityConfig) -> None:
     """Print and write the table."""
     bounds.check(config, "")
     for name in STOCK:
-        path = piece_path(config.d4rl, name)
-        require(zipfile.is_zipfile(path), f"{path} is not there or no .npz file; give the folder that holds all three.")
+        require_piece(config.d4rl, name)
     console.writable(config.out)
     failures, rows = [], []
     for name, stock in STOCK.items():

@@ -32,6 +32,7 @@ METHODS = {
     "awac": "AWAC",
     "one-step": "OneStep",
     "rebrac-tuned": "ReBRAC",
+    "decision-transformer": "DT",
 }
 
 
