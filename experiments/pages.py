@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from iwsft_control.base.errors import require
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.acceptance import mean_score
-from iwsft_control.datasets.facts import PUBLISHED_SCORES
+from iwsft_control.datasets.facts import PUBLISHED_SCORES, REFERENCE_METHODS
 from iwsft_control.methods import registry
 from iwsft_control.report import curves, formats
 from iwsft_control.report.published import PUBLISHED_TASKS
@@ -57,16 +57,21 @@ def scores(task: str, folder: Path) -> dict[str, dict[int, float]]:
     """Normalised scores on the embedded data, by method and seed; ``folder`` is that of all results."""
     record = json.loads((folder / "reconstruction" / f"{task}.json").read_text(encoding="utf-8"))
     found = {m: {int(s): x for s, x in by.items()} for m, by in record["scores"][record["chosen"]].items()}
-    for path in sorted((folder / "baselines" / task).glob("*.json")):
+    return added(found, folder / "baselines" / task)
+
+
+def added(found: dict[str, dict[int, float]], folder: Path) -> dict[str, dict[int, float]]:
+    """Scores and those of a folder's result files, where a method has none of that seed."""
+    for path in sorted(folder.glob("*.json")):
         run = results.read(path)
         found.setdefault(run.method, {}).setdefault(run.seed, run.normalised_score)
     return found
 
 
-def rows_of(task: str, found: Mapping[str, Mapping[int, float]]) -> list[list[str]]:
+def rows_of(task: str, methods: Iterable[str], found: Mapping[str, Mapping[int, float]]) -> list[list[str]]:
     """Three rows: published, here (with the number of runs), the distance of the mean from the published range."""
     wanted, here, far = [], [], []
-    for method in METHODS:
+    for method in methods:
         low, high = published(task, method)
         wanted.append(f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}")
         mean = mean_score(found[method]) if found.get(method) else None
@@ -83,8 +88,16 @@ def beside_published(folder: Path) -> str:
     What they score here is of the runs by which the data were accepted (results/reconstruction) and of the baselines'
     own (results/baselines).
     """
-    rows = [row for task in PUBLISHED_TASKS for row in rows_of(task, scores(task, folder))]
+    rows = [row for task in PUBLISHED_TASKS for row in rows_of(task, METHODS, scores(task, folder))]
     return formats.markdown_table(["task", "score", *METHODS.values()], rows)
+
+
+def on_d4rls_policies(folder: Path) -> str:
+    """The same on data of D4RL's own medium policies (results/d4rl-medium)."""
+    tasks = [task.replace("-replay", "") for task in PUBLISHED_TASKS]
+    found = {task: added({}, folder / "d4rl-medium" / task) for task in tasks}
+    rows = [row for task in tasks for row in rows_of(task, REFERENCE_METHODS, found[task])]
+    return formats.markdown_table(["task", "score", *(METHODS[m] for m in REFERENCE_METHODS)], rows)
 
 
 # --- the ablation ------------------------------------------------------------------------------------------------
@@ -125,6 +138,7 @@ def sequence_tuning(folder: Path) -> str:
 TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("README.md", "results/short.md"): partial(whole, name="short.md"),
     ("docs/data.md", "results/reconstruction, results/baselines"): beside_published,
+    ("docs/data.md", "results/d4rl-medium"): on_d4rls_policies,
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
     ("docs/difference.md", "results/variance"): partial(whole, name="variance/hopper-medium-replay.md"),
     ("docs/difference.md", "results/tuning/knobs"): partial(whole, name="tuning/knobs/knobs.md"),

@@ -1,5 +1,10 @@
 """D4RL's physics: against real rows where they are at hand, against known constants everywhere."""
 
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,6 +12,7 @@ import pytest
 import iwsft_control  # noqa: F401 (registers the environments)
 from experiments import fidelity
 from iwsft_control.base.errors import UserError
+from iwsft_control.datasets import load
 from iwsft_control.envs import physics, tasks
 from tests.conftest import SHARED
 
@@ -130,3 +136,44 @@ def test_fidelity_command(tmp_path):
 def test_fidelity_of_nothing_is_refused(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         fidelity.main(fidelity.FidelityConfig(tmp_path, out=tmp_path, **changes))
+
+
+def test_data_of_a_recorded_policy_are_draws_from_it(tmp_path, monkeypatch, capsys):
+    """Actions are tanh(mean + std noise) of the recorded weights: undone, they leave standard normal noise."""
+    monkeypatch.syspath_prepend(str(Path(fidelity.__file__).parent))
+    d4rl_medium = importlib.import_module("d4rl_medium")
+    rng = np.random.default_rng(0)
+    layers = {
+        name: (0.3 * rng.standard_normal(shape).astype(np.float32), np.full(shape[0], bias, np.float32))
+        for name, shape, bias in [
+            ("fc0", (8, 11), 0.1),
+            ("fc1", (8, 8), 0.1),
+            ("last_fc", (3, 8), 0.0),
+            ("last_fc_log_std", (3, 8), -1.0),
+        ]
+    }
+    arrays = {
+        f"metadata/policy/{name}/{key}": values
+        for name, layer in layers.items()
+        for key, values in zip(("weight", "bias"), layer, strict=True)
+    }
+    np.savez(fidelity.piece_path(tmp_path, "hopper"), **arrays)
+    config = d4rl_medium.MediumConfig(tmp_path, "hopper", transitions=4_000)
+    d4rl_medium.main(config)
+    assert re.search(r"4,000 transitions, .* \(D4RL's 1422\)", capsys.readouterr().out)
+    data = load.load(tasks.parse_task("hopper-medium"), "d4rl-policy/hopper/medium-v0")
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ layers[name][0].T + layers[name][1]
+
+    hidden = np.maximum(linear("fc1", np.maximum(linear("fc0", data.observations), 0)), 0)
+    exact = (np.abs(data.actions) < 0.99).all(axis=1)  # near the bounds float32 tells little of the noise
+    raw, mean, log_std = np.arctanh(data.actions[exact]), linear("last_fc", hidden), linear("last_fc_log_std", hidden)
+    noise = (raw - mean[exact]) / np.exp(np.clip(log_std[exact], -20, 2))
+    assert len(noise) > 2_000
+    np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(noise.std(axis=0), 1, atol=0.1)
+    with pytest.raises(UserError, match="exists already; delete it to play hopper's policy again"):
+        d4rl_medium.main(config)
+    with pytest.raises(UserError, match="--transitions must be a multiple of 40"):
+        d4rl_medium.main(dataclasses.replace(config, transitions=100))
