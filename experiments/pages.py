@@ -17,7 +17,7 @@ from iwsft_control.base.errors import require
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.acceptance import mean_score
-from iwsft_control.datasets.facts import PUBLISHED_SCORES, REFERENCE_METHODS
+from iwsft_control.datasets.facts import REFERENCE_METHODS, published_range
 from iwsft_control.methods import registry
 from iwsft_control.report import curves, formats
 from iwsft_control.report.published import PUBLISHED_TASKS
@@ -45,12 +45,10 @@ def whole(folder: Path, name: str) -> str:
 
 
 def published(task: str, method: str) -> tuple[float, float]:
-    """The published score of a method, from and to."""
-    if method in PUBLISHED_SCORES[task]:
-        return PUBLISHED_SCORES[task][method]
+    """The published scores of a method, from and to: its paper's column and CORL's."""
     column = registry.card(method).published
-    assert column is not None
-    return (column.scores[PUBLISHED_TASKS.index(task)],) * 2
+    own = (column.scores[PUBLISHED_TASKS.index(task)],) if column is not None and task in PUBLISHED_TASKS else ()
+    return published_range(task, method, *own)
 
 
 def scores(task: str, folder: Path) -> dict[str, dict[int, float]]:

@@ -79,6 +79,8 @@ def test_distances_from_what_is_published():
     good = dataclasses.replace(p, mean=467.3, max=3000.0, state_shift=0.3, state_spread=0.15)
     assert acceptance.portrait_distance(good, HOPPER) == pytest.approx(2 / 3, rel=1e-6)
     assert acceptance.portrait_distance(dataclasses.replace(good, max=2500.0), HOPPER) == math.inf
+    assert facts.published_range("hopper-medium-replay", "awac", 37.2) == (37.2, 98.9)
+    assert facts.published_range("halfcheetah-medium-replay", "filtered-bc") == (40.6, 40.6)  # CORL's is none
     for task, published in facts.PUBLISHED_SCORES.items():
         assert tasks.parse_task(task).name == task and all(low <= high for low, high in published.values())
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters of CQL (Kumar et al. 2020); the values are Geng's (JaxCQL)."""
+"""Hyper-parameters of CQL (Kumar et al. 2020); alpha, layers and learning rates are Geng's (JaxCQL)."""
 
 from __future__ import annotations
 

@@ -55,21 +55,41 @@ D4RL_MEDIUM_REPLAY_STATES = {
 }
 
 
-# What reference methods score on D4RL's own v2 data (normalised, from and to): on medium-replay the papers' figure and,
-# where it is another, CORL's of the last checkpoint. CORL's 10%BC on HalfCheetah is left out: its loader cuts
-# trajectories wrongly. Other levels: the IQL paper's table.
+# What known methods score on D4RL's own v2 data (normalised): the IQL paper's table (Kostrikov et al. 2022, table 1),
+# and CORL's last checkpoints (README of corl-team/CORL, commit eeeeef2; ReBRAC with its settings for each task).
 REFERENCE_METHODS = ("bc", "filtered-bc", "iql", "td3-bc")
-PUBLISHED_SCORES = {
-    task: dict(zip(REFERENCE_METHODS, ranges, strict=True))
-    for task, ranges in {
-        "hopper-medium-replay": ((18.1, 29.8), (70.4, 75.9), (94.7, 94.7), (60.9, 60.9)),
-        "halfcheetah-medium-replay": ((35.7, 36.6), (40.6, 40.6), (44.2, 44.2), (44.6, 44.6)),
-        "walker2d-medium-replay": ((21.8, 26.0), (54.4, 62.5), (73.9, 73.9), (81.8, 81.8)),
-        "hopper-medium": ((52.9, 52.9), (56.9, 56.9), (66.3, 66.3), (59.3, 59.3)),
-        "halfcheetah-medium": ((42.6, 42.6), (42.5, 42.5), (47.4, 47.4), (48.3, 48.3)),
-        "walker2d-medium": ((75.3, 75.3), (75.0, 75.0), (78.3, 78.3), (83.7, 83.7)),
-        "hopper-medium-expert": ((52.5, 52.5), (110.9, 110.9), (91.5, 91.5), (98.0, 98.0)),
-        "halfcheetah-medium-expert": ((55.2, 55.2), (92.9, 92.9), (86.7, 86.7), (90.7, 90.7)),
-        "walker2d-medium-expert": ((107.5, 107.5), (109.0, 109.0), (109.6, 109.6), (110.1, 110.1)),
-    }.items()
+_PAPER = {
+    "hopper-medium-replay": (18.1, 75.9, 94.7, 60.9),
+    "halfcheetah-medium-replay": (36.6, 40.6, 44.2, 44.6),
+    "walker2d-medium-replay": (26.0, 62.5, 73.9, 81.8),
+    "hopper-medium": (52.9, 56.9, 66.3, 59.3),
+    "halfcheetah-medium": (42.6, 42.5, 47.4, 48.3),
+    "walker2d-medium": (75.3, 75.0, 78.3, 83.7),
+    "hopper-medium-expert": (52.5, 110.9, 91.5, 98.0),
+    "halfcheetah-medium-expert": (55.2, 92.9, 86.7, 90.7),
+    "walker2d-medium-expert": (107.5, 109.0, 109.6, 110.1),
 }
+_CORL_METHODS = ("bc", "filtered-bc", "iql", "td3-bc", "awac", "cql", "rebrac-tuned", "decision-transformer")
+_CORL = {
+    "hopper-medium-replay": (29.8, 70.4, 97.4, 64.4, 98.9, 95.1, 95.0, 81.8),
+    "halfcheetah-medium-replay": (35.7, None, 44.5, 44.8, 45.1, 45.0, 51.2, 38.9),  # its loader cuts episodes wrongly
+    "walker2d-medium-replay": (21.8, 54.4, 82.2, 85.6, 80.6, 73.1, 84.3, 59.9),
+    "hopper-medium": (53.5, 55.5, 67.5, 60.4, 63.0, 59.1, 102.3, 65.1),
+    "halfcheetah-medium": (42.4, 42.5, 48.3, 48.1, 50.0, 47.0, 64.0, 42.2),
+    "walker2d-medium": (63.2, 67.3, 80.9, 82.7, 68.5, 80.8, 85.8, 67.6),
+    "hopper-medium-expert": (52.3, 111.2, 107.4, 101.2, 101.9, 99.3, 109.5, 110.4),
+    "halfcheetah-medium-expert": (56.0, 90.1, 94.7, 90.8, 95.0, 95.6, 103.8, 91.6),
+    "walker2d-medium-expert": (99.0, 108.7, 111.7, 110.0, 111.4, 109.6, 111.9, 107.1),
+}
+
+
+def published_range(task: str, method: str, *others: float) -> tuple[float, float]:
+    """From and to: a method's published scores on D4RL's own data of a task, and ``others`` that the caller knows."""
+    papers = dict(zip(REFERENCE_METHODS, _PAPER[task], strict=True))
+    corl = dict(zip(_CORL_METHODS, _CORL[task], strict=True))
+    known = [x for x in (papers.get(method), corl.get(method), *others) if x is not None]
+    return min(known), max(known)
+
+
+PUBLISHED_SCORES = {task: {method: published_range(task, method) for method in REFERENCE_METHODS} for task in _PAPER}
+"""Of the reference methods, by task and method: what data are accepted by."""

@@ -3,7 +3,8 @@
     Q       E[(r + gamma (1 - d) min_j Q'_j(s', a') - Q_i(s, a))^2],  a' ~ pi(s')                    eq. 3
     policy  -E[min(exp(A(s, a) / lambda), 100) log pi(a|s)],  A = min_i Q_i(s, a) - min_i Q_i(s, a_pi)   eq. 13
 
-with a_pi ~ pi(s) one sample, for V(s) = E_pi[Q(s, .)]. Offline training only, with lambda = 1.
+with a_pi ~ pi(s) one sample, for V(s) = E_pi[Q(s, .)]. Offline training only, with lambda = 1
+(authors, on MuJoCo: 2; CORL, on medium-replay: 1/3).
 
 Deviations, all but the first two CORL's as well: the policy has two layers of 256 (authors: four; critics as here); log
 standard deviations are clamped to [-5, 2] and start at 0 (authors: a sigmoid's [-6, 0], from -3); weights are clipped
