@@ -15,8 +15,9 @@ from iwsft_control.benchmark import acceptance, settings
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import facts
 from iwsft_control.envs import tasks
-from iwsft_control.methods import iql, td3_bc
+from iwsft_control.methods import iql, registry, td3_bc
 from iwsft_control.reconstruction import levels, pool, portraits, sac
+from iwsft_control.report.published import PUBLISHED_TASKS
 from tests.conftest import SHARED, make_episodes
 
 TINY = sac.SACConfig(updates_per_step=0.02, batch_size=32, hidden=(16, 16))
@@ -81,6 +82,9 @@ def test_distances_from_what_is_published():
     assert acceptance.portrait_distance(dataclasses.replace(good, max=2500.0), HOPPER) == math.inf
     assert facts.published_range("hopper-medium-replay", "awac", 37.2) == (37.2, 98.9)
     assert facts.published_range("halfcheetah-medium-replay", "filtered-bc") == (40.6, 40.6)  # CORL's is none
+    for i, task in enumerate(PUBLISHED_TASKS):  # the paper's figure stands with the method too
+        papers = tuple(registry.card(method).published.scores[i] for method in facts.REFERENCE_METHODS)
+        assert papers == facts.PAPER[task]
     for task, published in facts.PUBLISHED_SCORES.items():
         assert tasks.parse_task(task).name == task and all(low <= high for low, high in published.values())
 

@@ -58,7 +58,7 @@ D4RL_MEDIUM_REPLAY_STATES = {
 # What known methods score on D4RL's own v2 data (normalised): the IQL paper's table (Kostrikov et al. 2022, table 1),
 # and CORL's last checkpoints (README of corl-team/CORL, commit eeeeef2; ReBRAC with its settings for each task).
 REFERENCE_METHODS = ("bc", "filtered-bc", "iql", "td3-bc")
-_PAPER = {
+PAPER = {
     "hopper-medium-replay": (18.1, 75.9, 94.7, 60.9),
     "halfcheetah-medium-replay": (36.6, 40.6, 44.2, 44.6),
     "walker2d-medium-replay": (26.0, 62.5, 73.9, 81.8),
@@ -69,8 +69,8 @@ _PAPER = {
     "halfcheetah-medium-expert": (55.2, 92.9, 86.7, 90.7),
     "walker2d-medium-expert": (107.5, 109.0, 109.6, 110.1),
 }
-_CORL_METHODS = ("bc", "filtered-bc", "iql", "td3-bc", "awac", "cql", "rebrac-tuned", "decision-transformer")
-_CORL = {
+CORL_METHODS = ("bc", "filtered-bc", "iql", "td3-bc", "awac", "cql", "rebrac-tuned", "decision-transformer")
+CORL = {
     "hopper-medium-replay": (29.8, 70.4, 97.4, 64.4, 98.9, 95.1, 95.0, 81.8),
     "halfcheetah-medium-replay": (35.7, None, 44.5, 44.8, 45.1, 45.0, 51.2, 38.9),  # its loader cuts episodes wrongly
     "walker2d-medium-replay": (21.8, 54.4, 82.2, 85.6, 80.6, 73.1, 84.3, 59.9),
@@ -85,11 +85,11 @@ _CORL = {
 
 def published_range(task: str, method: str, *others: float) -> tuple[float, float]:
     """From and to: a method's published scores on D4RL's own data of a task, and ``others`` that the caller knows."""
-    papers = dict(zip(REFERENCE_METHODS, _PAPER[task], strict=True))
-    corl = dict(zip(_CORL_METHODS, _CORL[task], strict=True))
+    papers = dict(zip(REFERENCE_METHODS, PAPER[task], strict=True))
+    corl = dict(zip(CORL_METHODS, CORL[task], strict=True))
     known = [x for x in (papers.get(method), corl.get(method), *others) if x is not None]
     return min(known), max(known)
 
 
-PUBLISHED_SCORES = {task: {method: published_range(task, method) for method in REFERENCE_METHODS} for task in _PAPER}
+PUBLISHED_SCORES = {task: {method: published_range(task, method) for method in REFERENCE_METHODS} for task in PAPER}
 """Of the reference methods, by task and method: what data are accepted by."""
