@@ -17,6 +17,7 @@ from iwsft_control.base.errors import require
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.acceptance import mean_score
+from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.datasets.facts import REFERENCE_METHODS, published_range
 from iwsft_control.methods import registry
 from iwsft_control.report import curves, formats
@@ -117,6 +118,33 @@ def ablation(folder: Path) -> str:
     return formats.markdown_table([header[i].removesuffix("-medium-replay") for i in kept], shown)
 
 
+# --- critics -----------------------------------------------------------------------------------------------------
+
+MEASURES = {
+    "row": "Q(s, a) with the return from there, rank correlation",
+    "slope": "slope",
+    "episode": "mean Q with the episode's return, rank correlation",
+    "top": "share of the best tenth",
+}
+
+
+def critics(folder: Path) -> str:
+    """How well critics know returns of held-out episodes, means over seeds: the default's by updates, others at its."""
+    rows, chosen = [], CriticConfig()
+    for task in PUBLISHED_TASKS:
+        record = json.loads((folder / "critic" / f"{task}.json").read_text(encoding="utf-8"))
+        for each in record["critics"]:
+            name = each["critic"].removesuffix(f", discount {chosen.discount:g}")
+            as_default = name == f"expectile {chosen.expectile:g}", each["updates"] == chosen.steps
+            if any(as_default):
+                found = [f"{np.mean([x[m] for x in each['found']]):.2f}" for m in MEASURES]
+                cells = [name, f"{each['updates']:,}", str(len(each["found"])), *found]
+                rows.append(
+                    [task.removesuffix("-medium-replay"), *(f"**{x}**" if all(as_default) else x for x in cells)]
+                )
+    return formats.markdown_table(["task", "critic", "updates", "seeds", *MEASURES.values()], rows)
+
+
 # --- token sequences ---------------------------------------------------------------------------------------------
 
 
@@ -138,6 +166,7 @@ TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("docs/data.md", "results/reconstruction, results/baselines"): beside_published,
     ("docs/data.md", "results/d4rl-medium"): on_d4rls_policies,
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
+    ("docs/difference.md", "results/critic"): critics,
     ("docs/difference.md", "results/variance"): partial(whole, name="variance/hopper-medium-replay.md"),
     ("docs/difference.md", "results/tuning/knobs"): partial(whole, name="tuning/knobs/knobs.md"),
     ("docs/difference.md", "results/tuning/anchor"): partial(whole, name="tuning/anchor/knobs.md"),
