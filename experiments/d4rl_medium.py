@@ -1,6 +1,7 @@
 """Do known methods score here what is published? Data of D4RL's own medium policies, made anew.
 
-    python experiments/d4rl_medium.py --d4rl ../shared/d4rl --env hopper
+    iwsft d4rl download hopper-medium --folder d4rl
+    python experiments/d4rl_medium.py --d4rl d4rl --env hopper
     python -m iwsft_control.run --env hopper-medium --dataset d4rl-policy/hopper/medium-v0 \\
         --method bc filtered-bc td3-bc iql --seeds 0 --results results/d4rl-medium
 
@@ -32,7 +33,7 @@ class MediumConfig:
     """What to play."""
 
     d4rl: Path
-    """Folder with the <env>_medium-v2_subset.npz files."""
+    """Folder with D4RL's <env>_medium-v2.hdf5 files, or <env>_medium-v2_subset.npz."""
     env: Literal["hopper", "halfcheetah", "walker2d"]
     transitions: Annotated[int, POSITIVE] = ROLLOUT_STEPS
     seed: Annotated[int, NOT_NEGATIVE] = 0
@@ -44,7 +45,7 @@ def main(config: MediumConfig) -> None:
     bounds.check(config, "")
     whole = config.transitions % ROLLOUT_LANES == 0
     require(whole, f"--transitions must be a multiple of {ROLLOUT_LANES}: as many environments share them.")
-    fidelity.require_piece(config.d4rl, config.env)
+    piece = fidelity.load_piece(config.d4rl, config.env)
     identity = f"d4rl-policy/{config.env}/medium-v0"
     place = minari_files.minari_path(identity)
     require(not place.exists(), f"{place} exists already; delete it to play {config.env}'s policy again.")
@@ -55,7 +56,7 @@ def main(config: MediumConfig) -> None:
         line = bar.add_task("medium policy", total=config.transitions)
         episodes = rollout(
             environment.env_id,
-            fidelity.behaviour_parameters(fidelity.load_piece(config.d4rl, config.env)),
+            fidelity.behaviour_parameters(piece),
             config.transitions,
             [config.seed, STREAMS["medium"]],
             lambda n: bar.advance(line, n),

@@ -1,9 +1,10 @@
 """How close is the physics to D4RL's? One-step errors on real D4RL rows, and returns of D4RL's behaviour policies.
 
-    python experiments/fidelity.py --d4rl ../shared/d4rl
+    iwsft d4rl download hopper-medium --folder d4rl   # and halfcheetah-medium, walker2d-medium
+    python experiments/fidelity.py --d4rl d4rl
 
-needs small pieces of D4RL v2 (``<env>_medium-v2_subset.npz``: rows with qpos and qvel, and the policy's weights); they
-are not part of this repository. A figure outside its bound makes the exit code 1.
+D4RL's files hold rows with qpos and qvel, and the weights of the policy that made them. Small pieces of them do as well
+(``hopper_medium-v2_subset.npz``, of the same names). A figure outside its bound makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 
 from iwsft_control.base import bounds, console, files
 from iwsft_control.base.bounds import NOT_NEGATIVE, TWO_OR_MORE
-from iwsft_control.base.errors import require
+from iwsft_control.base.errors import UserError, require
+from iwsft_control.datasets import d4rl_files, hdf5
 from iwsft_control.envs import evaluation, tasks
 from iwsft_control.networks import policies
 from iwsft_control.networks.policies import Exported, Policy
@@ -40,6 +42,10 @@ HEADER = [
 STOCK = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
 MAX_ERROR = 1e-4  # of observation and reward
 MAX_DEVIATION = 2.5  # standard errors of the difference of a behaviour policy's mean return and the published one
+POLICY, LAYERS = "metadata/policy", ("fc0", "fc1", "last_fc", "last_fc_log_std")
+POLICY_KEYS = [f"{POLICY}/{layer}/{part}" for layer in LAYERS for part in ("weight", "bias")]
+ROW_KEYS = ("actions", "rewards", "next_observations", "infos/qpos", "infos/qvel")
+ROWS = 2_000  # of a whole file that are stepped
 MEDIUM_EPISODES = {"hopper": 2186, "halfcheetah": 1000, "walker2d": 1190}  # that the published means are of
 
 
@@ -48,7 +54,7 @@ class FidelityConfig:
     """What to check."""
 
     d4rl: Path
-    """Folder with the <env>_medium-v2_subset.npz files."""
+    """Folder with D4RL's <env>_medium-v2.hdf5 files, or <env>_medium-v2_subset.npz."""
     episodes: Annotated[int, TWO_OR_MORE] = 400
     """Episodes of each behaviour policy."""
     first_seed: Annotated[int, NOT_NEGATIVE] = evaluation.FIRST_RESET_SEED
@@ -58,24 +64,35 @@ class FidelityConfig:
 
 
 def piece_path(folder: Path, name: str) -> Path:
-    """Where one piece of D4RL lies."""
-    return folder / f"{name}_medium-v2_subset.npz"
-
-
-def require_piece(folder: Path, name: str) -> None:
-    """Make sure that one piece of D4RL is there.
+    """Where D4RL's file of a medium policy lies, or a piece of it.
 
     Raises:
-        UserError: it is not, or no .npz file.
+        UserError: there is neither.
     """
-    path = piece_path(folder, name)
-    require(zipfile.is_zipfile(path), f"{path} is not there or no .npz file; give the folder that holds all three.")
+    task = tasks.parse_task(f"{name}-medium")
+    whole, piece = folder / d4rl_files.file_name(task), folder / f"{name}_medium-v2_subset.npz"
+    found = whole if whole.is_file() else piece
+    there = zipfile.is_zipfile(piece) or whole.is_file()
+    require(there, f"{folder} holds no {whole.name}; 'iwsft d4rl download {task.name} --folder {folder}' fetches it.")
+    return found
 
 
 def load_piece(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Arrays of one piece of D4RL."""
-    with np.load(piece_path(folder, name), allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+    """The first rows of a D4RL file, and the weights of its policy.
+
+    Raises:
+        UserError: the file is not there or lacks something.
+    """
+    path = piece_path(folder, name)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    try:
+        with hdf5.open_file(path) as file:
+            found = hdf5.arrays(file, [*ROW_KEYS, *POLICY_KEYS], str(path))
+    except OSError as error:
+        raise UserError(f"{path} is not HDF5 ({error}); delete it and fetch it again.") from error
+    return {key: values[:ROWS] if key in ROW_KEYS else values for key, values in found.items()}
 
 
 def replayable(name: str, piece: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -106,13 +123,10 @@ def one_step_errors(env_id: str, name: str, piece: Mapping[str, np.ndarray]) -> 
 
 def behaviour_parameters(piece: Mapping[str, np.ndarray]) -> Any:
     """The recorded SAC policy's parameters."""
-    layers = ("fc0", "fc1")
-    heads = [piece[f"metadata/policy/{h}/{k}"] for h in ("last_fc", "last_fc_log_std") for k in ("weight", "bias")]
-    net = {
-        f"Dense_{i}": {"kernel": piece[f"metadata/policy/{k}/weight"].T, "bias": piece[f"metadata/policy/{k}/bias"]}
-        for i, k in enumerate(layers)
-    }
-    net["Dense_2"] = {"kernel": np.concatenate(heads[::2]).T, "bias": np.concatenate(heads[1::2])}
+    first, second, *heads = [(piece[f"{POLICY}/{layer}/weight"].T, piece[f"{POLICY}/{layer}/bias"]) for layer in LAYERS]
+    net = {f"Dense_{i}": {"kernel": kernel, "bias": bias} for i, (kernel, bias) in enumerate((first, second))}
+    kernels, biases = zip(*heads, strict=True)  # of mean and log standard deviation
+    net["Dense_2"] = {"kernel": np.concatenate(kernels, axis=1), "bias": np.concatenate(biases)}
     return {"params": {"net": net}}
 
 
@@ -125,7 +139,7 @@ def main(config: FidelityConfig) -> None:
     """Print and write the table."""
     bounds.check(config, "")
     for name in STOCK:
-        require_piece(config.d4rl, name)
+        piece_path(config.d4rl, name)
     console.writable(config.out)
     failures, rows = [], []
     for name, stock in STOCK.items():

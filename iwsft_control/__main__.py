@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import iwsft_control
@@ -40,6 +41,8 @@ def main() -> None:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}: {near(name, list(COMMANDS))}", file=sys.stderr)
         sys.exit(2)
+    # What a user names, of a method or an environment, may lie in this folder, as for python -m; after all packages.
+    sys.path.append(os.getcwd())
     sys.argv = [f"iwsft {name}", *sys.argv[2:]]
     importlib.import_module(f"iwsft_control.{name}").cli()
 

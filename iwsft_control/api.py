@@ -13,7 +13,7 @@ The command line does the same with the same numbers; what either has finished t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from iwsft_control.datasets.load import load as _load
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import evaluation
 from iwsft_control.envs.evaluation import Recorder
-from iwsft_control.envs.tasks import parse_task
+from iwsft_control.envs.tasks import environment_of, parse_task
 from iwsft_control.methods import registry
 from iwsft_control.networks import policies
 from iwsft_control.networks.policies import Exported, Policy
@@ -86,9 +86,9 @@ def train(
     *,
     quality: str = "q",
     quick: bool = False,
-    store: Path | None = None,
-    results: Path | None = None,
-    method_file: Path | None = None,
+    store: str | Path | None = None,
+    results: str | Path | None = None,
+    method_file: str | Path | None = None,
     quiet: bool = False,
     report: Report | None = None,
     **configs: Any,
@@ -113,21 +113,22 @@ def train(
         A :class:`Run` for every seed, in their order.
 
     Raises:
-        UserError: an unknown method, a setting out of its bounds, a folder that cannot be written, or a run that failed
-            by its own numbers.
+        UserError: an unknown method, a setting out of its bounds or without an effect, a folder that cannot be written,
+            or a run that failed by its own numbers.
     """
+    require(isinstance(data, Dataset), f"data must be a data set: load({data!r}) gives that of a task.")
+    require(isinstance(seeds, Iterable), f"seeds must be a list of whole numbers: seeds=[{seeds}].")
     if method_file is not None:
         registry.load_file(Path(method_file))
     checks.check_methods([method])
     checks.check_seeds(tuple(seeds))
     require(quality in ("q", "return"), f"quality must be 'q' or 'return', not {quality!r}.")
-    unknown = sorted(set(configs) - set(settings.defaults()))
-    require(not unknown, f"no such group of options: {', '.join(unknown)}.")
+    settings.check_groups(configs, method, quality)
     console.cache_compiled_programs()
     chosen = settings.validate(settings.make(quick, **configs))
     checks.check_preset([method], quality, chosen)
     checks.check_environment(None, data)
-    kept, task = Store(store or cache_home() / "stages"), data.task
+    kept, task = Store(Path(store) if store else cache_home() / "stages"), data.task
     if results is not None:
         console.writable(Path(results))
     runs: list[Run] = []
@@ -165,12 +166,15 @@ def evaluate(
     Args:
         policy: of a run, or a function from observations (K, O) to actions (K, A) in [-1, 1], which are scaled to the
             environment's own box.
-        data: a data set, (its environment is used) or a Gymnasium id.
+        data: a data set (its environment is used), a task or a Gymnasium id.
+        episodes: how many, on reset seeds that count up from the first.
+        recorder: keeps the states and actions of the episodes that it names.
 
     Raises:
         PolicyError: an action is not finite or outside [-1, 1].
+        UserError: neither a task nor an id.
     """
-    environment = data if isinstance(data, str) else data.environment
+    environment = environment_of(data) if isinstance(data, str) else data.environment
     return evaluation.evaluate(policy, environment, episodes, recorder=recorder)
 
 

@@ -51,7 +51,7 @@ class FinetuneConfig:
     ref_max_score: float | None = None
     """Return that scores 100, for a data set that declares none."""
     results: Path | None = None
-    """Folder of result files and policies; by default results/online, or results/quick with --quick."""
+    """Folder of result files and policies; by default results/my-online, or results/quick with --quick."""
     stages: Path | None = None
     """Folder of finished stages (the offline policy); by default ~/.cache/iwsft_control/stages."""
     quick: bool = False

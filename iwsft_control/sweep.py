@@ -42,7 +42,7 @@ class PlanOptions:
     flatten_observations: bool = False
     """Lay dict observations (a goal beside the state) end to end, in the data and in the environments."""
     results: Path | None = None
-    """Folder of result files; by default results/sweep, or results/quick with --quick."""
+    """Folder of result files; by default results/my-sweep, or results/quick with --quick."""
     stages: Path | None = None
     """Folder of finished stages; by default ~/.cache/iwsft_control/stages, which python -m iwsft_control.run shares."""
     workers: Annotated[int | None, POSITIVE] = None

@@ -15,6 +15,9 @@ from iwsft_control.base import console
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import save_pytree
 from iwsft_control.benchmark import results, track
+from iwsft_control.configs.critic import CriticConfig
+from iwsft_control.configs.importance import ImportanceConfig
+from iwsft_control.configs.iql import IQLConfig
 from iwsft_control.envs import tasks
 from iwsft_control.envs import video as rendering
 from iwsft_control.networks import policies
@@ -60,6 +63,40 @@ def test_a_policy_says_what_it_is(tmp_path):
     assert [row["name"] for row in rows] == ["loss", "normalised_score"]
     assert float(rows[0]["value"]) == pytest.approx(result.diagnostics["training"]["loss"][0])
     assert float(rows[1]["value"]) == result.normalised_score
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "sentence"),
+    [
+        ("bc", {"data": "hopper-medium-replay"}, r"data must be a data set: load\('hopper-medium-replay'\) gives"),
+        ("bc", {"seeds": 3}, r"seeds=\[3\]"),
+        ("iql", {"iql": {"beta": 1}}, "iql must be a IQLConfig"),
+        ("td3-bc", {"td3_bc": IQLConfig()}, "td3_bc must be a TD3BCConfig"),
+        ("bc", {"iql": IQLConfig(beta=1.0)}, "--iql.beta has no effect: iql is not among the methods"),
+        ("iw-sft-q", {"quality": "return", "critic": CriticConfig(steps=1)}, "--critic.steps has no effect"),
+        ("bc", {"quality": "return"}, "--quality has no effect"),
+        (
+            "bc",
+            {"importance": ImportanceConfig(effective_sample_size=0.3)},
+            "has no effect: none of iw-sft, iw-sft-q is",
+        ),
+        ("bc", {"pql": 1}, "no such group of options: pql"),
+    ],
+)
+def test_what_train_does_not_do_is_refused_before_it_begins(method, options, sentence):
+    data = iwsft_control.load("hopper-medium-replay")
+    with pytest.raises(UserError, match=sentence):
+        iwsft_control.train(method, **{"data": data, "quick": True, "quiet": True} | options)
+
+
+def test_folders_may_be_text_and_an_environment_a_task(tmp_path):
+    small()
+    data = iwsft_control.load(dataset=ID)
+    folders = {"store": str(tmp_path / "stages"), "results": str(tmp_path / "results")}
+    (run,) = iwsft_control.train("bc", data, quick=True, quiet=True, iql=IQLConfig(), **folders)
+    assert list((tmp_path / "results").rglob("*.json")) and list((tmp_path / "stages").iterdir())
+    returns = iwsft_control.evaluate(run.policy, "hopper-medium-replay", episodes=2)
+    np.testing.assert_array_equal(returns, iwsft_control.evaluate(run.policy, "d4rl/Hopper-v2", episodes=2))
 
 
 @pytest.mark.parametrize("task", ["hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay"])

@@ -178,7 +178,7 @@ METHOD = dataclasses.replace(iql.METHOD, name="mine", option="mine", stream=None
 
 def test_the_code_of_a_method_file_is_in_its_key_with_what_lies_beside_it(tmp_path, monkeypatch, without_others):
     """Also where its configuration is another method's; an estimate of seconds is not."""
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "helper.py").write_text("x = 1\n")
 
     def key(text, helper="x = 1\n"):

@@ -1,5 +1,6 @@
 """What commands say: lines of a log where there is no terminal, and options that have an effect."""
 
+import dataclasses
 import io
 import logging
 import re
@@ -131,11 +132,19 @@ def test_the_log_goes_to_what_stderr_is_now(monkeypatch):
         progress.LOG.handlers, progress.LOG.level = handlers, level
 
 
-def test_a_task_may_stand_alone(monkeypatch):
+@pytest.mark.parametrize(
+    "line", ["hopper-medium-replay --seeds 3 --quick", "--seeds 3 --quick hopper-medium-replay", "--quick {} --seeds 3"]
+)
+def test_a_task_may_stand_alone(monkeypatch, line):
     seen = []
-    monkeypatch.setattr(sys, "argv", ["run", "hopper-medium-replay", "--seeds", "3"])
+    monkeypatch.setattr(sys, "argv", ["run", *line.format("hopper-medium-replay").split()])
     console.command(lambda: run.RunConfig, seen.append, "run", "", positional="env")
-    assert (seen[0].env, seen[0].seeds) == ("hopper-medium-replay", (3,))
+    assert (seen[0].env, seen[0].seeds, seen[0].quick) == ("hopper-medium-replay", (3,), True)
+
+
+def test_words_after_a_flag_are_no_values_of_it():
+    options = {f.name: f.type for base in (run.RunOptions, sweep.PlanOptions) for f in dataclasses.fields(base)}
+    assert {f"--{name.replace('_', '-')}" for name, kind in options.items() if kind == "bool"} == set(console.FLAGS)
 
 
 def test_results_go_to_stdout_and_the_log_to_stderr(tmp_path):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import numpy as np
 import pytest
 
@@ -130,12 +131,27 @@ def test_fidelity_command(tmp_path):
     ("changes", "sentence"),
     [
         ({"episodes": 1}, "--episodes must be at least 2"),
-        ({}, "hopper_medium-v2_subset.npz is not there or no .npz file"),
+        ({}, "holds no hopper_medium-v2.hdf5; 'iwsft d4rl download hopper-medium --folder"),
     ],
 )
 def test_fidelity_of_nothing_is_refused(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         fidelity.main(fidelity.FidelityConfig(tmp_path, out=tmp_path, **changes))
+
+
+def test_a_whole_file_of_d4rl_does_as_well_as_a_piece_of_it(tmp_path):
+    path, rows = tmp_path / "hopper_medium-v2.hdf5", np.arange(fidelity.ROWS + 5.0)
+    with h5py.File(path, "w") as file:
+        for key in (*fidelity.ROW_KEYS, *fidelity.POLICY_KEYS):
+            file[key] = rows
+    piece = fidelity.load_piece(tmp_path, "hopper")
+    assert {key: len(x) for key, x in piece.items()} == {
+        **dict.fromkeys(fidelity.ROW_KEYS, fidelity.ROWS),
+        **dict.fromkeys(fidelity.POLICY_KEYS, fidelity.ROWS + 5),
+    }
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(UserError, match="is not HDF5"):
+        fidelity.load_piece(tmp_path, "hopper")
 
 
 def test_data_of_a_recorded_policy_are_draws_from_it(tmp_path, monkeypatch, capsys):
@@ -157,7 +173,7 @@ def test_data_of_a_recorded_policy_are_draws_from_it(tmp_path, monkeypatch, caps
         for name, layer in layers.items()
         for key, values in zip(("weight", "bias"), layer, strict=True)
     }
-    np.savez(fidelity.piece_path(tmp_path, "hopper"), **arrays)
+    np.savez(tmp_path / "hopper_medium-v2_subset.npz", **arrays)
     config = d4rl_medium.MediumConfig(tmp_path, "hopper", transitions=4_000)
     d4rl_medium.main(config)
     assert re.search(r"4,000 transitions, .* \(D4RL's 1422\)", capsys.readouterr().out)

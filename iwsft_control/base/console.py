@@ -20,6 +20,7 @@ from iwsft_control.base.progress import Bars, to_stderr
 
 T = TypeVar("T")
 PROBE = 1 << 16  # bytes: more than a result and its policy's file system overhead, less than anyone misses
+FLAGS = ("--quick", "--quiet", "--dry-run", "--trust-environment", "--flatten-observations")  # they take no value
 HELP_ALL = "--help-all"  # of commands that show the chosen methods' options alone
 # Wide enough for the tables where there is no terminal to ask.
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -36,15 +37,16 @@ def command(
 
     Args:
         options: gives the type of what ``main`` takes.
-        positional: the option that leading words without a name are of: ``iwsft run hopper-medium-replay``.
+        positional: the option that words without a name are of, in front or after a flag:
+            ``iwsft run hopper-medium-replay --quick``, ``iwsft run --quick hopper-medium-replay``.
     """
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if positional is not None and len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv.insert(1, f"--{positional}")
     try:
         check_repeated(sys.argv[1:])
+        if positional is not None:
+            sys.argv[1:] = named(sys.argv[1:], positional)
         kind = options()
         arguments = ["--help" if a == HELP_ALL else a for a in sys.argv[1:]]
         chosen = tyro.cli(kind, args=arguments, prog=program, description=description)
@@ -79,6 +81,18 @@ def check_repeated(arguments: Sequence[str]) -> None:
     names = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--") and a != "--"]
     twice = next((name for name in names if names.count(name) > 1), None)
     require(twice is None, f"{twice} is given twice; give it once, with all its values: {twice} A B.")
+
+
+def named(arguments: Sequence[str], option: str) -> list[str]:
+    """A command line on which the words that no option takes are those of ``option``."""
+    words: list[str] = []
+    rest: list[str] = []
+    takes = False  # whether the option before may have values
+    for argument in arguments:
+        if argument.startswith("-"):
+            takes = argument not in FLAGS
+        (rest if takes or argument.startswith("-") else words).append(argument)
+    return [f"--{option}", *words, *rest] if words else rest
 
 
 def given(arguments: Sequence[str]) -> dict[str, list[str]]:

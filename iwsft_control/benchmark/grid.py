@@ -51,7 +51,7 @@ def run(plan: Any, chosen: Settings) -> None:
         UserError: the data cannot be used, no cluster answers, or something cannot be written.
         SystemExit: a run failed.
     """
-    folder = plan.results or Path("results/quick" if plan.quick else "results/sweep")
+    folder = plan.results or Path("results/quick" if plan.quick else "results/my-sweep")
     wanted = plan_jobs(plan, chosen)
     store = jobs.begin((job.source for job in wanted), folder, plan.stages, plan.quiet)
     pool: jobs.Pool | None = None

@@ -50,7 +50,7 @@ def run(config: Any, chosen: Settings) -> None:
     config = shortened(config)
     scores = checks.reference_scores(config.ref_min_score, config.ref_max_score)
     source = DataSource(config.env, config.dataset, scores)
-    folder = config.results or Path("results/quick" if config.quick else "results/online")
+    folder = config.results or Path("results/quick" if config.quick else "results/my-online")
     kept = jobs.begin([source], folder, config.stages)
     console.cache_compiled_programs()
     failed = 0

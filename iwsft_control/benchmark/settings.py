@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,28 @@ def command_line(base: type, methods: str, qualities: str) -> type:
     if qualities in given and not any(registry.card(name).by_quality for name in chosen):
         _no_effect(qualities, [name for name in registry.names() if registry.card(name).by_quality])
     return with_options(base, used)
+
+
+def check_groups(configs: Mapping[str, Any], method: str, quality: str) -> None:
+    """Refuse configurations by group that a method does not use, or that are not a group's.
+
+    Raises:
+        UserError: in these cases, and for a quality of what is not scored.
+    """
+    known, used = defaults(), effective([method], [quality])
+    for group, config in configs.items():
+        require(group in known, f"no such group of options: {group}.")
+        default = known[group]
+        kind = type(default).__name__
+        require(isinstance(config, type(default)), f"{group} must be a {kind}: {group}={kind}(...).")
+        changed = {""} if config != default else set()
+        if dataclasses.is_dataclass(default):
+            names = (field.name for field in dataclasses.fields(default))
+            changed = {name for name in names if getattr(config, name) != getattr(default, name)}
+        for field in sorted(changed - used.get(group, set())):
+            _no_effect(f"{group}.{field}".rstrip("."), _owners(group, field))
+    if quality != "q" and not registry.card(method).by_quality:
+        _no_effect("quality", [name for name in registry.names() if registry.card(name).by_quality])
 
 
 def _owners(group: str, field: str) -> list[str]:

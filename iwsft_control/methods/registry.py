@@ -101,6 +101,8 @@ def _is_method(card: object) -> bool:
 def load_file(path: Path) -> None:
     """Add the methods of a Python file, ``METHOD`` or ``METHODS``; a file that is there already is left as it is.
 
+    It may import what lies beside it, as a script may.
+
     Raises:
         UserError: the file cannot be read or holds no method.
     """
@@ -114,6 +116,8 @@ def load_file(path: Path) -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # a dataclass looks itself up there
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
