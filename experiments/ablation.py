@@ -60,7 +60,7 @@ def variants(targets: Sequence[float] = TARGETS, released: bool = False) -> list
     """Every variant, group by group; the first of a group has no weights.
 
     Every weighting is tried where the default stands (learned Q, episodes); by return those of ``targets``; elsewhere
-    only the default: of parts of episodes no weights mend what the sets lack (docs/difference.md, the first round).
+    only the default: of parts of episodes no weights mend what the sets lack (docs/tuning.md, the first round).
 
     Args:
         targets: effective sample sizes.

@@ -34,7 +34,7 @@ HEADER = [
     "real rows",
     "max. error: observation",
     "reward",
-    "both, stock",
+    "Gymnasium's own -v5: observation, reward",
     "published mean return",
     "here",
     "deviation (standard errors)",

@@ -7,7 +7,7 @@
 
 The second asks what keeps iw-SFT(Q) from ending below BC, the third what lowers the spread between seeds, the fourth
 whether it gains by staying near BC. Every row is the round's first but for the knobs that its name tells; the rule that
-chooses stands in docs/difference.md. Kill it and start it again: finished runs are kept. The table (knobs.md in the
+chooses stands in docs/tuning.md. Kill it and start it again: finished runs are kept. The table (knobs.md in the
 round's folder) is made of all seeds in the folder: for every task the mean score and the mean difference from BC (the
 run's own start); over all tasks the mean, its standard deviation between seeds, and, paired by seed, its difference
 from the first row.

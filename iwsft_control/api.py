@@ -100,7 +100,7 @@ def train(
         data: what :func:`load` gave.
         seeds: one run for each.
         quality: "q" or "return": what scores the data, for sft-q and iw-sft-q.
-        quick: a trial of seconds, never a score.
+        quick: a trial of about a minute, never a score.
         store: folder of finished stages; by default that of the command line.
         results: folder of the result files and policies to write, as the command line does; by default none is written.
         method_file: Python file whose method joins the others, as ``--method-file``.

@@ -17,6 +17,7 @@ from iwsft_control.base import bounds, console
 from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.envs import tasks
+from iwsft_control.methods import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class VideoConfig:
     """End the video after so many steps; by default with the episode."""
     size: Annotated[int, POSITIVE] = 480
     """Width and height in pixels."""
+    method_file: Path | None = None
+    """Python file of the method that made the policy, where it has a kind of policy of its own."""
 
 
 def main(config: VideoConfig) -> None:
@@ -49,6 +52,8 @@ def main(config: VideoConfig) -> None:
     from iwsft_control.envs import evaluation, video  # here: help and a mistake need none of MuJoCo
     from iwsft_control.networks.policies import load_policy
 
+    if config.method_file is not None:
+        registry.load_file(config.method_file)
     policy = load_policy(config.policy)
     if config.env is not None:
         environment = tasks.environment_of(config.env)

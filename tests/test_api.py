@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import iwsft_control
-from iwsft_control import run
+from iwsft_control import run, video
 from iwsft_control.__main__ import COMMANDS
 from iwsft_control.base import console
 from iwsft_control.base.errors import UserError
@@ -20,6 +20,7 @@ from iwsft_control.configs.importance import ImportanceConfig
 from iwsft_control.configs.iql import IQLConfig
 from iwsft_control.envs import tasks
 from iwsft_control.envs import video as rendering
+from iwsft_control.methods import registry
 from iwsft_control.networks import policies
 from tests.test_run import ID, command, config, small
 
@@ -63,6 +64,34 @@ def test_a_policy_says_what_it_is(tmp_path):
     assert [row["name"] for row in rows] == ["loss", "normalised_score"]
     assert float(rows[0]["value"]) == pytest.approx(result.diagnostics["training"]["loss"][0])
     assert float(rows[1]["value"]) == result.normalised_score
+
+
+OWN_KIND = """
+import dataclasses
+from iwsft_control.methods import iql
+from iwsft_control.methods import registry
+from iwsft_control.networks import policies
+
+policies.KINDS["standing"] = lambda params, layout: policies.as_policy(lambda observations: 0 * observations[:, :3])
+METHOD = dataclasses.replace(iql.METHOD, name="standing", option="standing", stream=None)
+"""
+
+
+def test_a_video_of_a_kind_of_policy_that_a_method_file_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr(policies, "KINDS", {**policies.KINDS})
+    monkeypatch.setattr(registry, "_cards", {**registry._cards})
+    monkeypatch.setattr(registry, "_files", [])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = tmp_path / "policy.safetensors"
+    save_pytree(path, {"x": np.zeros(1)}, {"task": "hopper-medium-replay", "policy": {"kind": "standing"}})
+    seen = []
+    monkeypatch.setattr(rendering, "record_video", lambda policy, *rest, **options: seen.append(policy) or 0.0)
+    with pytest.raises(UserError, match="unknown kind of policy 'standing'"):
+        video.main(video.VideoConfig(path, out=tmp_path / "a.gif"))
+    (tmp_path / "standing.py").write_text(OWN_KIND)
+    video.main(video.VideoConfig(path, out=tmp_path / "a.gif", method_file=tmp_path / "standing.py"))
+    actions, _ = seen[0].act(seen[0].initial(2), np.ones((2, 11), np.float32), np.random.default_rng(0))
+    assert seen[0].kind == "standing" and actions.tolist() == [[0.0] * 3] * 2
 
 
 @pytest.mark.parametrize(

@@ -405,10 +405,12 @@ def test_a_page_without_its_marks_is_told():
 
 def test_a_distance_from_what_is_published_is_that_of_the_mean_from_the_range():
     found = {"bc": {0: 10.0, 1: 14.0}, "filtered-bc": {0: 70.0, 1: 76.0}, "td3-bc": {0: 70.0}, "cql": {3: 95.0}}
-    named, here, far = pages.rows_of("hopper-medium-replay", found)
-    assert named[2:] == ["18.1 to 29.8", "70.4 to 75.9", "60.9", "94.7", "95.0", "37.2", "97.5", "98.1"]
-    assert here[2:] == ["12.0 (2)", "73.0 (2)", "70.0 (1)", "-", "95.0 (1)", "-", "-", "-"]
-    assert far[2:] == ["-6.1", "within", "+9.1", "-", "within", "-", "-", "-"]
+    methods = ("bc", "filtered-bc", "td3-bc", "iql", "cql", "awac", "one-step")
+    named, here, far = pages.rows_of("hopper-medium-replay", methods, found)
+    papers_and_corl = ["18.1 to 29.8", "70.4 to 75.9", "60.9 to 64.4", "94.7 to 97.4", "95.0 to 95.1", "37.2 to 98.9"]
+    assert named[2:] == [*papers_and_corl, "97.5"]
+    assert here[2:] == ["12.0 (2)", "73.0 (2)", "70.0 (1)", "-", "95.0 (1)", "-", "-"]
+    assert far[2:] == ["-6.1", "within", "+5.6", "-", "within", "-", "-"]
 
 
 def test_the_message_comes_first_and_says_what_is_not_shown(runs, tmp_path):

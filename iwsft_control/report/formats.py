@@ -51,7 +51,9 @@ def to_latex(report: Report) -> str:
     trial = "TRIAL RUNS, not scores. " if any(r.quick for r in report.runs.values()) else ""
     for section in sections(report):
         columns = "l" + "r" * (len(section.header) - 1)
-        parts += ["\\begin{table}", f"\\caption{{{_tex(f'{trial}{section.title}. {section.text}')}}}"]
+        label = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        caption = f"\\caption{{{_tex(f'{trial}{section.title}. {section.text}')}}}"
+        parts += ["\\begin{table}", caption, f"\\label{{tab:{label}}}"]
         parts += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
         parts += [" & ".join(map(_tex, section.header)) + " \\\\", "\\midrule"]
         parts += [" & ".join(map(_tex, row)) + " \\\\" for row in section.rows]

@@ -241,7 +241,8 @@ def _power(report: Report, rivals: Sequence[Row]) -> Section:
     )
     if points:
         text += (
-            f" Last: the seeds a method that show {POINTS:.0f} points, of the mean over data sets where several are."
+            f" Last column: how many seeds of each method are needed to show a difference of {POINTS:.0f} points, in "
+            "the mean where there are several data sets."
         )
     rows = []
     for row in rivals:
