@@ -3,6 +3,8 @@
 For every seed: behaviour cloning, the critic (where a method needs its scores), the methods asked for, and 100
 evaluation episodes of each. One result file and one policy file per method and seed. Finished stages are kept: a run
 that was stopped goes on where it was, and one that differs in fine-tuning alone starts from the same BC and critic.
+
+--help shows the options of the chosen methods, --help-all those of all.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@
 Kill it at any moment and start it again: finished stages are kept, a training goes on from its last minute (on Ray
 from its beginning), results are the same bit for bit. A run that fails is recorded in FOLDER/failures and does not stop
 the others; the exit code is then 1.
+
+--help shows the options of the chosen methods, --help-all those of all.
 """
 
 from __future__ import annotations
