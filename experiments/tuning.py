@@ -5,13 +5,15 @@
     python experiments/tuning.py --round spread --tasks hopper-medium-replay --seeds 100 101 102 103 104 105
     python experiments/tuning.py --round anchor --seeds 100 101
     python experiments/tuning.py --round parts --seeds 100 101
+    python experiments/tuning.py --round advantage --seeds 100 101
 
 The second asks what keeps iw-SFT(Q) from ending below BC, the third what lowers the spread between seeds, the fourth
-whether it gains by staying near BC, the fifth whether parts of episodes do better by their Q than whole ones. Every row
-is the round's first but for the knobs that its name tells; the rule that chooses stands in docs/tuning.md. Kill it and
-start it again: finished runs are kept. The table (knobs.md in the round's folder) is made of all seeds in the folder:
-for every task the mean score and the mean difference from BC (the run's own start); over all tasks the mean, its
-standard deviation between seeds, and, paired by seed, its difference from the first row.
+whether it gains by staying near BC, the fifth whether parts of episodes do better by their Q than whole ones, the sixth
+whether better actions inside of episodes should count for more. Every row is the round's first but for the knobs that
+its name tells; the rule that chooses stands in docs/tuning.md. Kill it and start it again: finished runs are kept. The
+table (knobs.md in the round's folder) is made of all seeds in the folder: for every task the mean score and the mean
+difference from BC (the run's own start); over all tasks the mean, its standard deviation between seeds, and, paired by
+seed, its difference from the first row.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def of(unit: Literal["transitions", "units"], *strata: float) -> CurationConfig:
     return CurationConfig(strata=strata, strata_of=unit)
 
 
-ANCHORED, PARTS = (Path(__file__).with_name(name) for name in ("anchored.py", "parts.py"))
+ANCHORED, PARTS, ADVANTAGE = (Path(__file__).with_name(f"{name}.py") for name in ("anchored", "parts", "advantage"))
 EARLIER = {"curation": of("units", 90, 95, 98)}
 """The default of the first round."""
 
@@ -77,11 +79,18 @@ IN_PARTS: Knobs = {
     "transitions": BY_Q | {"curation": CurationConfig(q_unit="transition")},
     "segments of 50, no weights": BY_Q | {"methods": ("sft-q-of-parts",), "curation": CurationConfig(q_unit="segment")},
 }
+BY_ADVANTAGE: Knobs = {
+    "default": {},
+    "beta 3": {"methods": ("iw-sft-q-advantage-3",), "method_file": (ADVANTAGE,)},
+    "beta 1": {"methods": ("iw-sft-q-advantage-1",), "method_file": (ADVANTAGE,)},
+    "beta 3, no importance weights": {"methods": ("sft-q-advantage-3",), "method_file": (ADVANTAGE,)},
+}
 ROUNDS: dict[str, Knobs] = {
     "knobs": {name: EARLIER | groups for name, groups in STRATA.items()},  # second: what keeps it from ending below BC
     "spread": SPREAD,  # third: what lowers the spread between seeds
     "anchor": ANCHOR,  # fourth: whether it gains by staying near BC
     "parts": IN_PARTS,  # fifth: whether parts of episodes do better by their Q
+    "advantage": BY_ADVANTAGE,  # sixth: whether better actions inside of episodes should count for more
 }
 
 
@@ -89,8 +98,8 @@ ROUNDS: dict[str, Knobs] = {
 class TuningConfig:
     """What to run, and where."""
 
-    round: Literal["knobs", "spread", "anchor", "parts"] = "knobs"
-    """The second to the fifth."""
+    round: Literal["knobs", "spread", "anchor", "parts", "advantage"] = "knobs"
+    """The second to the sixth."""
     tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
     seeds: tuple[int, ...] = (100, 101)
     """Tuning seeds: 100 and up."""
