@@ -18,14 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from iwsft_control.configs.supervised import KINDS, Kind, SupervisedConfig
-from iwsft_control.datasets.transitions import Demonstrations
-from iwsft_control.learning import curation
-from iwsft_control.learning.gradient import descend
 from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.methods import registry, supervised
+from iwsft_control.methods.one_step import Weighted
 from iwsft_control.methods.supervised import PolicyState
 
 MAX_WEIGHT = 100.0
@@ -43,13 +40,6 @@ class Own(NamedTuple):
     advantage_weights: Any  # (S, N)
 
 
-class Weighted(NamedTuple):
-    """A batch: rows and their advantage weights (B,)."""
-
-    rows: Demonstrations
-    weights: Any
-
-
 def prepare(beta: float, kind: Kind, config: SupervisedConfig, inputs: Inputs) -> Prepared:
     """As of the method, and min(exp(beta (Q - V)), 100) of every row."""
     prepared, values = supervised.prepare(kind, config, inputs), inputs.artefacts["critic"].arrays
@@ -59,8 +49,7 @@ def prepare(beta: float, kind: Kind, config: SupervisedConfig, inputs: Inputs) -
 
 def sample(config: SupervisedConfig, data: Prepared, key: jax.Array) -> Weighted:
     """The method's batch, and its rows' weights."""
-    cumulative = None if isinstance(data.own.cumulative, tuple) else data.own.cumulative
-    rows = curation.draw(config.policy.batch_size, data.own.curated, cumulative, key)
+    rows = supervised.draw(config, data, key)
     return Weighted(data.shared.rows(rows), data.own.advantage_weights[rows])
 
 
@@ -73,12 +62,7 @@ def update(
     config: SupervisedConfig, state: PolicyState, batch: Weighted, key: jax.Array
 ) -> tuple[PolicyState, dict[str, jax.Array]]:
     """One gradient step; q follows, where there is one."""
-    optimiser = supervised.optimiser(config)
-    policy, moments, value = descend(partial(loss, config), optimiser, state.policy, state.optimiser, batch)
-    lagged = state.lagged
-    if lagged != ():
-        lagged = optax.incremental_update(policy, lagged, 1 - config.importance.lag)
-    return PolicyState(policy, lagged, moments), {"loss": value}
+    return supervised.descended(partial(loss, config), config, state, batch)
 
 
 def method(name: str, beta: float) -> Method:

@@ -15,12 +15,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from iwsft_control.configs.supervised import SupervisedConfig
 from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.learning import objectives
-from iwsft_control.learning.gradient import descend
 from iwsft_control.learning.method import Method, Prepared
 from iwsft_control.methods import registry, supervised
 from iwsft_control.methods.supervised import PolicyState
@@ -58,10 +56,7 @@ def update(
     beta: float, config: SupervisedConfig, state: PolicyState, batch: Batch, key: jax.Array
 ) -> tuple[PolicyState, dict[str, jax.Array]]:
     """One gradient step; q follows."""
-    optimiser = supervised.optimiser(config)
-    policy, moments, value = descend(partial(loss, beta, config), optimiser, state.policy, state.optimiser, batch)
-    lagged = optax.incremental_update(policy, state.lagged, 1 - config.importance.lag)
-    return PolicyState(policy, lagged, moments), {"loss": value}
+    return supervised.descended(partial(loss, beta, config), config, state, batch)
 
 
 def method(beta: float) -> Method:

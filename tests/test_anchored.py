@@ -46,6 +46,7 @@ def test_the_loss_is_the_cross_entropy_and_beta_times_the_divergence():
         assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_stronger_the_anchor_the_nearer_to_bc():
     bc = Artefact({"params": jax.tree.map(lambda x: np.asarray(x)[None], start())}, {})
     apart = []

@@ -13,6 +13,7 @@ of a given effective sample size, refreshed every 100 steps; the exponential ave
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -192,18 +193,29 @@ def refresh(config: SupervisedConfig, state: PolicyState, data: Prepared) -> tup
     return data._replace(own=own._replace(cumulative=jnp.cumsum(per_entry))), report
 
 
-def sample(config: SupervisedConfig, data: Prepared, key: jax.Array) -> Demonstrations:
-    """A batch of rows from the curated units, in proportion to their weights where there are any."""
+def draw(config: SupervisedConfig, data: Prepared, key: jax.Array) -> jax.Array:
+    """Which rows a batch is of, (B,): of the curated units, in proportion to their weights where there are any."""
     own = data.own
     cumulative = None if isinstance(own.cumulative, tuple) else own.cumulative
-    return data.shared.rows(curation.draw(config.policy.batch_size, own.curated, cumulative, key))
+    return curation.draw(config.policy.batch_size, own.curated, cumulative, key)
+
+
+def sample(config: SupervisedConfig, data: Prepared, key: jax.Array) -> Demonstrations:
+    """The rows of a batch."""
+    return data.shared.rows(draw(config, data, key))
 
 
 def update(
     config: SupervisedConfig, state: PolicyState, batch: Demonstrations, key: jax.Array
 ) -> tuple[PolicyState, dict[str, jax.Array]]:
     """One gradient step on -mean log pi(a|s); q follows."""
-    loss = partial(objectives.loss, partial(log_prob, config))
+    return descended(partial(objectives.loss, partial(log_prob, config)), config, state, batch)
+
+
+def descended(
+    loss: Callable[[Any, Any], jax.Array], config: SupervisedConfig, state: PolicyState, batch: Any
+) -> tuple[PolicyState, dict[str, jax.Array]]:
+    """One gradient step on a loss of (parameters, batch); q, where there is one, follows."""
     policy, moments, value = descend(loss, optimiser(config), state.policy, state.optimiser, batch)
     lagged = state.lagged
     if lagged != ():
