@@ -65,7 +65,7 @@ def test_parts_are_ranked_by_q_and_not_by_the_advantage(unit):
 
 
 def test_pytorchs_initialisation_is_uniform_within_one_over_the_root_of_the_inputs():
-    state = td3_bc_pytorch.create(TD3BCConfig(), 11, 3, jax.random.key(0))
+    state = jax.jit(partial(td3_bc_pytorch.create, TD3BCConfig(), 11, 3))(jax.random.key(0))
     for params, first in ((state.policy, 11), (state.critic, 14)):
         for name, inputs in (("Dense_0", first), ("Dense_1", 256), ("Dense_2", 256)):
             for values in params["params"]["net"][name].values():
