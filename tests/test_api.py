@@ -99,8 +99,8 @@ def test_a_video_of_a_kind_of_policy_that_a_method_file_knows(tmp_path, monkeypa
     [
         ("bc", {"data": "hopper-medium-replay"}, r"data must be a data set: load\('hopper-medium-replay'\) gives"),
         ("bc", {"seeds": 3}, r"seeds=\[3\]"),
-        ("iql", {"iql": {"beta": 1}}, "iql must be a IQLConfig"),
-        ("td3-bc", {"td3_bc": IQLConfig()}, "td3_bc must be a TD3BCConfig"),
+        ("iql", {"iql": {"beta": 1}}, "iql must be of class IQLConfig"),
+        ("td3-bc", {"td3_bc": IQLConfig()}, "td3_bc must be of class TD3BCConfig"),
         ("bc", {"iql": IQLConfig(beta=1.0)}, "--iql.beta has no effect: iql is not among the methods"),
         ("iw-sft-q", {"quality": "return", "critic": CriticConfig(steps=1)}, "--critic.steps has no effect"),
         ("bc", {"quality": "return"}, "--quality has no effect"),

@@ -142,6 +142,13 @@ def test_a_task_may_stand_alone(monkeypatch, line):
     assert (seen[0].env, seen[0].seeds, seen[0].quick) == ("hopper-medium-replay", (3,), True)
 
 
+def test_a_task_by_word_and_by_name_is_given_twice(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", "hopper-medium-replay", "--env", "walker2d-medium-replay"])
+    with pytest.raises(SystemExit):
+        console.command(lambda: run.RunConfig, print, "run", "", positional="env")
+    assert "--env is given twice" in capsys.readouterr().err
+
+
 def test_words_after_a_flag_are_no_values_of_it():
     options = {f.name: f.type for base in (run.RunOptions, sweep.PlanOptions) for f in dataclasses.fields(base)}
     assert {f"--{name.replace('_', '-')}" for name, kind in options.items() if kind == "bool"} == set(console.FLAGS)

@@ -44,9 +44,9 @@ def command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        check_repeated(sys.argv[1:])
         if positional is not None:
             sys.argv[1:] = named(sys.argv[1:], positional)
+        check_repeated(sys.argv[1:])
         kind = options()
         arguments = ["--help" if a == HELP_ALL else a for a in sys.argv[1:]]
         chosen = tyro.cli(kind, args=arguments, prog=program, description=description)

@@ -130,7 +130,7 @@ def check_groups(configs: Mapping[str, Any], method: str, quality: str) -> None:
         require(group in known, f"no such group of options: {group}.")
         default = known[group]
         kind = type(default).__name__
-        require(isinstance(config, type(default)), f"{group} must be a {kind}: {group}={kind}(...).")
+        require(isinstance(config, type(default)), f"{group} must be of class {kind}: {group}={kind}(...).")
         changed = {""} if config != default else set()
         if dataclasses.is_dataclass(default):
             names = (field.name for field in dataclasses.fields(default))

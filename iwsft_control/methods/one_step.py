@@ -10,8 +10,8 @@ imitation. Since Q and beta stand still while it learns, its weights are compute
 Deviations: the paper chooses among three kinds of improvement and tunes each per data set with online returns; here it
 is this one, with one temperature and rewards scaled as for IQL. BC's own network, three layers of 256 and a standard
 deviation that does not depend on the state (two of 1,024; one that does), batches of 256 (512), learning rate 3e-4 with
-cosine decay (1e-4, constant), 50,000 steps (100,000); V's actions are clipped to the action box. The
-exponential average of the policy's parameters is evaluated, as for most methods here.
+cosine decay (1e-4, constant), 50,000 steps (100,000); V's actions are clipped to the action box. The exponential
+average of the policy's parameters is evaluated, as for most methods here.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ methods are given.
 
 Deviations: 200,000 updates with TD3+BC's batch and learning rate, 256 and 3e-4, which the authors' configurations have
 for Adroit. For these tasks they have 1M, 1,024 and 1e-3 (table 10; --rebrac.steps, --rebrac.batch-size,
---rebrac.learning-rate): 6 to 11 hours of one core. Where
-the data have no next action (the last transition of a truncated episode) the penalty of the critic is zero, and the
-transition stays; the policy's target follows the policy after its step (authors: before); Flax's initialisation.
+--rebrac.learning-rate): 6 to 11 hours of one core. Where the data have no next action (the last transition of a
+truncated episode) the penalty of the critic is zero, and the transition stays; the policy's target follows the policy
+after its step (authors: before); Flax's initialisation.
 """
 
 from __future__ import annotations

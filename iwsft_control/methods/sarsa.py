@@ -5,9 +5,8 @@
 Brandfonbrener et al., "Offline RL Without Off-Policy Evaluation", NeurIPS 2021, section 3.
 
 Deviations: two critics and the smaller of their targets (authors: one; two as an option), two layers of 256 (1,024),
-batches of 256 (512), learning rate 3e-4 (1e-4), a target that moves every step (every
-second one), 200,000 steps (2M). The last transition of a truncated episode has no
-next action in the data and is left out.
+batches of 256 (512), learning rate 3e-4 (1e-4), a target that moves every step (every second one), 200,000 steps (2M).
+The last transition of a truncated episode has no next action in the data and is left out.
 """
 
 from __future__ import annotations
