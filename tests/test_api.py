@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import iwsft_control
-from iwsft_control import run, video
+from iwsft_control import __main__, run, video
 from iwsft_control.__main__ import COMMANDS
 from iwsft_control.base import console
 from iwsft_control.base.errors import UserError
@@ -64,6 +64,15 @@ def test_a_policy_says_what_it_is(tmp_path):
     assert [row["name"] for row in rows] == ["loss", "normalised_score"]
     assert float(rows[0]["value"]) == pytest.approx(result.diagnostics["training"]["loss"][0])
     assert float(rows[1]["value"]) == result.normalised_score
+
+
+def test_the_command_finds_modules_of_the_present_folder_after_all_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["iwsft", "table", "nowhere"])
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert sys.path[-1] == str(tmp_path) and "nowhere" in capsys.readouterr().err
 
 
 OWN_KIND = """
