@@ -23,8 +23,8 @@ from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.datasets import minari_files
 from iwsft_control.envs import physics, tasks
-from iwsft_control.reconstruction.collection import ROLLOUT_LANES, rollout
-from iwsft_control.reconstruction.levels import ROLLOUT_STEPS, STREAMS
+from iwsft_control.reconstruction import levels
+from iwsft_control.reconstruction.collection import ROLLOUT_LANES
 from iwsft_control.reconstruction.portraits import fingerprint
 
 
@@ -35,7 +35,7 @@ class MediumConfig:
     d4rl: Path
     """Folder with D4RL's <env>_medium-v2.hdf5 files, or <env>_medium-v2_subset.npz."""
     env: Literal["hopper", "halfcheetah", "walker2d"]
-    transitions: Annotated[int, POSITIVE] = ROLLOUT_STEPS
+    transitions: Annotated[int, POSITIVE] = levels.ROLLOUT_STEPS
     seed: Annotated[int, NOT_NEGATIVE] = 0
     """Of resets and actions."""
 
@@ -52,15 +52,8 @@ def main(config: MediumConfig) -> None:
     console.writable(place.parent)
     task = tasks.parse_task(f"{config.env}-medium")
     environment = task.environment
-    with console.progress_bar() as bar:
-        line = bar.add_task("medium policy", total=config.transitions)
-        episodes = rollout(
-            environment.env_id,
-            fidelity.behaviour_parameters(piece),
-            config.transitions,
-            [config.seed, STREAMS["medium"]],
-            lambda n: bar.advance(line, n),
-        )
+    policy = fidelity.behaviour_parameters(piece)
+    episodes = levels.play(environment.env_id, policy, "medium", config.seed, config.transitions)
     found = fingerprint(episodes)
     console.console.print(
         f"{found.transitions:,} transitions, {found.episodes:,} episodes, mean return {found.mean:.0f} (D4RL's "

@@ -78,7 +78,6 @@ def test_the_command_finds_modules_of_the_present_folder_after_all_others(tmp_pa
 OWN_KIND = """
 import dataclasses
 from iwsft_control.methods import iql
-from iwsft_control.methods import registry
 from iwsft_control.networks import policies
 
 policies.KINDS["standing"] = lambda params, layout: policies.as_policy(lambda observations: 0 * observations[:, :3])

@@ -99,16 +99,20 @@ def _collect(task: Task, config: sac.SACConfig, seed: int, expert_steps: int, wo
         if level != "random":
             steps = medium_steps if level == "medium" else expert_steps
             policy = jax.tree.map(np.asarray, _train(env_id, config, seed, steps, medium_steps, work).learner.policy)
-        with console.progress_bar() as bar:
-            line = bar.add_task(f"{level} policy", total=ROLLOUT_STEPS)
-            stream = [seed, STREAMS[level]]
-            return rollout(env_id, policy, ROLLOUT_STEPS, stream, lambda n: bar.advance(line, n))
+        return play(env_id, policy, level, seed, ROLLOUT_STEPS)
 
     if task.level == "medium-replay":
         return _train(env_id, config, seed, medium_steps, medium_steps, work).episodes()
     if task.level == "medium-expert":
         return concatenate(fixed("medium"), fixed("expert"))
     return fixed(task.level)
+
+
+def play(env_id: str, policy: Any | None, level: str, seed: int, transitions: int) -> Episodes:
+    """Episodes of a fixed policy (None: uniform actions) with the random stream of its level, with progress."""
+    with console.progress_bar() as bar:
+        line = bar.add_task(f"{level} policy", total=transitions)
+        return rollout(env_id, policy, transitions, [seed, STREAMS[level]], lambda n: bar.advance(line, n))
 
 
 def _train(env_id: str, config: sac.SACConfig, seed: int, steps: int, medium_steps: int, work: Path) -> Run:
