@@ -22,7 +22,7 @@ from iwsft_control.base import bounds, console
 from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.datasets import minari_files
-from iwsft_control.envs import physics, tasks
+from iwsft_control.envs import tasks
 from iwsft_control.reconstruction import levels
 from iwsft_control.reconstruction.collection import ROLLOUT_LANES
 from iwsft_control.reconstruction.portraits import fingerprint
@@ -59,16 +59,8 @@ def main(config: MediumConfig) -> None:
         f"{found.transitions:,} transitions, {found.episodes:,} episodes, mean return {found.mean:.0f} (D4RL's "
         f"{environment.medium_return:.0f}), standard deviation {found.std:.0f}, {found.min:.0f} to {found.max:.0f}"
     )
-    metadata = {
-        "ref_min_score": environment.ref_min_score,
-        "ref_max_score": environment.ref_max_score,
-        "algorithm_name": "SAC",
-        "author": ["iwsft_control"],
-        "description": f"Episodes of the policy that D4RL's {task.name}-v2 is of, played anew; not D4RL's own data.",
-        "reconstruction": True,
-        "seed": config.seed,
-        "physics": physics.describe(environment.env_id),
-    }
+    made = f"Episodes of the policy that D4RL's {task.name}-v2 is of, played anew; not D4RL's own data."
+    metadata = levels.metadata(task, config.seed, found, made)
     written = minari_files.write_minari(identity, episodes, environment.env_id, metadata)
     console.console.print(f"written: {identity} in {written}")
 

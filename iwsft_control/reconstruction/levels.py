@@ -63,15 +63,16 @@ def make(
     episodes = _collect(task, config, seed, expert_steps, work)
     found = fingerprint(episodes)
     report(task, episodes, found)
-    metadata = _metadata(task, config, seed, found)
+    made = f"A reconstruction of D4RL's {task.name}-v2 by D4RL's protocol, not D4RL's own data."
+    described = metadata(task, seed, found, made) | {"generation_config": dataclasses.asdict(config)}
     if folder is not None and chosen is not None:
         require(
             content_sha256(episodes) == chosen.sha256,
             f"this replay is not {chosen.name} of {record / task.name}.json, which accept chose: on another kind of "
             f"processor a replay is another one. It is kept in {work}; leave out --embed to use it here.",
         )
-        embed(folder, task, episodes, dict(metadata))
-    written = minari_files.write_minari(task.reconstruction_id, episodes, task.environment.env_id, metadata)
+        embed(folder, task, episodes, described)
+    written = minari_files.write_minari(task.reconstruction_id, episodes, task.environment.env_id, described)
     console.console.print(f"written: {task.reconstruction_id} in {written}")
 
 
@@ -179,16 +180,16 @@ def report(task: Task, episodes: Episodes, found: Fingerprint) -> None:
         console.console.print(f"{low:8.0f} to {high:6.0f} {count:6d} {'#' * int(np.ceil(50 * count / counts.max()))}")
 
 
-def _metadata(task: Task, config: sac.SACConfig, seed: int, found: Fingerprint) -> dict[str, Any]:
+def metadata(task: Task, seed: int, found: Fingerprint, description: str) -> dict[str, Any]:
+    """What a Minari data set says of how it was made, whoever plays it."""
     return {
         "ref_min_score": task.environment.ref_min_score,
         "ref_max_score": task.environment.ref_max_score,
         "algorithm_name": "SAC",
         "author": ["iwsft_control"],
-        "description": f"A reconstruction of D4RL's {task.name}-v2 by D4RL's protocol, not D4RL's own data.",
+        "description": description,
         "reconstruction": True,
         "seed": seed,
-        "generation_config": dataclasses.asdict(config),
         "physics": physics.describe(task.environment.env_id),
         "fingerprint": dataclasses.asdict(found),
         "versions": {p: version(p) for p in ("mujoco", "gymnasium", "jax", "numpy", "minari")},
@@ -216,7 +217,7 @@ def unpack(task: Task) -> None:
     identity = task.reconstruction_id
     if identity not in packed.embedded_manifest():
         raise UserError(f"{identity} is not embedded; run 'python -m iwsft_control.collect --env {task.name}' instead.")
-    episodes, metadata = packed.read_embedded(identity)
-    metadata = {k: v for k, v in metadata.items() if k not in ("dataset_id", "env_spec")}
-    written = minari_files.write_minari(identity, episodes, task.environment.env_id, metadata)
+    episodes, kept = packed.read_embedded(identity)
+    kept = {k: v for k, v in kept.items() if k not in ("dataset_id", "env_spec")}
+    written = minari_files.write_minari(identity, episodes, task.environment.env_id, kept)
     console.console.print(f"written: {identity} in {written}")
