@@ -121,6 +121,14 @@ def one_process(monkeypatch):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made and not written, which takes most of a report's time: the tests of the report write them."""
+    from iwsft_control.report import figures  # here: most tests need no Matplotlib
+
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: figures.plt.close(figure) or "<svg/>")
+
+
+@pytest.fixture
 def imported_hopper(home):
     """A small D4RL/hopper/medium-replay-v2, which its task takes before the embedded data."""
     write_hopper("D4RL/hopper/medium-replay-v2")

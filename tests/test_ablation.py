@@ -84,7 +84,7 @@ def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
         ablation.main(dataclasses.replace(config, out=tmp_path))
 
 
-def test_table_and_figure(tmp_path, one_process, monkeypatch, capsys):
+def test_table_and_figure(tmp_path, one_process, monkeypatch, capsys, imported_hopper):
     """Two variants, two seeds, for real but small: a second call does nothing anew."""
     small = ("policy", PolicyConfig(hidden=(8,), batch_size=16))
     every = [v for v in ablation.variants() if v.group == "return, episodes" and v.weights in ("none", "ess 0.5")]

@@ -18,6 +18,7 @@ from iwsft_control.benchmark import results, track
 from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.configs.importance import ImportanceConfig
 from iwsft_control.configs.iql import IQLConfig
+from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.envs import tasks
 from iwsft_control.envs import video as rendering
 from iwsft_control.methods import registry
@@ -130,7 +131,8 @@ def test_folders_may_be_text_and_an_environment_a_task(tmp_path):
     small()
     data = iwsft_control.load(dataset=ID)
     folders = {"store": str(tmp_path / "stages"), "results": str(tmp_path / "results")}
-    (run,) = iwsft_control.train("bc", data, quick=True, quiet=True, iql=IQLConfig(), **folders)
+    small_policy = PolicyConfig(hidden=(16,), bc_steps=20, batch_size=16)
+    (run,) = iwsft_control.train("bc", data, quick=True, quiet=True, policy=small_policy, iql=IQLConfig(), **folders)
     assert list((tmp_path / "results").rglob("*.json")) and list((tmp_path / "stages").iterdir())
     returns = iwsft_control.evaluate(run.policy, "hopper-medium-replay", episodes=2)
     np.testing.assert_array_equal(returns, iwsft_control.evaluate(run.policy, "d4rl/Hopper-v2", episodes=2))

@@ -157,7 +157,7 @@ def test_files_that_may_not_grow_are_one_sentence(tmp_path):
     assert not [p for p in Path(tmp_path / "results").rglob("*") if p.is_file()]
 
 
-def test_tables_beside_a_sweep_see_whole_files(tmp_path, one_process):
+def test_tables_beside_a_sweep_see_whole_files(tmp_path, one_process, undrawn):
     """A table of a folder that is being written: files appear as a whole or not at all."""
     sweep.main(plan(tmp_path, methods=("bc",)))
     for name in (".bc-seed1.json.abc", "x.safetensors"):  # what a killed process leaves

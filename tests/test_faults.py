@@ -939,7 +939,7 @@ def test_what_result_files_say_is_text_in_every_table(tmp_path):
     assert "b.json, whose record is damaged" in texts["table.md"]
 
 
-def test_a_configuration_without_steps_is_tabled(tmp_path):
+def test_a_configuration_without_steps_is_tabled(tmp_path, undrawn):
     texts = hostile_table(tmp_path, config={"policy": {"bc_steps": "many"}})
     assert "| bc | 2 | - |" in texts["table.md"]
 

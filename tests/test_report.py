@@ -288,7 +288,7 @@ def test_what_the_seeds_can_show_is_of_their_paired_differences(runs):
         assert cells[1:] == [*(f"{x:.1f}" for x in smallest), str(statistics.seeds_needed(apart, 5.0, count))]
 
 
-def test_only_the_published_runs_make_the_published_tables(tmp_path):
+def test_only_the_published_runs_make_the_published_tables(tmp_path, undrawn):
     """A table of one's own runs stands beside them."""
     assert table.beside(table.PUBLISHED) == Path("results")
     assert table.beside((tmp_path / "quick",)) == tmp_path / "quick-table"
@@ -310,7 +310,7 @@ def test_runs_of_a_method_whose_file_is_not_named(runs, tmp_path):
         table.main(dataclasses.replace(config, focus="exp-bd"))
 
 
-def test_one_seed_and_a_missing_data_set(tmp_path):
+def test_one_seed_and_a_missing_data_set(tmp_path, undrawn):
     """No interval, no average over data sets where one is missing; nothing breaks."""
     made = [make_run(method="bc"), make_run("walker2d-medium-replay"), make_run(method="iw-sft-q", quality="q")]
     for i, run in enumerate(made):
@@ -336,8 +336,7 @@ def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
             grouped.collect({Path("a.json"): make_run(), Path("b.json"): other}, BC, BC)
 
 
-def test_failed_runs_are_named(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "save", lambda figure, folder, name: figures.plt.close(figure) or "<svg/>")
+def test_failed_runs_are_named(runs, tmp_path, undrawn):
     record = {"task": "hopper-medium-replay", "method": "sft-q", "quality": "return", "seeds": [9], "error": "died"}
     files.write_json(tmp_path / "runs" / "failures" / "x.json", record)
     for _ in range(2):  # its own output among the results does not disturb the second time
@@ -439,7 +438,11 @@ def test_a_filmstrip_joins_the_page(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "play", lambda policy, environment, size: (frames, 0.032, 1234.5))
     path = tmp_path / "policy.safetensors"
     files.save_pytree(path, {"params": {"net": LAYERS}}, {"task": "hopper-medium-replay", "method": "bc"})
+    save = figures.save
+    draw = lambda figure, folder, name: save(figure, folder, name) if name == "filmstrip" else "<svg/>"  # noqa: E731
+    monkeypatch.setattr(figures, "save", draw)
     table.main(table.TableConfig((tmp_path / "runs",), tmp_path, filmstrip=path))
+    figures.plt.close("all")
     page = (tmp_path / "report.html").read_text()
     assert "What does it look like (bc in hopper-medium-replay)?" in page and "return 1234" in page
     assert page.count("<image") == 8 and (tmp_path / "figures" / "filmstrip.png").is_file()

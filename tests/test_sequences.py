@@ -440,7 +440,7 @@ def small_corpus(monkeypatch):
     monkeypatch.setattr(console, "cache_compiled_programs", lambda: None)
 
 
-def test_a_whole_run_goes_on_where_it_was_and_makes_the_suites_table(tmp_path, monkeypatch, capsys):
+def test_a_whole_run_goes_on_where_it_was_and_makes_the_suites_table(tmp_path, monkeypatch, undrawn):
     config = small(tmp_path, methods=("sft", "iw-sft-q"), qualities=("q",))
     real, trained = loop.train, []
 

@@ -24,7 +24,7 @@ def test_runs_of_a_component_differ_in_it_alone(component):
         assert changed == (whole if component == "all" else {component.replace("-", "_")})
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch, imported_hopper):
     policy = PolicyConfig(bc_steps=20, fine_tune_steps=10, **SMALL)
     small = settings.make(quick=True, policy=policy, critic=CriticConfig(steps=20, **SMALL))
     longer = settings.make(

@@ -29,9 +29,9 @@ class Estimate(NamedTuple):
 
 def t_quantile(share: float, freedom: float) -> float:
     """The value that a ``share`` of Student's t with ``freedom`` degrees lies below."""
-    from scipy import stats  # here: who only reads results needs none of it
+    from scipy import special  # here: who only reads results needs none of it; scipy.stats takes long to import
 
-    return float(stats.t.ppf(share, freedom))
+    return float(special.stdtrit(freedom, share))
 
 
 def paired(mine: Mapping[int, float], theirs: Mapping[int, float]) -> np.ndarray:
@@ -62,14 +62,14 @@ def deviation(scores: np.ndarray) -> Estimate:
     Raises:
         ValueError: fewer than two scores.
     """
-    from scipy import stats
+    from scipy import special
 
     if len(scores) < 2:
         raise ValueError("a standard deviation needs at least two scores")
     freedom = len(scores) - 1
     value = float(np.std(scores, ddof=1))
     low, high = (
-        value * np.sqrt(freedom / stats.chi2.ppf(share, freedom)) for share in ((1 + LEVEL) / 2, (1 - LEVEL) / 2)
+        value * np.sqrt(freedom / special.chdtri(freedom, share)) for share in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
     )
     return Estimate(value, float(low), float(high))
 
@@ -112,7 +112,7 @@ def power(strata: Sequence[np.ndarray], difference: float, seeds: int, compariso
         difference: the true mean over tasks.
         comparisons: as in :func:`stratified_mean`.
     """
-    from scipy import stats
+    from scipy import special
 
     squares = np.array([np.var(x, ddof=1) for x in strata])
     if squares.sum() == 0:
@@ -120,8 +120,8 @@ def power(strata: Sequence[np.ndarray], difference: float, seeds: int, compariso
     freedom = (seeds - 1) * squares.sum() ** 2 / (squares**2).sum()
     limit = t_quantile(1 - (1 - LEVEL) / 2 / comparisons, freedom)
     shift = abs(difference) / (np.sqrt(squares.sum() / seeds) / len(strata))
-    # The wrong tail is NaN in SciPy where it is next to nothing.
-    return float(stats.nct.sf(limit, freedom, shift) + np.nan_to_num(stats.nct.cdf(-limit, freedom, shift)))
+    tail = np.nan_to_num(special.nctdtr(freedom, shift, -limit))  # the wrong one: NaN where it is next to nothing
+    return float(1 - special.nctdtr(freedom, shift, limit) + tail)
 
 
 def detectable(strata: Sequence[np.ndarray], seeds: int, comparisons: int = 1) -> float:
