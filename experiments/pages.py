@@ -20,7 +20,7 @@ from iwsft_control.benchmark.acceptance import mean_score
 from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.datasets.facts import REFERENCE_METHODS, published_range
 from iwsft_control.methods import registry
-from iwsft_control.report import curves, formats
+from iwsft_control.report import curves, formats, runs, tables
 from iwsft_control.report.published import PUBLISHED_TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,14 @@ def on_d4rls_policies(folder: Path) -> str:
     return formats.markdown_table(["task", "score", *(METHODS[m] for m in REFERENCE_METHODS)], rows)
 
 
+def every_method_on_d4rls_policies(folder: Path) -> str:
+    """Mean over seeds with its interval of every method on these data, whether or not anything is published of it."""
+    report = runs.collect(runs.find([folder / "d4rl-medium"]), runs.Row("bc", None), runs.Row("iw-sft-q", "q"))
+    scores, *_ = tables.sections(report)
+    kept = [i for i, title in enumerate(scores.header) if title not in ("updates", "IQM")]
+    return formats.markdown_table([scores.header[i] for i in kept], [[row[i] for i in kept] for row in scores.rows])
+
+
 # --- the ablation ------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +173,7 @@ TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("README.md", "results/short.md"): partial(whole, name="short.md"),
     ("docs/data.md", "results/reconstruction, results/baselines"): beside_published,
     ("docs/data.md", "results/d4rl-medium"): on_d4rls_policies,
+    ("docs/data.md", "results/d4rl-medium, every method"): every_method_on_d4rls_policies,
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
     ("docs/difference.md", "results/critic"): critics,
     ("docs/difference.md", "results/variance"): partial(whole, name="variance/hopper-medium-replay.md"),

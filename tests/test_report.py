@@ -277,6 +277,17 @@ def test_the_command_writes_the_same_bytes_twice(runs, tmp_path):
     assert all(line.count("&") == line.count(" & ") for line in tex.splitlines() if not line.startswith("%"))
 
 
+def test_published_scores_stand_beside_tasks_that_have_some(runs):
+    """A column of dashes would say nothing."""
+
+    def header(task):
+        run = dataclasses.replace(make_run(), task=task)
+        return tables.sections(grouped.collect({Path("a.json"): run}, BC, BC))[0].header
+
+    assert header("hopper-medium-replay")[-1] == "published, on other data"
+    assert not any("published" in title for title in header("hopper-medium"))
+
+
 def test_what_the_seeds_can_show_is_of_their_paired_differences(runs):
     found = grouped.collect(runs, BC, IW)
     (section,) = [each for each in tables.sections(found) if each.title == "What these seeds can show"]

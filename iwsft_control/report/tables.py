@@ -146,7 +146,7 @@ def caveat(report: Report) -> str:
 def _scores(report: Report) -> Section:
     several = len(report.datasets) > 1
     tasks_of = _tasks_of(report)
-    beside = metric(report) == NORMALISED
+    beside = metric(report) == NORMALISED and not set(PUBLISHED_TASKS).isdisjoint(tasks_of.values())
     rows = []
     for row in report.scores:
         each = strata(report, row)
