@@ -139,6 +139,17 @@ def test_reset_seeds_are_fixed_and_matter():
     assert evaluation.EPISODES == 100
 
 
+def test_only_so_many_episodes_are_in_memory_at_once(monkeypatch):
+    """Ten thousand simulators would be ten gigabytes; the returns are those of all at once."""
+    policy = linear_policy(D4RLBatch("d4rl/Hopper-v2", 1))
+    whole = evaluate(policy, "d4rl/Hopper-v2", 60)
+    sizes, told = [], []
+    monkeypatch.setattr(evaluation, "TOGETHER", evaluation.LANE)
+    monkeypatch.setattr(evaluation, "make_batch", lambda spec, n: sizes.append(n) or make_batch(spec, n))
+    np.testing.assert_array_equal(whole, evaluate(policy, "d4rl/Hopper-v2", 60, on_lane=told.append))
+    assert sizes == told == [25, 25, 10]
+
+
 # --- starting inside an episode, recording, policies with a memory ---------------------------------------------------
 
 

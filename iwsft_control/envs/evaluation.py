@@ -23,6 +23,7 @@ from iwsft_control.networks.policies import Policy, as_policy, observe
 EPISODES = 100
 FIRST_RESET_SEED = 1_000_000  # evaluation episode i is reset with FIRST_RESET_SEED + i, for every method and seed
 LANE = 25  # episodes that share a policy call: large enough for BLAS, small enough to spread over cores
+TOGETHER = 40 * LANE  # episodes that are in memory at once: each has a simulator, about a megabyte
 
 
 class PolicyError(RunError):
@@ -110,7 +111,7 @@ def evaluate(
     Args:
         policy: a :class:`Policy`, or a function from observations (K, O) float32 to actions (K, A) in [-1, 1],
             which are scaled to the environment's own box; thread-safe. Its random numbers, if it draws any, depend on
-            ``first_seed`` and the lane alone.
+            ``first_seed`` and the place among the episodes alone.
         environment: Gymnasium id or spec.
         name: names the policy in an error.
         first_seed: episode i is reset with ``first_seed + i``.
@@ -121,6 +122,12 @@ def evaluate(
     Raises:
         PolicyError: an action is NaN, infinite or outside [-1, 1]; names policy, episode and step.
     """
+    if episodes > TOGETHER and recorder is None:
+        counts = [min(TOGETHER, episodes - done) for done in range(0, episodes, TOGETHER)]
+        seeds = range(first_seed, first_seed + episodes, TOGETHER)
+        options: dict[str, Any] = {"name": name, "threads": threads, "on_lane": on_lane}
+        parts = [evaluate(policy, environment, n, first_seed=s, **options) for n, s in zip(counts, seeds, strict=True)]
+        return np.concatenate(parts)
     acting, batch = as_policy(policy), make_batch(environment, episodes)
     observations = batch.reset([first_seed + i for i in range(episodes)])
     returns = np.zeros(episodes)
