@@ -1,6 +1,5 @@
 """What commands say: lines of a log where there is no terminal, and options that have an effect."""
 
-import dataclasses
 import io
 import logging
 import re
@@ -133,7 +132,9 @@ def test_the_log_goes_to_what_stderr_is_now(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "line", ["hopper-medium-replay --seeds 3 --quick", "--seeds 3 --quick hopper-medium-replay", "--quick {} --seeds 3"]
+    "line",
+    ["hopper-medium-replay --seeds 3 --quick", "--seeds 3 --quick hopper-medium-replay", "--quick {} --seeds 3"]
+    + ["--seeds 3 --quick --policy.length_weighted {}", "--quick --importance.no-relative {} --seeds 3"],
 )
 def test_a_task_may_stand_alone(monkeypatch, line):
     seen = []
@@ -150,8 +151,10 @@ def test_a_task_by_word_and_by_name_is_given_twice(monkeypatch, capsys):
 
 
 def test_words_after_a_flag_are_no_values_of_it():
-    options = {f.name: f.type for base in (run.RunOptions, sweep.PlanOptions) for f in dataclasses.fields(base)}
-    assert {f"--{name.replace('_', '-')}" for name, kind in options.items() if kind == "bool"} == set(console.FLAGS)
+    """Whichever group the flag is of."""
+    found = console.flags(run.RunConfig)
+    assert {"--quick", "--no-quick", "--policy.length-weighted", "--importance.no-relative"} <= found
+    assert not {"--env", "--policy.bc-steps"} & found and "--dry-run" in console.flags(sweep.Plan)
 
 
 def test_results_go_to_stdout_and_the_log_to_stderr(tmp_path):

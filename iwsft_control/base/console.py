@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -20,7 +21,6 @@ from iwsft_control.base.progress import Bars, to_stderr
 
 T = TypeVar("T")
 PROBE = 1 << 16  # bytes: more than a result and its policy's file system overhead, less than anyone misses
-FLAGS = ("--quick", "--quiet", "--dry-run", "--trust-environment", "--flatten-observations")  # they take no value
 HELP_ALL = "--help-all"  # of commands that show the chosen methods' options alone
 # Wide enough for the tables where there is no terminal to ask.
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -44,10 +44,10 @@ def command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        if positional is not None:
-            sys.argv[1:] = named(sys.argv[1:], positional)
-        check_repeated(sys.argv[1:])
         kind = options()
+        if positional is not None:
+            sys.argv[1:] = named(sys.argv[1:], positional, flags(kind))
+        check_repeated(sys.argv[1:])
         arguments = ["--help" if a == HELP_ALL else a for a in sys.argv[1:]]
         chosen = tyro.cli(kind, args=arguments, prog=program, description=description)
         to_stderr(quiet=getattr(chosen, "quiet", False))
@@ -83,14 +83,26 @@ def check_repeated(arguments: Sequence[str]) -> None:
     require(twice is None, f"{twice} is given twice; give it once, with all its values: {twice} A B.")
 
 
-def named(arguments: Sequence[str], option: str) -> list[str]:
+def flags(kind: Any, prefix: str = "--") -> set[str]:
+    """The options of a configuration that take no value: "--quick", "--no-quick", "--policy.length-weighted", ..."""
+    found: set[str] = set()
+    for name, hint in get_type_hints(kind).items():
+        option = name.replace("_", "-")
+        if hint is bool:
+            found |= {f"{prefix}{option}", f"{prefix}no-{option}"}
+        elif dataclasses.is_dataclass(hint):
+            found |= flags(hint, f"{prefix}{option}.")
+    return found
+
+
+def named(arguments: Sequence[str], option: str, without_value: Collection[str]) -> list[str]:
     """A command line on which the words that no option takes are those of ``option``."""
     words: list[str] = []
     rest: list[str] = []
     takes = False  # whether the option before may have values
     for argument in arguments:
         if argument.startswith("-"):
-            takes = argument not in FLAGS
+            takes = argument.replace("_", "-") not in without_value
         (rest if takes or argument.startswith("-") else words).append(argument)
     return [f"--{option}", *words, *rest] if words else rest
 
