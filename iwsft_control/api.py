@@ -118,10 +118,14 @@ def train(
     """
     require(isinstance(data, Dataset), f"data must be a data set: load({data!r}) gives that of a task.")
     require(isinstance(seeds, Iterable), f"seeds must be a list of whole numbers: seeds=[{seeds}].")
+    seeds = tuple(seeds)  # a generator can be read once
+    numbers = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in seeds)
+    require(numbers, f"seeds must be whole numbers, as in seeds=[0, 1]: {seeds}.")
+    seeds = tuple(map(int, seeds))
     if method_file is not None:
         registry.load_file(Path(method_file))
     checks.check_methods([method])
-    checks.check_seeds(tuple(seeds))
+    checks.check_seeds(seeds)
     require(quality in ("q", "return"), f"quality must be 'q' or 'return', not {quality!r}.")
     settings.check_groups(configs, method, quality)
     console.cache_compiled_programs()
@@ -137,7 +141,7 @@ def train(
         if report is None and not quiet:
             progress.to_stderr()
             bar = stack.enter_context(console.progress_bar())
-        for group in jobs.groups(tuple(seeds)):
+        for group in jobs.groups(seeds):
             stage = stages.method_stage(method, quality, group, chosen, task)
             told = report or silent
             if bar is not None:
@@ -171,9 +175,10 @@ def evaluate(
         recorder: keeps the states and actions of the episodes that it names.
 
     Raises:
-        PolicyError: an action is not finite or outside [-1, 1].
-        UserError: neither a task nor an id.
+        PolicyError: an action is not finite, outside [-1, 1] or of another shape.
+        UserError: neither a task nor an id, or no episode.
     """
+    require(isinstance(episodes, int) and episodes > 0, f"episodes must be a whole number above zero: {episodes!r}.")
     environment = environment_of(data) if isinstance(data, str) else data.environment
     return evaluation.evaluate(policy, environment, episodes, recorder=recorder)
 

@@ -127,6 +127,27 @@ def test_what_train_does_not_do_is_refused_before_it_begins(method, options, sen
         iwsft_control.train(method, **{"data": data, "quick": True, "quiet": True} | options)
 
 
+@pytest.mark.parametrize("seeds", ["0-9", ["0"], [0.5], [1.0], [True], (s for s in (0, 0))])
+def test_seeds_are_different_whole_numbers(seeds):
+    small()
+    with pytest.raises(UserError, match="seeds"):
+        iwsft_control.train("bc", iwsft_control.load(dataset=ID), seeds=seeds, quick=True, quiet=True)
+
+
+@pytest.mark.parametrize("episodes", [0, -1, 2.0])
+def test_episodes_are_a_whole_number(episodes):
+    with pytest.raises(UserError, match="episodes must be a whole number above zero"):
+        iwsft_control.evaluate(lambda o: np.zeros((len(o), 3)), "hopper-medium-replay", episodes=episodes)
+
+
+def test_seeds_may_be_of_numpy_or_a_generator(tmp_path):
+    small()
+    data, tiny = iwsft_control.load(dataset=ID), PolicyConfig(hidden=(8,), bc_steps=20, batch_size=16)
+    for seeds in (np.arange(2), (s for s in (0, 1))):
+        runs = iwsft_control.train("bc", data, seeds=seeds, quick=True, quiet=True, policy=tiny, store=tmp_path)
+        assert [run.result.seed for run in runs] == [0, 1]
+
+
 def test_folders_may_be_text_and_an_environment_a_task(tmp_path):
     small()
     data = iwsft_control.load(dataset=ID)

@@ -118,6 +118,12 @@ def test_a_bad_action_is_an_error_that_names_policy_and_step(bad):
         evaluate(policy, "d4rl/HalfCheetah-v2", 3, name="my policy", threads=1)
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (3,), (1, 6), (3, 7)])
+def test_actions_of_another_shape_are_not_repeated_for_every_joint(shape):
+    with pytest.raises(PolicyError, match=r"the actions at step 0 are of shape .*must be of shape \(3, 6\)"):
+        evaluate(lambda observations: np.zeros(shape, np.float32), "d4rl/HalfCheetah-v2", 3, threads=1)
+
+
 def test_any_gymnasium_environment():
     """Another environment goes through Gymnasium itself, with the same answer as a plain loop."""
     assert isinstance(make_batch("Swimmer-v5", 1), GymnasiumBatch)

@@ -120,7 +120,7 @@ def evaluate(
         recorder: keeps the episodes that it was made for.
 
     Raises:
-        PolicyError: an action is NaN, infinite or outside [-1, 1]; names policy, episode and step.
+        PolicyError: an action is NaN, infinite, outside [-1, 1] or of another shape; names policy, episode and step.
     """
     if episodes > TOGETHER and recorder is None:
         counts = [min(TOGETHER, episodes - done) for done in range(0, episodes, TOGETHER)]
@@ -161,6 +161,12 @@ def _play(
     step = 0
     while len(active):
         actions, carry = policy.act(carry, observations.astype(np.float32), key)
+        wanted = (len(active), batch.action_dim)
+        if np.shape(actions) != wanted:  # one of another width would be repeated for every joint
+            raise PolicyError(
+                f"{name}{active[0]}: the actions at step {step} are of shape {np.shape(actions)}; for as many "
+                f"observations they must be of shape {wanted}."
+            )
         valid = (np.abs(actions) <= 1).all(axis=1)  # NaN compares false
         if not valid.all():
             worst = int(np.argmin(valid))
