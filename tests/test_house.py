@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -160,7 +161,7 @@ def without_others(monkeypatch):
     monkeypatch.setattr(registry, "_cards", dict(registry._cards))
     monkeypatch.setattr(registry, "_files", [])
     yield
-    for name in [n for n in sys.modules if n.startswith("iwsft_method_")]:
+    for name in [n for n, m in sys.modules.items() if getattr(m, "__name__", "").startswith("iwsft_method_")]:
         del sys.modules[name]
 
 
@@ -289,6 +290,19 @@ def test_method_files_that_are_none(tmp_path, text, sentence, without_others):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UserError, match=sentence):
         registry.load_file(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_a_method_file_may_be_imported_too_for_its_configuration(tmp_path, monkeypatch, without_others, imported):
+    """As docs/api.md shows it: the class must be the method's own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"xql_{imported}"
+    (tmp_path / f"{name}.py").write_text(XQL.read_text())
+    if imported == "before":
+        importlib.import_module(name)
+    registry.load_file(tmp_path / f"{name}.py")
+    assert registry.get("xql").config is importlib.import_module(name).XQLConfig
+    monkeypatch.delitem(sys.modules, name)
 
 
 def test_a_method_file_that_is_not_there(tmp_path, without_others):

@@ -114,12 +114,19 @@ def load_file(path: Path) -> None:
     require(path.is_file(), f"{path} does not exist; check the path.")
     require(spec is not None and spec.loader is not None, f"{path} is not a Python file; its name must end in .py.")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a dataclass looks itself up there
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
+    # Whoever imports the file as well, for its configuration, must get the same classes: before or after this.
+    module = sys.modules.get(path.stem)
+    if module is None or getattr(module, "__file__", None) != str(path):  # another file's
+        module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass looks itself up there
     try:
-        spec.loader.exec_module(module)
+        if module.__name__ == name:
+            spec.loader.exec_module(module)
+            plain = None if path.stem in sys.modules else importlib.util.find_spec(path.stem)
+            if plain is not None and plain.origin == str(path):
+                sys.modules[path.stem] = module
     except Exception as error:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
