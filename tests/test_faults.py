@@ -407,6 +407,12 @@ def test_action_spaces_that_do_not_fit(change, sentence):
         checks.check_environment(None, load.load(None, ID))
 
 
+def test_data_of_another_environment_are_not_labelled_as_a_task():
+    write()
+    with pytest.raises(UserError, match=r"of MountainCarContinuous-v0, --env hopper-medium-replay of .*leave one out"):
+        checks.check_environment(tasks.parse_task("hopper-medium-replay"), load.load(None, ID))
+
+
 def test_actions_outside_the_unit_box_are_refused():
     write()
     in_file(replace("episode_1/actions", np.full((5, 1), 7.5, np.float32)))

@@ -90,9 +90,12 @@ def check_environment(task: Task | None, data: Dataset) -> None:
     Raises:
         UserError: it is another environment's than the task's, or its environment cannot be made or does not fit.
     """
-    if task is not None and data.origin != "Minari":
+    if task is not None:
+        ours, theirs = task.environment.env_id, data.env_id
+        if data.origin == "Minari":  # another version of the same body, in its own physics, may stand for the task
+            ours, theirs = (each.rpartition("/")[2].rpartition("-v")[0] for each in (ours, theirs))
         require(
-            data.env_id == task.environment.env_id,
+            ours == theirs,
             f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
         )
     # Here, since it loads MuJoCo: commands check their options without it.
