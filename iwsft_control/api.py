@@ -118,10 +118,7 @@ def train(
     """
     require(isinstance(data, Dataset), f"data must be a data set: load({data!r}) gives that of a task.")
     require(isinstance(seeds, Iterable), f"seeds must be a list of whole numbers: seeds=[{seeds}].")
-    seeds = tuple(seeds)  # a generator can be read once
-    numbers = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in seeds)
-    require(numbers, f"seeds must be whole numbers, as in seeds=[0, 1]: {seeds}.")
-    seeds = tuple(map(int, seeds))
+    seeds = tuple(int(s) if isinstance(s, np.integer) else s for s in seeds)  # a generator can be read once
     if method_file is not None:
         registry.load_file(Path(method_file))
     checks.check_methods([method])

@@ -35,11 +35,12 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse repeated, negative and no seeds.
+    """Refuse repeated, negative and no seeds, and what is no whole number.
 
     Raises:
         UserError: in these cases.
     """
+    require(all(type(s) is int for s in seeds), f"seeds must be whole numbers, as in seeds=[0, 1]: {seeds}.")
     require(len(set(seeds)) == len(seeds) > 0, "name one or more different seeds.")
     require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
 

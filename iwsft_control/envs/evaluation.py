@@ -123,10 +123,11 @@ def evaluate(
         PolicyError: an action is NaN, infinite, outside [-1, 1] or of another shape; names policy, episode and step.
     """
     if episodes > TOGETHER and recorder is None:
-        counts = [min(TOGETHER, episodes - done) for done in range(0, episodes, TOGETHER)]
-        seeds = range(first_seed, first_seed + episodes, TOGETHER)
         options: dict[str, Any] = {"name": name, "threads": threads, "on_lane": on_lane}
-        parts = [evaluate(policy, environment, n, first_seed=s, **options) for n, s in zip(counts, seeds, strict=True)]
+        parts = [
+            evaluate(policy, environment, min(TOGETHER, episodes - done), first_seed=first_seed + done, **options)
+            for done in range(0, episodes, TOGETHER)
+        ]
         return np.concatenate(parts)
     acting, batch = as_policy(policy), make_batch(environment, episodes)
     observations = batch.reset([first_seed + i for i in range(episodes)])
