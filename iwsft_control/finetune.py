@@ -33,7 +33,7 @@ class FinetuneConfig:
     method: tuple[str, ...] = ("uft",)
     """One or more of rl, bc-rl, rl-uniform-resets, uft-no-likelihood, uft, prefix-rft."""
     seeds: tuple[int, ...] = (0,)
-    """One run for each, one after the other: the simulator takes all cores."""
+    """One run for each (0 1 2, or 0-9), one after the other: the simulator takes all cores."""
     reward: Reward = "dense"
     """The task's, or 1 at the end of an episode whose return reaches the middle demonstration's, else 0."""
     steps: Annotated[int, POSITIVE] = 300_000
@@ -120,7 +120,8 @@ def _check_offline(config: FinetuneConfig) -> None:
 
 def cli() -> None:
     """The command line."""
-    console.command(lambda: FinetuneConfig, command, "python -m iwsft_control.finetune", __doc__)
+    program = "python -m iwsft_control.finetune"
+    console.command(lambda: FinetuneConfig, command, program, __doc__, positional="env")
 
 
 if __name__ == "__main__":

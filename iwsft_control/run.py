@@ -32,7 +32,7 @@ class RunOptions:
     """One or more methods: bc, filtered-bc, sft, iw-sft, sft-q, iw-sft-q, iql, td3-bc, awac, cql, rebrac, rebrac-tuned,
     one-step, decision-transformer."""
     seeds: tuple[int, ...] = (0,)
-    """One run for each. Several are one program on an accelerator and one process per core on a CPU."""
+    """One run for each: 0 1 2, or 0-9. Several are one program on an accelerator and one process per core on a CPU."""
     quality: Literal["q", "return"] = "q"
     """What scores the data for sft-q and iw-sft-q: a learned Q-function, or the return of the episode."""
     dataset: str | None = None

@@ -2,6 +2,7 @@
 
     python -m iwsft_control.sweep                                   # three tasks, six methods, ten seeds
     python -m iwsft_control.sweep --tasks hopper-medium-replay --seeds 0 1 2 --methods bc sft-q
+    python -m iwsft_control.sweep --datasets my/hopper/noisy-v0     # your own data
     python -m iwsft_control.sweep --ray auto --gpus-per-stage 0.25  # on a Ray cluster
 
 Kill it at any moment and start it again: finished stages are kept, a training goes on from its last minute (on Ray
@@ -31,14 +32,21 @@ from iwsft_control.methods import registry
 class PlanOptions:
     """What to run, and where; every method's own settings join these options."""
 
-    tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
-    """Tasks, each with its default data set (D4RL's if imported, else the embedded reconstruction)."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks, each with its default data set (D4RL's if imported, else the embedded reconstruction). By default hopper-,
+    halfcheetah- and walker2d-medium-replay; none where --datasets is given."""
+    datasets: tuple[str, ...] = ()
+    """Ids of data sets in the local Minari root, each evaluated in the environment that it declares."""
+    ref_min_score: float | None = None
+    """Return that scores 0, for a single one of --datasets that declares none."""
+    ref_max_score: float | None = None
+    """Return that scores 100, likewise."""
     methods: tuple[str, ...] = tuple(KINDS)
     """Methods."""
     qualities: tuple[Literal["q", "return"], ...] = ("q", "return")
     """What scores the data for sft-q and iw-sft-q; each is a row of the table."""
     seeds: tuple[int, ...] = tuple(range(10))
-    """Seeds. Tune on others (100 and up) than those that are reported."""
+    """Seeds: 0 1 2, or 0-9. Tune on others (100 and up) than those that are reported."""
     trust_environment: bool = False
     """Import and call what the data sets' environments name (an entry point, wrappers). Look at it first."""
     flatten_observations: bool = False
@@ -79,7 +87,14 @@ def validate(plan: Plan) -> Settings:
     """
     checks.check_methods(plan.methods)
     checks.check_seeds(plan.seeds)
-    checks.check_tasks(plan.tasks)
+    if plan.tasks is not None:
+        checks.check_tasks(plan.tasks)
+    require(len(set(plan.datasets)) == len(plan.datasets), "--datasets must name different data sets.")
+    scores = checks.reference_scores(plan.ref_min_score, plan.ref_max_score)
+    require(
+        scores is None or len(plan.datasets) == 1,
+        "--ref-min-score and --ref-max-score are for a single data set of --datasets; sweep over each by itself.",
+    )
     require(len(set(plan.qualities)) == len(plan.qualities) > 0, "--qualities must be q, return or both.")
     bounds.check(plan, "")
     chosen = settings.of_options(plan)

@@ -20,6 +20,7 @@ from iwsft_control.benchmark import online as work
 from iwsft_control.benchmark import results
 from iwsft_control.configs.online import PPOConfig, PrefixConfig
 from iwsft_control.configs.supervised import PolicyConfig
+from iwsft_control.datasets import minari_files
 from iwsft_control.datasets.transitions import Demonstrations as Pairs
 from iwsft_control.datasets.types import SimulatorStates
 from iwsft_control.envs.batch import D4RLBatch, make_batch
@@ -32,7 +33,7 @@ from iwsft_control.online.methods import METHODS
 from iwsft_control.online.policy import Actor, OnlinePolicy, create, fit_spread, scale_std
 from iwsft_control.report import online as report
 from iwsft_control.report import runs as grouped
-from tests.conftest import jitted, make_data
+from tests.conftest import jitted, make_data, write_hopper
 
 KEY = jax.random.key(0)
 
@@ -712,6 +713,17 @@ def test_other_environments_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "make_batch", lambda *x: make_batch("Pendulum-v1", 1))
     with pytest.raises(UserError, match="cannot be put into a recorded state"):
         finetune.main(config(tmp_path))
+
+
+def test_what_asks_for_trust_is_refused_without_an_option_that_is_not_there(tmp_path):
+    write_hopper("my/hopper/other-v0")
+    path = minari_files.minari_path("my/hopper/other-v0") / "data/metadata.json"
+    metadata = json.loads(path.read_text())
+    spec = json.loads(metadata["env_spec"]) | {"kwargs": {"xml_file": "mine.xml"}}
+    path.write_text(json.dumps(metadata | {"env_spec": json.dumps(spec)}))
+    with pytest.raises(UserError, match="my/hopper/other-v0 cannot be put into a recorded state") as error:
+        finetune.main(config(tmp_path, env=None, dataset="my/hopper/other-v0"))
+    assert "--trust" not in str(error.value)
 
 
 @pytest.mark.parametrize("default", [PPOConfig(), PrefixConfig()])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from iwsft_control import sweep
-from iwsft_control.base import children, files
+from iwsft_control.base import children, console, files
 from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import export, grid, processes, ray_pool, results, settings, stages, store
@@ -33,9 +33,10 @@ from iwsft_control.benchmark.perform import perform
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.supervised import KINDS, PolicyConfig
 from iwsft_control.envs import evaluation
+from iwsft_control.envs.tasks import MEDIUM_REPLAY
 from iwsft_control.learning import loop
 from iwsft_control.methods import critic, iql
-from tests.conftest import in_this_process
+from tests.conftest import in_this_process, write_hopper
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,6 +75,52 @@ def found(folder: Path) -> dict[str, dict]:
         | {"policy": files.sha256(p.with_suffix(".safetensors"))}
         for p in sorted(folder.rglob("*.json"))
     }
+
+
+def test_data_sets_of_ones_own_are_swept_over(tmp_path, one_process):
+    """Alone, or beside tasks; what is not named is not run."""
+    names = [[job.source.task for job in grid.plan_jobs(each, SETTINGS)] for each in (
+        sweep.Plan(methods=("bc",), seeds=(0,)),
+        sweep.Plan(methods=("bc",), seeds=(0,), datasets=("my/a-v0", "my/b-v0")),
+        sweep.Plan(methods=("bc",), seeds=(0,), datasets=("my/a-v0",), tasks=(TASK,)),
+    )]  # fmt: skip
+    assert names == [list(MEDIUM_REPLAY), ["my/a-v0", "my/b-v0"], [TASK, "my/a-v0"]]
+    write_hopper("my/hopper/small-v0")
+    scores = {"ref_min_score": 1.0, "ref_max_score": 11.0}
+    sweep.main(plan(tmp_path, tasks=None, datasets=("my/hopper/small-v0",), methods=("bc",), **scores))
+    (path,) = (tmp_path / "a").rglob("*.json")
+    found = results.read(path)
+    assert found.task == found.dataset["id"] == "my/hopper/small-v0"
+    assert found.normalised_score == pytest.approx(10 * (np.mean(found.episode_returns) - 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"datasets": ("a/b", "a/b")}, "--datasets must name different data sets"),
+        ({"datasets": ("a/b", "a/c"), "ref_min_score": 0.0, "ref_max_score": 1.0}, "for a single data set"),
+        ({"ref_min_score": 0.0, "ref_max_score": 1.0}, "for a single data set of --datasets"),
+        ({"ref_min_score": 0.0}, "give both --ref-min-score and --ref-max-score"),
+        ({"tasks": ("my/hopper/noisy-v0",)}, r"a data set is named with --dataset \(of a sweep --datasets\)"),
+    ],
+)
+def test_data_sets_that_are_not_told_rightly(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        sweep.main(plan(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--seeds", "0-2", "7"], ["--seeds", "0", "1", "2", "7"]),
+        (["task", "--seeds=3-4", "--quick"], ["task", "--seeds", "3", "4", "--quick"]),
+        (["--seeds", "2-1"], ["--seeds", "2-1"]),
+        (["--seeds", "0-999999999"], ["--seeds", "0-999999999"]),
+        (["--seeds", "0", "--env", "1-2", "--iql.beta=1-2"], ["--seeds", "0", "--env", "1-2", "--iql.beta=1-2"]),
+    ],
+)
+def test_a_range_of_seeds_is_every_one_of_them(given, meant):
+    assert console.with_ranges(given) == meant
 
 
 def test_shared_stages_are_made_once():
@@ -179,6 +226,7 @@ def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
 def test_the_code_version_is_of_what_code_does(tmp_path):
     def version(source):
         (tmp_path / "m.py").write_text(source)
+        store._text.cache_clear()
         return store.code_version.__wrapped__((tmp_path / "m.py",))
 
     plain = version("def f(x):\n    return x + 1\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -21,6 +22,7 @@ from iwsft_control.base.progress import Bars, to_stderr
 
 T = TypeVar("T")
 PROBE = 1 << 16  # bytes: more than a result and its policy's file system overhead, less than anyone misses
+MAX_RANGE = 10_000  # seeds of a range such as 0-9
 HELP_ALL = "--help-all"  # of commands that show the chosen methods' options alone
 # Wide enough for the tables where there is no terminal to ask.
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -44,6 +46,7 @@ def command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        sys.argv[1:] = with_ranges(sys.argv[1:])
         kind = options()
         if positional is not None:
             sys.argv[1:] = named(sys.argv[1:], positional, flags(kind))
@@ -81,6 +84,21 @@ def check_repeated(arguments: Sequence[str]) -> None:
     names = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--") and a != "--"]
     twice = next((name for name in names if names.count(name) > 1), None)
     require(twice is None, f"{twice} is given twice; give it once, with all its values: {twice} A B.")
+
+
+def with_ranges(arguments: Sequence[str]) -> list[str]:
+    """A command line on which ``--seeds 0-9 20`` has every seed."""
+    found: list[str] = []
+    option = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        option = name if argument.startswith("--") else option
+        ends = re.fullmatch(r"(\d{1,9})-(\d{1,9})", value if equals else argument) if option == "--seeds" else None
+        if ends is None or not 0 <= int(ends[2]) - int(ends[1]) < MAX_RANGE:
+            found.append(argument)
+        else:
+            found += [*([name] if equals else []), *map(str, range(int(ends[1]), int(ends[2]) + 1))]
+    return found
 
 
 def flags(kind: Any, prefix: str = "--") -> set[str]:

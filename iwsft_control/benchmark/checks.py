@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import gymnasium as gym
 import numpy as np
 
 from iwsft_control.base import console
@@ -41,7 +40,8 @@ def check_seeds(seeds: Sequence[int]) -> None:
         UserError: in these cases.
     """
     require(all(type(s) is int for s in seeds), f"seeds must be whole numbers, as in seeds=[0, 1]: {seeds}.")
-    require(len(set(seeds)) == len(seeds) > 0, "name one or more different seeds.")
+    told = " ".join(map(str, seeds)) or "none"
+    require(len(set(seeds)) == len(seeds) > 0, f"--seeds must name one or more different seeds, not {told:.80}.")
     require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
 
 
@@ -102,14 +102,7 @@ def check_environment(task: Task | None, data: Dataset) -> None:
     # Here, since it loads MuJoCo: commands check their options without it.
     from iwsft_control.envs.batch import GymnasiumBatch, make_batch
 
-    try:
-        batch = make_batch(data.environment, 1)
-    except UserError:
-        raise
-    except Exception as error:  # whatever Gymnasium or an environment's package raises
-        absent = isinstance(error, ImportError | gym.error.DependencyNotInstalled)
-        remedy = "install the package it comes from" if absent else "correct the data set's env_spec, or choose another"
-        raise UserError(f"the environment {data.env_id} of {data.id} cannot be made ({error}); {remedy}.") from error
+    batch = make_batch(data.environment, 1)
     parts = batch.observation_parts if isinstance(batch, GymnasiumBatch) else {}
     require(
         not data.observation_parts or list(parts.items()) == list(data.observation_parts.items()),

@@ -16,20 +16,28 @@ from iwsft_control.benchmark.board import Board, Seen, seconds_left
 from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.envs import tasks
+from iwsft_control.envs.tasks import MEDIUM_REPLAY
 from iwsft_control.methods import registry
 
 
 def plan_jobs(plan: Any, chosen: Settings) -> list[Job]:
     """The runs of a plan, seed by seed, so that a sweep that is cut short has whole seeds."""
     return [
-        Job(
-            DataSource(task, trust_environment=plan.trust_environment, flatten_observations=plan.flatten_observations),
-            stages.method_stage(method, quality, group, chosen, task),
-        )
+        Job(source, stages.method_stage(method, quality, group, chosen, source.task))
         for group in jobs.groups(plan.seeds, None if plan.ray is None else plan.gpus_per_stage > 0)
-        for task in (tasks.parse_task(name).name for name in plan.tasks)
+        for source in _sources(plan)
         for method in plan.methods
         for quality in (plan.qualities if registry.card(method).by_quality else ("q",))
+    ]
+
+
+def _sources(plan: Any) -> list[DataSource]:
+    names = (() if plan.datasets else MEDIUM_REPLAY) if plan.tasks is None else plan.tasks
+    allowed = {"trust_environment": plan.trust_environment, "flatten_observations": plan.flatten_observations}
+    scores = checks.reference_scores(plan.ref_min_score, plan.ref_max_score)
+    return [
+        *(DataSource(tasks.parse_task(name).name, **allowed) for name in names),
+        *(DataSource(None, dataset, scores, **allowed) for dataset in plan.datasets),
     ]
 
 

@@ -34,6 +34,10 @@ from iwsft_control.online.learner import Setup
 
 FIRST_RESET_SEED = 4_000_000  # of the evaluations along training; that of the result is every method's
 QUICK_STEPS = 2_000
+NO_STATES = (
+    "the environment of {} cannot be put into a recorded state; online training works in "
+    f"{', '.join(e for e in physics.ENVIRONMENTS if e != 'd4rl/Ant-v2')}."
+)
 
 
 def run(config: Any, chosen: Settings) -> None:
@@ -51,7 +55,12 @@ def run(config: Any, chosen: Settings) -> None:
     scores = checks.reference_scores(config.ref_min_score, config.ref_max_score)
     source = DataSource(config.env, config.dataset, scores)
     folder = config.results or Path("results/quick" if config.quick else "results/my-online")
-    kept = jobs.begin([source], folder, config.stages)
+    try:
+        kept = jobs.begin([source], folder, config.stages)
+    except UserError as error:
+        if "--trust-environment" in str(error) or "--flatten-observations" in str(error):  # options of run
+            raise UserError(NO_STATES.format(source.task)) from error
+        raise
     console.cache_compiled_programs()
     failed = 0
     with console.progress_bar() as bar:
@@ -116,8 +125,7 @@ def train(
             pass
     batch = make_batch(data.environment, config.ppo.groups * config.ppo.group_size)
     if not isinstance(batch, D4RLBatch):
-        known = ", ".join(e for e in physics.ENVIRONMENTS if e != "d4rl/Ant-v2")
-        raise UserError(f"{data.env_id} cannot be put into a recorded state; online training works in {known}.")
+        raise UserError(NO_STATES.format(data.env_id))
     demonstrations = prefixes.curate(config.prefix, data, batch)
     started = None if method.scratch else perform(stage, data, kept, report, threads)
     setup = Setup(

@@ -63,6 +63,7 @@ def normalise(episode_return: float, ref_min_score: float, ref_max_score: float)
     return 100.0 * (episode_return - ref_min_score) / (ref_max_score - ref_min_score)
 
 
+MEDIUM_REPLAY = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")  # the benchmark's
 TASK_NAMES = {f"{e.name}-{level}": (e, level) for e in ENVIRONMENTS.values() for level in e.levels}
 
 
@@ -74,7 +75,8 @@ def parse_task(name: str) -> Task:
     """
     plain = name.lower().replace("_", "-").removesuffix("-v2")
     if plain not in TASK_NAMES:
-        raise UserError(f"unknown task {name!r}: {near(plain, list(TASK_NAMES))}")
+        of_data = "a data set is named with --dataset (of a sweep --datasets)."
+        raise UserError(f"unknown task {name!r}: {of_data if '/' in name else near(plain, list(TASK_NAMES))}")
     return Task(*TASK_NAMES[plain])
 
 
