@@ -18,6 +18,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "from_arrays",
     "load",
     "load_policy",
     "load_results",
@@ -27,19 +28,19 @@ __all__ = [
 ]
 
 _PLACES = {
-    "iwsft_control.api": ("Run", "evaluate", "load", "method_names", "train"),
+    "iwsft_control.api": ("Run", "evaluate", "load", "method_names", "record_video", "train"),
     "iwsft_control.base.errors": ("UserError",),
+    "iwsft_control.datasets.arrays": ("from_arrays",),
     "iwsft_control.envs.evaluation": ("Recorder",),
-    "iwsft_control.envs.video": ("record_video",),
     "iwsft_control.networks.policies": ("TrainedPolicy", "load_policy"),
     "iwsft_control.report.frame": ("load_results",),
 }
 _PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
 if TYPE_CHECKING:
-    from iwsft_control.api import Run, evaluate, load, method_names, train
+    from iwsft_control.api import Run, evaluate, load, method_names, record_video, train
     from iwsft_control.base.errors import UserError
+    from iwsft_control.datasets.arrays import from_arrays
     from iwsft_control.envs.evaluation import Recorder
-    from iwsft_control.envs.video import record_video
     from iwsft_control.networks.policies import TrainedPolicy, load_policy
     from iwsft_control.report.frame import load_results
 

@@ -13,28 +13,30 @@ The command line does the same with the same numbers; what either has finished t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base import console, progress
-from iwsft_control.base.errors import require
+from iwsft_control.base.errors import UserError, in_python, require
 from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import checks, export, jobs, settings, stages
+from iwsft_control.benchmark import store as store_module
 from iwsft_control.benchmark.perform import Report, perform, silent
 from iwsft_control.benchmark.results import RunResult
-from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets.load import load as _load
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.envs import evaluation
+from iwsft_control.envs import evaluation, video
 from iwsft_control.envs.evaluation import Recorder
 from iwsft_control.envs.tasks import environment_of, parse_task
+from iwsft_control.learning.method import Artefact
 from iwsft_control.methods import registry
 from iwsft_control.networks import policies
-from iwsft_control.networks.policies import Exported, Policy
+from iwsft_control.networks.policies import Exported, Policy, TrainedPolicy
 
 
 class Run(NamedTuple):
@@ -42,11 +44,22 @@ class Run(NamedTuple):
 
     result: RunResult
     """Scores, episode returns, settings and provenance, as in a result file."""
-    policy: Policy
+    policy: TrainedPolicy
     """What was evaluated; call it with observations (K, O) or (O,) for actions in [-1, 1]. One with a memory:
     ``carry = policy.initial(K)``, then in every step ``actions, carry = policy.act(carry, observations, key)``."""
 
 
+@contextlib.contextmanager
+def _worded_for_python() -> Iterator[None]:
+    """What errors call by its option on the command line is called by its name in Python."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (in_python(str(error)),)
+        raise
+
+
+@_worded_for_python()
 def load(
     task: str | None = None,
     dataset: str | None = None,
@@ -79,6 +92,7 @@ def load(
     )
 
 
+@_worded_for_python()
 def train(
     method: str,
     data: Dataset,
@@ -116,7 +130,13 @@ def train(
         UserError: an unknown method, a setting out of its bounds or without an effect, a folder that cannot be written,
             or a run that failed by its own numbers.
     """
-    require(isinstance(data, Dataset), f"data must be a data set: load({data!r}) gives that of a task.")
+    require(isinstance(method, str), f"method must be one name, as in train('bc', data): {method!r:.80}.")
+    require(isinstance(data, Dataset), f"data must be a data set: load({data!r:.80}) gives that of a task.")
+    require(
+        not data.changed,
+        f"the {' and '.join(data.changed)} of {data.id} are not those that it was loaded with, so its id and sha256 do "
+        "not name them; make a data set of them: from_arrays('mine/hopper/relabelled-v0', ...).",
+    )
     require(isinstance(seeds, Iterable), f"seeds must be a list of whole numbers: seeds=[{seeds}].")
     seeds = tuple(int(s) if isinstance(s, np.integer) else s for s in seeds)  # a generator can be read once
     if method_file is not None:
@@ -129,7 +149,7 @@ def train(
     chosen = settings.validate(settings.make(quick, **configs))
     checks.check_preset([method], quality, chosen)
     checks.check_environment(None, data)
-    kept, task = Store(Path(store) if store else cache_home() / "stages"), data.task
+    kept, task = store_module.Store(Path(store) if store else cache_home() / "stages"), data.task
     if results is not None:
         console.writable(Path(results))
     runs: list[Run] = []
@@ -140,6 +160,7 @@ def train(
             bar = stack.enter_context(console.progress_bar())
         for group in jobs.groups(seeds):
             stage = stages.method_stage(method, quality, group, chosen, task)
+            store_module.check_unchanged(stage)
             told = report or silent
             if bar is not None:
                 seed = f"seed {', '.join(map(str, group))}  "
@@ -149,16 +170,33 @@ def train(
             assert inputs is not None
             if results is not None:
                 export.write_results(Path(results), stage, data, task, inputs, artefact)
-            described = artefact.record["policy"]
             for s, result in enumerate(export.run_results(stage, data, task, inputs, artefact)):
-                params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays["params"])
-                runs.append(Run(result, policies.make(Exported(params, described["kind"], described["layout"]))))
+                runs.append(Run(result, _policy(artefact, s, result, data)))
     return runs
 
 
+def _policy(artefact: Artefact, s: int, result: RunResult, data: Dataset) -> TrainedPolicy:
+    """The policy of the seed in place ``s``, with what is known of it: as its file would tell."""
+    params = jax.tree.map(lambda x: x[s], artefact.arrays["params"])
+    described = artefact.record["policy"]
+    acting = policies.make(Exported(params, described["kind"], described["layout"]))
+    return TrainedPolicy(
+        acting,
+        described["kind"],
+        task=result.task,
+        method=result.method,
+        seed=result.seed,
+        dataset=data.id,
+        score=result.normalised_score,
+        commit=result.git_commit,
+        observation_dim=data.observations.shape[1],
+    )
+
+
+@_worded_for_python()
 def evaluate(
     policy: Policy | Callable[[np.ndarray], np.ndarray],
-    data: Dataset | str,
+    data: Dataset | EnvSpec | str,
     episodes: int = evaluation.EPISODES,
     recorder: Recorder | None = None,
 ) -> np.ndarray:
@@ -167,17 +205,56 @@ def evaluate(
     Args:
         policy: of a run, or a function from observations (K, O) to actions (K, A) in [-1, 1], which are scaled to the
             environment's own box.
-        data: a data set (its environment is used), a task or a Gymnasium id.
+        data: a data set (its environment is used), a task, a Gymnasium id or its specification.
         episodes: how many, on reset seeds that count up from the first.
         recorder: keeps the states and actions of the episodes that it names.
 
     Raises:
         PolicyError: an action is not finite, outside [-1, 1] or of another shape.
-        UserError: neither a task nor an id, or no episode.
+        UserError: neither a task nor an id, no such environment, what does not act, or no episode.
     """
     require(isinstance(episodes, int) and episodes > 0, f"episodes must be a whole number above zero: {episodes!r}.")
-    environment = environment_of(data) if isinstance(data, str) else data.environment
-    return evaluation.evaluate(policy, environment, episodes, recorder=recorder)
+    return evaluation.evaluate(policy, _environment(data), episodes, recorder=recorder)
+
+
+@_worded_for_python()
+def record_video(
+    policy: Policy | Callable[[np.ndarray], np.ndarray],
+    data: Dataset | EnvSpec | str,
+    path: str | Path,
+    *,
+    seed: int = evaluation.FIRST_RESET_SEED,
+    steps: int | None = None,
+    size: int = 480,
+) -> float:
+    """Play one episode and write it as a video, in the environment's own time.
+
+    Args:
+        policy: as for :func:`evaluate`; data: likewise.
+        path: of an .mp4 or a .gif.
+        seed: of the reset; by default that of the first evaluation episode.
+        steps: ends the video before the episode.
+        size: width and height in pixels.
+
+    Returns:
+        The undiscounted return of what the video shows.
+
+    Raises:
+        PolicyError: an action is not finite, outside [-1, 1] or of another shape.
+        UserError: another kind of file, no such environment, nothing here draws or encodes, or imageio is missing.
+    """
+    return video.record_video(policy, _environment(data), path, seed=seed, steps=steps, size=size)
+
+
+def _environment(data: Dataset | EnvSpec | str) -> str | EnvSpec:
+    """What is played of what a user names."""
+    require(
+        isinstance(data, Dataset | EnvSpec | str),
+        f"give a data set, a task or a Gymnasium id to play in, not a {type(data).__name__}.",
+    )
+    if isinstance(data, str):
+        return environment_of(data)
+    return data.environment if isinstance(data, Dataset) else data
 
 
 def method_names() -> tuple[str, ...]:

@@ -4,14 +4,16 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 import iwsft_control
 from iwsft_control import __main__, run, video
 from iwsft_control.__main__ import COMMANDS
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
 from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import save_pytree
 from iwsft_control.benchmark import results, track
@@ -110,9 +112,9 @@ def test_a_video_of_a_kind_of_policy_that_a_method_file_knows(tmp_path, monkeypa
         ("bc", {"seeds": 3}, r"seeds=\[3\]"),
         ("iql", {"iql": {"beta": 1}}, "iql must be of class IQLConfig"),
         ("td3-bc", {"td3_bc": IQLConfig()}, "td3_bc must be of class TD3BCConfig"),
-        ("bc", {"iql": IQLConfig(beta=1.0)}, "--iql.beta has no effect: iql is not among the methods"),
-        ("iw-sft-q", {"quality": "return", "critic": CriticConfig(steps=1)}, "--critic.steps has no effect"),
-        ("bc", {"quality": "return"}, "--quality has no effect"),
+        ("bc", {"iql": IQLConfig(beta=1.0)}, "^iql.beta has no effect: iql is not among the methods"),
+        ("iw-sft-q", {"quality": "return", "critic": CriticConfig(steps=1)}, "^critic.steps has no effect"),
+        ("bc", {"quality": "return"}, "^quality has no effect"),
         (
             "bc",
             {"importance": ImportanceConfig(effective_sample_size=0.3)},
@@ -127,6 +129,58 @@ def test_what_train_does_not_do_is_refused_before_it_begins(method, options, sen
         iwsft_control.train(method, **{"data": data, "quick": True, "quiet": True} | options)
 
 
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (PolicyConfig(hidden=[256, 256]), r"^policy.hidden must be a tuple of whole numbers, not \[256, 256\]"),
+        (PolicyConfig(hidden=(256.0,)), "^policy.hidden must be a tuple of whole numbers"),
+        (PolicyConfig(bc_steps=1e4), "^policy.bc_steps must be a whole number, not 10000.0"),
+        (PolicyConfig(bc_learning_rate="fast"), "^policy.bc_learning_rate must be a number, not 'fast'"),
+        (PolicyConfig(bc_learning_rate=True), "^policy.bc_learning_rate must be a number, not True"),
+        (PolicyConfig(length_weighted=1), "^policy.length_weighted must be True or False, not 1"),
+    ],
+)
+def test_the_types_of_a_configuration_are_checked(config, sentence):
+    with pytest.raises(UserError, match=sentence):
+        iwsft_control.train("bc", iwsft_control.load("hopper-medium-replay"), quick=True, quiet=True, policy=config)
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad", "words"),
+    [
+        (Literal["clip", "none"], ("clip",), ("clap", 1), "'clip' or 'none'"),
+        (float | None, (1, 0.5, None), ("x", True), "a number or None"),
+        (tuple[float, float], ((0, 1.5),), ((1.0,), (1, 2, 3), [1, 2]), "a tuple (a number, a number)"),
+        (Annotated[tuple[int, ...], "b"], ((), (1, 2)), ((1.5,), 3), "a tuple of whole numbers"),
+        (str, ("",), (b"", 1), "text"),
+        (Path, (Path("x"),), ("x",), "of class Path"),
+    ],
+)
+def test_what_a_type_holds(hint, good, bad, words):
+    assert all(bounds.is_of(value, hint) for value in good)
+    assert not any(bounds.is_of(value, hint) for value in bad)
+    assert bounds.in_words(hint) == words
+
+
+@pytest.mark.parametrize("policy", [gym.make("Pendulum-v1"), 3, None, "hopper-medium-replay"])
+def test_what_does_not_act_is_no_policy(policy):
+    with pytest.raises(UserError, match=r"does not act; give a policy \(of a run, run.policy\)"):
+        iwsft_control.evaluate(policy, "hopper-medium-replay", episodes=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ("Nowhere-v0", "the environment Nowhere-v0 cannot be made"),
+        ("no_such_module:Env-v0", "the environment no_such_module:Env-v0 cannot be made .*install the package"),
+        (3, "give a data set, a task or a Gymnasium id to play in, not a int"),
+    ],
+)
+def test_what_cannot_be_played_is_said(data, sentence):
+    with pytest.raises(UserError, match=sentence):
+        iwsft_control.evaluate(lambda o: np.zeros((len(o), 3)), data, episodes=1)
+
+
 @pytest.mark.parametrize("seeds", ["0-9", ["0"], [0.5], [1.0], [True], (s for s in (0, 0))])
 def test_seeds_are_different_whole_numbers(seeds):
     small()
@@ -138,6 +192,21 @@ def test_seeds_are_different_whole_numbers(seeds):
 def test_episodes_are_a_whole_number(episodes):
     with pytest.raises(UserError, match="episodes must be a whole number above zero"):
         iwsft_control.evaluate(lambda o: np.zeros((len(o), 3)), "hopper-medium-replay", episodes=episodes)
+
+
+def test_the_policy_of_a_run_is_that_of_its_file(tmp_path):
+    """With all that is known of it, and the sentence for observations of another size."""
+    small()
+    tiny = PolicyConfig(hidden=(8,), bc_steps=20, batch_size=16)
+    data, places = iwsft_control.load(dataset=ID), {"store": tmp_path / "kept", "results": tmp_path / "out"}
+    (run_,) = iwsft_control.train("bc", data, seeds=[3], quick=True, quiet=True, policy=tiny, **places)
+    (path,) = (tmp_path / "out").rglob("*.safetensors")
+    loaded, states = iwsft_control.load_policy(path), data.observations[:7]
+    for name in ("kind", "task", "method", "seed", "dataset", "score", "commit", "observation_dim"):
+        assert getattr(run_.policy, name) == getattr(loaded, name), name
+    np.testing.assert_array_equal(run_.policy(states), loaded(states))
+    with pytest.raises(UserError, match="takes observations of 11 numbers, these have 4"):
+        run_.policy(np.zeros((2, 4), np.float32))
 
 
 def test_seeds_may_be_of_numpy_or_a_generator(tmp_path):
@@ -270,6 +339,22 @@ def test_the_picture_follows_the_body():
     assert pixels > 20 and 24 < column < 40
 
 
+def test_a_video_is_of_what_would_be_evaluated(monkeypatch, tmp_path):
+    """In the same environment, and with the same refusal of actions that are none."""
+    seen = []
+    monkeypatch.setattr(rendering, "_frame", lambda env: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(rendering, "write", lambda path, frames, seconds: seen.append(len(frames)))
+    monkeypatch.setattr(rendering, "_drawable", lambda environment, size: gym.make(environment))
+    small()
+    data = iwsft_control.load(dataset=ID)
+    still = lambda o: np.zeros((len(o), 3))  # noqa: E731
+    totals = [iwsft_control.record_video(still, each, tmp_path / "a.gif") for each in (data, "hopper-medium-replay")]
+    assert totals == [pytest.approx(iwsft_control.evaluate(still, data, episodes=1)[0])] * 2 and len(seen) == 2
+    for actions in (2.0, np.nan):
+        with pytest.raises(UserError, match="policy, reset seed 1000000: the action at step 0 is"):
+            iwsft_control.record_video(lambda o, a=actions: np.full((len(o), 3), a), data, tmp_path / "a.gif")
+
+
 def test_what_cannot_be_drawn_is_one_sentence(policy_file, tmp_path, monkeypatch):
     policy = iwsft_control.load_policy(policy_file)
     with pytest.raises(UserError, match=r"is not .mp4 or .gif"):
@@ -279,6 +364,9 @@ def test_what_cannot_be_drawn_is_one_sentence(policy_file, tmp_path, monkeypatch
         without.setattr(rendering, "play", lambda *_, **__: pytest.fail("it looks before it plays"))
         with pytest.raises(UserError, match=r"nothing here encodes .*a.mp4; pip install 'imageio\[ffmpeg\]'"):
             iwsft_control.record_video(policy, "d4rl/Hopper-v2", tmp_path / "a.mp4")
+    for options, sentence in (({"size": 0}, "size must be a whole number above zero: 0"), ({"steps": 2.5}, "steps")):
+        with pytest.raises(UserError, match=sentence):
+            iwsft_control.record_video(policy, "d4rl/Hopper-v2", tmp_path / "a.gif", **options)
     make = rendering.gym.make
 
     def without_display(*arguments, **options):
@@ -303,7 +391,7 @@ def test_a_policys_file_names_no_environment_to_import(policy_file, tmp_path, mo
     assert tasks.environment_of("Pendulum-v1") == "Pendulum-v1"
     policy = iwsft_control.load_policy(policy_file)
     for name in ("my/hopper/noisy-v0", "Nowhere-v0", "no_such_module:Env-v0"):
-        with pytest.raises(UserError, match="there is no environment"):
+        with pytest.raises(UserError, match=r"the environment .* cannot be made"):
             iwsft_control.record_video(policy, name, tmp_path / "a.gif")
 
 

@@ -96,7 +96,7 @@ def commands():
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
             for line in block.splitlines():
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.replace("$SLURM_ARRAY_TASK_ID", "0"), comments=True)
                 if words[:1] == ["iwsft"]:
                     yield page.name, words[1], words[2:]
                 elif words[:2] == ["python", "-m"] and words[2].startswith("iwsft_control."):
@@ -145,13 +145,16 @@ def test_the_own_method_of_the_page_runs(own_method, monkeypatch):
 
 def test_own_data_of_the_page(tmp_path, one_process, monkeypatch, capsys):
     """As printed, but for fewer episodes: recorded, read from Python, trained on, and a column of a table."""
-    record, read = blocks("own-data.md", "python")
+    record, read, relabel = blocks("own-data.md", "python")
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Minari recommends an author and more
         exec(record.replace("range(20)", "range(2)"), {})
     exec(read, {})
     assert "2 episodes of mean return" in capsys.readouterr().out
+    made = {}
+    exec(relabel.partition("runs = ")[0], made)
+    assert made["tall"].returns.mean() > made["data"].returns.mean() + 200
     quick = "--method bc sft --seeds 0 1 --quick --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.hidden 16"
     monkeypatch.setattr(sys, "argv", ["run", "--dataset", "my/hopper/noisy-v0", "--results", "my-data", *quick.split()])
     run.cli()

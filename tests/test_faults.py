@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import h5py
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.envs.registration import WrapperSpec
@@ -22,12 +23,12 @@ from experiments import fuzz, sequences
 from iwsft_control import load_policy, sweep, table
 from iwsft_control.base import console, files, snapshot
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import checks, grid, results, settings, stages
+from iwsft_control.benchmark import checks, grid, results, settings, stages, store
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import d4rl_files, hdf5, load, minari_files, packed
-from iwsft_control.envs import evaluation, specs, tasks
+from iwsft_control.envs import evaluation, physics, specs, tasks
 from iwsft_control.envs.batch import GymnasiumBatch, make_batch
 from iwsft_control.reconstruction import pool, portraits
 from iwsft_control.report import curves, online
@@ -227,8 +228,62 @@ def test_registered_keyword_arguments_are_not_foreign():
 
 def test_keyword_arguments_that_the_environment_does_not_take():
     data = write_and_load(env_spec=spec(kwargs={"gravity": 3}))
-    with pytest.raises(UserError, match=r"cannot be made .*gravity.*correct the data set's env_spec"):
+    with pytest.raises(
+        UserError, match=r"cannot be made .*gravity.*correct its name or arguments, or the data set's env_spec"
+    ):
         checks.check_environment(None, data)
+
+
+def test_an_edit_of_an_environments_code_is_another_evaluation(stranger):
+    """Its reward decides the score: what is stored was taken for the new one's."""
+    gym.register("Own-v0", entry_point="stranger_module:Env", max_episode_steps=7, kwargs={})
+    try:
+        data = dataclasses.replace(make_data(), environment="Own-v0")
+        stage = stages.method_stage("bc", "q", (0,), settings.make(), "")
+
+        def looked_up():
+            for cached in (store.import_closure, store.code_version, store._text):
+                cached.cache_clear()
+            return store.key(stage, data), store.environment(data)
+
+        first, found = looked_up()
+        assert looked_up() == (first, found)
+        assert found["environment"] == "Own-v0" and found["mujoco"] == "not used" and len(found["code"]) == 12
+        described = {"entry_point": "stranger_module:Env", "max_episode_steps": 7, "kwargs": {}, "wrappers": []}
+        assert found["specification"] == described
+        stranger.with_name("stranger_module.py").write_text(STRANGER.replace("3.0", "4.0"))
+        edited, other = looked_up()
+        assert edited != first and other["code"] != found["code"]
+        stranger.with_name("stranger_module.py").write_text(STRANGER + "# a comment\n")
+        assert looked_up()[0] == first
+        gym.registry["Own-v0"].max_episode_steps = 8
+        assert looked_up()[0] != first
+    finally:
+        del gym.registry["Own-v0"]
+
+
+def test_results_tell_the_physics_of_other_environments():
+    for env_id, version in ((CAR, "not used"), ("Swimmer-v5", mujoco.__version__)):
+        found = physics.describe(env_id)
+        assert (found["environment"], found["mujoco"], found["corrections"]) == (env_id, version, [])
+        assert found["specification"]["max_episode_steps"] == gym.spec(env_id).max_episode_steps
+        assert store.environment_code(env_id) is None  # Gymnasium's, whose version is told
+    ours = physics.describe("d4rl/Hopper-v2")
+    assert set(ours) == {"environment", "mujoco", "corrections"} and ours["corrections"]
+    shorter = gym.spec("d4rl/Hopper-v2")
+    shorter.max_episode_steps = 50
+    assert physics.describe(shorter) == ours | {"specification": physics.describe(shorter)["specification"]}
+    assert physics.describe(shorter)["specification"]["max_episode_steps"] == 50
+
+
+def test_an_environment_that_was_defined_in_place_is_known_by_its_text():
+    gym.register("Made-v0", entry_point=lambda **kwargs: gym.make(CAR).unwrapped, kwargs={"shape": np.float32})
+    try:
+        assert store.environment_code("Made-v0") is not None
+        told = physics.describe("Made-v0")
+        assert "float32" in json.dumps(told) and told["mujoco"] == "not used"
+    finally:
+        del gym.registry["Made-v0"]
 
 
 def test_faults_of_the_data_come_before_trust():

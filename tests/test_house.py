@@ -23,7 +23,8 @@ from iwsft_control.benchmark.jobs import DataSource, Job, with_dependencies
 from iwsft_control.benchmark.stages import Stage, method_stage
 from iwsft_control.configs.card import Card
 from iwsft_control.datasets import minari_files
-from iwsft_control.learning.method import Method
+from iwsft_control.learning import loop
+from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.methods import registry
 from iwsft_control.report import runs as grouped
 from tests.conftest import make_data, make_episodes
@@ -185,8 +186,7 @@ def test_the_code_of_a_method_file_is_in_its_key_with_what_lies_beside_it(tmp_pa
     def key(text, helper="x = 1\n"):
         (tmp_path / "mine.py").write_text(text)
         (tmp_path / "helper.py").write_text(helper)
-        for cached in (store.import_closure, store.code_version):
-            cached.cache_clear()
+        forget_code()
         monkeypatch.setattr(registry, "_cards", {card.name: card for card in registry.OURS})
         monkeypatch.setattr(registry, "_files", [])
         registry.load_file(tmp_path / "mine.py")
@@ -196,6 +196,122 @@ def test_the_code_of_a_method_file_is_in_its_key_with_what_lies_beside_it(tmp_pa
     assert key(OWN) == key(OWN.replace("1.0", "2.0")) == first
     assert key(OWN.replace("return iql", "key = key\n    return iql")) != first
     assert key(OWN, "x = 2\n") != first
+
+
+def forget_code():
+    """As in another process, which reads the files anew."""
+    for cached in (store.import_closure, store.code_version, store._text, store._own_folders):
+        cached.cache_clear()
+
+
+def test_the_code_of_a_method_file_includes_packages_and_what_is_on_the_path(tmp_path, monkeypatch, without_others):
+    """But not what is installed: of that the versions tell."""
+    lab, elsewhere = tmp_path / "lab", tmp_path / "elsewhere"
+    for folder in (lab / "tools", elsewhere):
+        folder.mkdir(parents=True)
+    (lab / "tools/__init__.py").write_text("from .deep import x\n")
+    (lab / "tools/deep.py").write_text("from . import other\nx = 1\n")
+    (lab / "tools/other.py").write_text("")
+    (elsewhere / "far_helper.py").write_text("y = 1\n")
+    (lab / "mine.py").write_text("import numpy, flax.linen\nimport tools\nfrom far_helper import y\n")
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])
+    forget_code()
+    found = store.import_closure(lab / "mine.py")
+    assert {path.relative_to(tmp_path).as_posix() for path in found} == {
+        "lab/mine.py", "lab/tools/__init__.py", "lab/tools/deep.py", "lab/tools/other.py", "elsewhere/far_helper.py"
+    }  # fmt: skip
+
+
+def test_an_edit_in_a_method_that_another_file_starts_from_is_another_configuration(tmp_path, without_others):
+    """Its artefact is what the other is made of: a table averaged the two versions."""
+    start, later = OWN.replace("helper", "math"), OWN.replace("helper", "math").replace('"mine"', '"later"')
+    (tmp_path / "later.py").write_text(later.replace("seconds=1.0", 'dependencies=lambda quality: ("mine",)'))
+    codes = []
+    for text in (start, start.replace("return iql", "key = key\n    return iql")):
+        (tmp_path / "mine.py").write_text(text)
+        forget_code()
+        registry._cards.pop("mine", None)
+        registry._files[:] = [file for file in registry._files if file.stem != "mine"]
+        registry.load_file(tmp_path / "mine.py")
+        registry.load_file(tmp_path / "later.py")
+        stage = method_stage("later", "q", (0,), settings.make(), "")
+        codes.append(export.whole_configuration(stage)["code"])
+    assert codes[0] != codes[1]
+
+
+def test_an_edit_after_the_import_is_refused(tmp_path, without_others):
+    """What would be trained is the code as it was imported, and what would be stored says the new one."""
+    (tmp_path / "mine.py").write_text(OWN.replace("import helper\n", ""))
+    registry.load_file(tmp_path / "mine.py")
+    forget_code()
+    stage = method_stage("mine", "q", (0,), settings.make(), "")
+    store.check_unchanged(stage)
+    (tmp_path / "mine.py").write_text(OWN.replace("import helper\n", "import math\n"))
+    with pytest.raises(UserError, match=r"mine\.py has changed since it was imported; start Python again"):
+        store.check_unchanged(stage)
+
+
+METHOD_FILE = """
+import dataclasses
+from pathlib import Path
+from typing import Any
+from iwsft_control.methods import iql
+METHOD = iql.METHOD
+
+@dataclasses.dataclass(frozen=True)
+class MyConfig:
+    steps: int = 3
+    batch_size: int = 4
+    average_decay: float = 0.9
+    {field}
+
+METHOD = dataclasses.replace(iql.METHOD, name={name!r}, option="mine", stream=None, config=MyConfig{more})
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "more", "sentence"),
+    [
+        ("my method", "", "", "'my method' is no name of a method"),
+        ("../mine", "", "", "is no name of a method"),
+        ("mine", "place: Path = Path('x')", "", "MyConfig holds what a result file cannot .*Path"),
+        ("mine", "", ", dependencies=('bc',)", "the dependencies of 'mine' must be a function"),
+        ("mine", "", ", dependencies=lambda quality: 'bc'", "the dependencies of 'mine' must be a function"),
+    ],
+)
+def test_records_that_would_fail_later(tmp_path, name, field, more, sentence, without_others):
+    (tmp_path / "mine.py").write_text(METHOD_FILE.format(field=field, name=name, more=more))
+    with pytest.raises(UserError, match=sentence):
+        registry.load_file(tmp_path / "mine.py")
+
+
+def test_a_field_without_a_default_is_named(tmp_path, without_others):
+    text = METHOD_FILE.format(field="", name="mine", more="").replace("steps: int = 3", "steps: int")
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match="the field steps of MyConfig has no default; give it one"):
+        registry.load_file(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prepare": lambda config, inputs: None}, r"prepare of mine must give Prepared\("),
+        ({"prepare": lambda config, inputs: Prepared((1, 2))}, r"prepare of mine must give Prepared\("),
+        ({"create": lambda config, o, a, key: (1.0, 2.0)}, "the state that create of mine gives has no field policy"),
+    ],
+)
+def test_functions_that_give_something_else(change, sentence, without_others):
+    bc = registry.get("td3-bc")
+    mine = dataclasses.replace(bc, name="mine", stream=None, **change)
+    config = dataclasses.replace(bc.config(), hidden=(4,), steps=2, batch_size=4)
+    data = mine.prepare(config, Inputs(make_data(), {}, None, (0,)))
+    with pytest.raises(UserError, match=sentence):
+        loop.train(mine, config, data, (0,))
+
+
+def test_an_unknown_dependency_may_mean_the_critic(without_others):
+    with pytest.raises(UserError, match="did you mean critic"):
+        registry.card("critc")
 
 
 def test_dependencies_may_have_dependencies(without_others):
@@ -320,8 +436,8 @@ def test_two_versions_of_ones_own_method_are_two_configurations(tmp_path, withou
     base = {f.name: getattr(config(tmp_path), f.name) for f in dataclasses.fields(config(tmp_path))}
     for seed, body in enumerate((text, text.replace("(z + 1)", "(z + 2)"))):
         file.write_text(body)
-        for forget in (store.code_version.cache_clear, store.import_closure.cache_clear, registry._files.clear):
-            forget()
+        forget_code()
+        registry._files.clear()
         registry._cards.pop("xql", None)
         registry.load_file(file)
         own = sys.modules[registry.get("xql").config.__module__].XQLConfig(hidden=(16,), steps=20, batch_size=16)

@@ -347,6 +347,30 @@ def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
             grouped.collect({Path("a.json"): make_run(), Path("b.json"): other}, BC, BC)
 
 
+def test_environments_without_mujoco_stand_beside_others():
+    """No version of theirs differs from another's, and the table says what they are."""
+    other = {"environment": "Pendulum-v1", "mujoco": "not used", "corrections": [], "specification": {}}
+    hopper, pendulum = make_run(), make_run("walker2d-medium-replay", physics=other)
+    both = grouped.collect({Path("a.json"): hopper, Path("b.json"): pendulum}, BC, BC)
+    assert tables.caveat(both).endswith("; MuJoCo 4.0.0.")
+    assert any("evaluated in Pendulum-v1, without MuJoCo." in note for note in grouped.notes(both))
+    alone = grouped.collect({Path("b.json"): pendulum}, BC, BC)
+    assert tables.caveat(alone).endswith("; without MuJoCo.")
+
+
+def test_columns_of_two_versions_of_a_data_set_have_two_titles():
+    ids = (
+        "iwsft/hopper/medium-replay-v0",
+        "iwsft/hopper/medium-replay-v1",
+        "D4RL/hopper/medium-v2",
+        "my/hopper/medium-v0",
+    )
+    runs = {Path(f"{i}.json"): make_run(dataset=make_run().dataset | {"id": name}) for i, name in enumerate(ids)}
+    assert grouped.titles(grouped.collect(runs, BC, BC)) == [
+        "D4RL hopper medium", *ids[:2], "my hopper medium"
+    ]  # fmt: skip
+
+
 def test_failed_runs_are_named(runs, tmp_path, undrawn):
     record = {"task": "hopper-medium-replay", "method": "sft-q", "quality": "return", "seeds": [9], "error": "died"}
     files.write_json(tmp_path / "runs" / "failures" / "x.json", record)

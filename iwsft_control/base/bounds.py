@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
-from typing import Any
+from typing import Annotated, Any, Literal, Union
 
 from iwsft_control.base.errors import require
 
@@ -37,7 +38,7 @@ PERCENTILE = Bounds(0.0, 100.0, includes_high=False, sentence="must lie in [0, 1
 
 
 def check(config: Any, option: str) -> None:
-    """Make sure that every field of a configuration lies in its bounds.
+    """Make sure that every field of a configuration is of its type and lies in its bounds.
 
     Args:
         config: a dataclass; a field without bounds may hold anything, a number only what is finite. A method
@@ -45,13 +46,14 @@ def check(config: Any, option: str) -> None:
         option: the configuration's name on the command line, for the sentence; "" for a command's own options.
 
     Raises:
-        UserError: a value out of its bounds; the sentence names the option and says where it must lie.
+        UserError: a value of another type or out of its bounds; the sentence names the option and says what it must be.
     """
     prefix = f"--{option}." if option else "--"
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = f"{prefix}{field.name}".replace("_", "-")
+        require(is_of(value, hints[field.name]), f"{name} must be {in_words(hints[field.name])}, not {value!r:.80}.")
         numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, int | float)]
         for bounds in (b for b in getattr(hints[field.name], "__metadata__", ()) if isinstance(b, Bounds)):
             require(all(map(bounds.holds, numbers)), f"{name} {bounds.sentence}, not {value}.")
@@ -59,3 +61,40 @@ def check(config: Any, option: str) -> None:
     problem = getattr(config, "problem", None)
     sentence = problem(option.replace("_", "-")) if problem else None
     require(sentence is None, str(sentence))
+
+
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type. A whole number is a float too; a truth value is no number."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return is_of(value, inner[0])
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in inner)
+    if origin in (Union, types.UnionType):
+        return any(is_of(value, each) for each in inner)
+    if origin is tuple:
+        of = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1:] == (...,) else inner
+        return isinstance(value, tuple) and len(value) == len(of) and all(map(is_of, value, of))
+    if hint is None or hint is type(None):
+        return value is None
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    kind = origin or hint
+    return not isinstance(kind, type) or isinstance(value, kind)  # what is no class says nothing
+
+
+def in_words(hint: Any) -> str:
+    """An annotated type as a sentence names it: "a tuple of whole numbers"."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return in_words(inner[0])
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(in_words, inner))
+    if origin is tuple:
+        every = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts"}
+        words = [in_words(each) for each in inner if each is not ...]
+        return f"a tuple of {every.get(words[0], words[0])}" if ... in inner else f"a tuple ({', '.join(words)})"
+    plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+    return plain.get(hint) or f"of class {getattr(origin or hint, '__name__', hint)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 
 
 class UserError(Exception):
@@ -34,3 +35,25 @@ def near(name: str, known: list[str]) -> str:
     """The end of an error sentence: the known names most like ``name``, or all of them."""
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(matches)}?" if matches else f"choose one of {', '.join(known)}."
+
+
+IN_PYTHON = {  # options that are no argument of the same name
+    "them with --ref-min-score and --ref-max-score": "reference_scores=(low, high)",
+    "others with --ref-min-score and --ref-max-score": "other reference_scores=(low, high)",
+    "--trust-environment": "trust_environment=True",
+    "--flatten-observations": "flatten_observations=True",
+    "--env": "task",
+}
+
+
+def in_python(sentence: str) -> str:
+    """A sentence that names options of the command line, with the names that Python's functions have for them:
+    ``--policy.fine-tune-steps`` is ``policy.fine_tune_steps``. Commands in quotation marks stay as they are."""
+
+    def renamed(found: re.Match[str]) -> str:
+        if found["command"]:
+            return found[0]
+        return IN_PYTHON.get(found[0], found[0].removeprefix("--").replace("-", "_"))
+
+    special = "|".join(map(re.escape, IN_PYTHON))
+    return re.sub(rf"(?P<command>'(?:python|iwsft) [^']*')|(?:{special})(?![\w-])|--[a-z][\w.-]*\w", renamed, sentence)

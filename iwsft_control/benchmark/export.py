@@ -15,14 +15,14 @@ from iwsft_control.base import files
 from iwsft_control.benchmark import results, store
 from iwsft_control.benchmark.stages import Stage, configuration, dependencies
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.envs import evaluation, physics
+from iwsft_control.envs import evaluation
 from iwsft_control.learning.method import Artefact
 from iwsft_control.methods import registry
 
 
 def whole_configuration(stage: Stage) -> dict[str, Any]:
     """Every setting that a result depends on, those of the stages that it started from included, and the digest of the
-    code of a method that is not of this package."""
+    code of methods that are not of this package."""
     config = configuration(stage)
     for name, each in dependencies(stage).items():
         own = {k: v for k, v in configuration(each).items() if k != "quick"}
@@ -73,7 +73,7 @@ def run_results(
                 seed=seed,
                 quick=settings.quick,
                 dataset=results.describe_data(data),
-                physics=physics.describe(data.env_id),
+                physics=store.environment(data),
                 evaluation=describe_evaluation(data, f"{acts}, {evaluated}, last checkpoint"),
                 episode_returns=list(record["returns"][s]),
                 normalised_score=mean,

@@ -48,9 +48,11 @@ class RunResult:
     quick: bool
     """A short trial (--quick): never part of a table."""
     dataset: dict[str, Any]
-    """id, sha256 (of the content), origin (D4RL, reconstruction, Minari, generated), transitions, episodes."""
+    """id, sha256 (of the content), origin (D4RL, reconstruction, Minari, generated, arrays), transitions, episodes."""
     physics: dict[str, Any]
-    """environment, mujoco (version, or "none" where there is no physics), corrections (active ones)."""
+    """environment, mujoco (version; "not used" by an environment of other physics, "none" where there is no physics),
+    corrections (active ones); of an environment that is not this package's also its specification, and a digest of its
+    code if it is not Gymnasium's either."""
     evaluation: dict[str, Any]
     """first_reset_seed, ref_min_score, ref_max_score, policy (what was evaluated); metric, where it is another than the
     normalised score."""

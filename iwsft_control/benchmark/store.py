@@ -14,14 +14,19 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import importlib
+import inspect
 import json
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import jax
+from gymnasium.envs.registration import EnvSpec
 
 import iwsft_control
 from iwsft_control.base import children, errors, files, snapshot
@@ -29,7 +34,7 @@ from iwsft_control.base.versions import version
 from iwsft_control.benchmark import stages
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.types import Dataset
-from iwsft_control.envs import physics, specs
+from iwsft_control.envs import physics
 from iwsft_control.learning.method import Artefact, Method
 from iwsft_control.methods import registry
 
@@ -50,14 +55,20 @@ def code_version(paths: tuple[Path, ...]) -> str:
     """Digest of what source files do: comments, docstrings, layout and :data:`NOT_SETTINGS` do not count."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(_understood(path.read_text(encoding="utf-8")).does)
+        digest.update(_understood(_text(path)).does)
     return digest.hexdigest()
 
 
 @cache
+def _text(path: Path) -> str:
+    """A source file as it was when it was first asked for, which is what this process runs."""
+    return path.read_text(encoding="utf-8")
+
+
+@cache
 def import_closure(path: Path) -> frozenset[Path]:
-    """A source file and the files that it imports, directly or not, of this package or beside it, but for what cannot
-    change a number (:data:`NOT_CODE`)."""
+    """A source file and the files that it imports, directly or not, but for what cannot change a number
+    (:data:`NOT_CODE`): those of this package, and of somebody else's file those of :func:`_files_of`."""
     found: set[Path] = set()
     waiting = [path]
     while waiting:
@@ -65,7 +76,7 @@ def import_closure(path: Path) -> frozenset[Path]:
         if each in found or any(each.is_relative_to(place) for place in NOT_CODE):
             continue
         found.add(each)
-        imported = _understood(each.read_text(encoding="utf-8")).imports
+        imported = _understood(_text(each)).imports
         waiting += [place for name, level in imported for place in _files_of(name, each, level)]
     return frozenset(found)
 
@@ -100,17 +111,42 @@ def _understood(text: str) -> _Source:
 
 
 def _files_of(name: str, importer: Path, level: int) -> list[Path]:
-    """The source files, of this package or beside the importing file, that an imported name may stand for."""
-    parts = name.split(".")
+    """The source files that an imported name may stand for.
+
+    This package's are found in it. Somebody else's are what lies beside the importing file, in its own package, or in
+    a folder of the path where packages are not installed; of a package also what its ``__init__`` does.
+    """
+    parts = [part for part in name.split(".") if part]
+    ours = importer.is_relative_to(PACKAGE)
     if level:
-        places = [importer.parents[level - 1].joinpath(*parts)]
+        folders = [importer.parents[level - 1]]
     elif parts[0] == PACKAGE.name:
-        places = [PACKAGE.joinpath(*parts[1:])]
-    elif importer.is_relative_to(PACKAGE) or parts[0] in sys.stdlib_module_names:
+        ours, folders, parts = True, [PACKAGE], parts[1:]
+    elif ours or parts[0] in sys.stdlib_module_names:
         return []
-    else:  # a file of someone else: what lies beside it, or in its own package
-        places = [folder.joinpath(*parts) for folder in (importer.parent, importer.parent.parent)]
-    return [file for place in places for file in (place.with_suffix(".py"),) if file.is_file()]
+    else:
+        folders = [importer.parent, importer.parent.parent, *_own_folders(tuple(sys.path))]
+    if ours:
+        places = [folder.joinpath(*parts).with_suffix(".py") for folder in folders if parts]
+        return [file for file in places if file.is_file()]
+    modules = [folder.joinpath(*parts[:n]) for folder in folders for n in range(1, len(parts) + 1)]
+    packages = [*folders, *modules] if level else modules
+    files = [*(m.with_name(f"{m.name}.py") for m in modules), *(p / "__init__.py" for p in packages)]
+    return [file.resolve() for file in files if file.is_file()]
+
+
+@cache
+def _own_folders(path: tuple[str, ...]) -> tuple[Path, ...]:
+    """The folders of Python's path that hold a user's own modules: neither Python's nor installed packages."""
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = [Path(entry or ".").resolve() for entry in path]
+    return tuple(
+        folder
+        for folder in folders
+        if folder.is_dir()
+        and folder.name not in ("site-packages", "dist-packages")
+        and not any(folder.is_relative_to(place) for place in installed)
+    )
 
 
 def code_of(stage: Stage) -> tuple[Path, ...]:
@@ -122,22 +158,54 @@ def code_of(stage: Stage) -> tuple[Path, ...]:
 
 
 def own_code(stage: Stage) -> str | None:
-    """Digest of the source files of a method that is not of this package; None for ours, which the commit tells."""
-    own = tuple(path for path in code_of(stage) if not path.is_relative_to(PACKAGE))
+    """Digest of the source files, of a stage and of those that it starts from, that are not of this package.
+
+    None where all are ours, which the commit tells.
+    """
+    own = _own_files(stage)
     return code_version(own)[:12] if own else None
+
+
+def _own_files(stage: Stage) -> tuple[Path, ...]:
+    inputs = [path for each in stages.dependencies(stage).values() for path in _own_files(each)]
+    return tuple(dict.fromkeys([*inputs, *(path for path in code_of(stage) if not path.is_relative_to(PACKAGE))]))
+
+
+def check_unchanged(stage: Stage) -> None:
+    """See that the files of somebody else's method are as they were when this process imported them.
+
+    Raises:
+        UserError: one was edited since; what is run would not be what the file says.
+    """
+    for path in _own_files(stage):
+        errors.require(
+            path.is_file() and path.read_text(encoding="utf-8") == _text(path),
+            f"{path} has changed since it was imported; start Python again to use it as it is now.",
+        )
 
 
 def _written_in(method: Method) -> set[Path]:
     """The source files of a method's configuration and functions."""
-    waiting: list[Any] = [getattr(method, field.name) for field in dataclasses.fields(method)]
-    modules: set[str] = set()
+    fields = dataclasses.fields(method)
+    return _files_of_modules(_modules_of([getattr(method, field.name) for field in fields]))
+
+
+def _modules_of(things: Iterable[Any]) -> set[str]:
+    """Names of the modules that callables were written in; text "module:name" stands for what it names."""
+    waiting, modules = list(things), set[str]()
     while waiting:
         each = waiting.pop()
         if isinstance(each, functools.partial):
             waiting += [each.func, *each.args, *each.keywords.values()]
         elif callable(each):
             modules.add(each.__module__)
-    own = {name for name in modules if name.split(".")[0] not in sys.stdlib_module_names}
+        elif isinstance(each, str) and ":" in each:
+            modules.add(each.partition(":")[0])
+    return modules
+
+
+def _files_of_modules(names: Iterable[str]) -> set[Path]:
+    own = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
     return {Path(str(sys.modules[name].__file__)) for name in own}
 
 
@@ -176,10 +244,38 @@ def device_kind() -> str:
     return f"{kind}, {children.rounding()}" if jax.default_backend() == "cpu" else kind
 
 
-def environment(data: Dataset) -> list[Any]:
-    """What an evaluation depends on: physics, and the whole specification where it is the data set's own."""
-    spec = data.environment
-    return [physics.describe(data.env_id), None if isinstance(spec, str) else specs.describe(spec)]
+def environment(data: Dataset) -> dict[str, Any]:
+    """What an evaluation depends on, as results tell it: physics, and of an environment that is neither this package's
+    nor Gymnasium's a digest of its code."""
+    found = physics.describe(data.environment)
+    code = environment_code(data.environment)
+    return found if code is None else found | {"code": code}
+
+
+def environment_code(environment: str | EnvSpec) -> str | None:
+    """Digest of the source files of an environment and its wrappers; None where it is of this package or Gymnasium.
+
+    Of one without a file, as a class that was defined in a console, nothing is known but the text of that class.
+    """
+    spec = gym.spec(environment) if isinstance(environment, str) else environment
+    creators = [spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
+    modules = {m for m in _modules_of(creators) if m.split(".")[0] not in ("gymnasium", PACKAGE.name)}
+    if not modules:
+        return None
+    for name in modules - set(sys.modules):
+        importlib.import_module(name)  # whoever asks has made the environment, or is about to
+    with_file = {name for name in modules if str(getattr(sys.modules[name], "__file__", "")).endswith(".py")}
+    files = set().union(*map(import_closure, _files_of_modules(with_file)))
+    texts = [inspect.getsource(c) for c in creators if callable(c) and c.__module__ not in with_file and _has_text(c)]
+    known = (code_version(tuple(sorted(files))), *(hashlib.sha256(text.encode()).hexdigest() for text in texts))
+    return hashlib.sha256(" ".join(known).encode()).hexdigest()[:12]
+
+
+def _has_text(creator: Any) -> bool:
+    try:
+        return bool(inspect.getsource(creator))
+    except (OSError, TypeError):
+        return False
 
 
 class Store:

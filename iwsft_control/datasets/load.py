@@ -119,7 +119,7 @@ def load(
     rows = state_rows(starts)
     return Dataset(
         id=name,
-        sha256=_identity(content, environment, box),
+        sha256=identity(content, environment, box),
         origin={"D4RL": "D4RL", "iwsft": "reconstruction"}.get(name.split("/")[0], "Minari"),
         environment=environment,
         ref_min_score=scores[0],
@@ -236,7 +236,7 @@ def _scaled(name: str, actions: np.ndarray, box: ActionBox | None) -> np.ndarray
     return found if box is None else np.clip(found, -1, 1)
 
 
-def _identity(content: str, environment: str | EnvSpec, box: ActionBox | None) -> str:
+def identity(content: str, environment: str | EnvSpec, box: ActionBox | None) -> str:
     """Digest of what is learned from and, where that is more than a registered environment, what is evaluated in."""
     if isinstance(environment, str) and box is None:
         return content

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from iwsft_control.base.errors import require
+from iwsft_control.base.errors import UserError, require
 from iwsft_control.envs import physics, specs
 from iwsft_control.envs.actions import ActionBox, action_box
 from iwsft_control.envs.registration import MAX_EPISODE_STEPS
@@ -187,8 +187,23 @@ def make_batch(spec: str | EnvSpec, n: int) -> Batch:
     """The fastest batch of N copies of an environment that is exact.
 
     Raises:
-        UserError: the environment has no vectors for observations and bounded actions.
+        UserError: the environment cannot be made, or has no vectors for observations and bounded actions.
     """
+    try:
+        return _make_batch(spec, n)
+    except UserError:
+        raise
+    except Exception as error:  # whatever Gymnasium or an environment's package raises
+        absent = isinstance(error, ImportError | gym.error.DependencyNotInstalled)
+        remedy = "correct its name or arguments, or the data set's env_spec"
+        env_id = spec if isinstance(spec, str) else spec.id
+        raise UserError(
+            f"the environment {env_id} cannot be made ({error}); "
+            f"{'install the package it comes from' if absent else remedy}."
+        ) from error
+
+
+def _make_batch(spec: str | EnvSpec, n: int) -> Batch:
     plain = isinstance(spec, str) or not (spec.kwargs or spec.additional_wrappers)
     env_id = spec if isinstance(spec, str) else spec.id
     if plain and env_id in physics.ENVIRONMENTS and env_id != "d4rl/Ant-v2":

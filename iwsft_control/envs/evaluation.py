@@ -162,19 +162,7 @@ def _play(
     step = 0
     while len(active):
         actions, carry = policy.act(carry, observations.astype(np.float32), key)
-        wanted = (len(active), batch.action_dim)
-        if np.shape(actions) != wanted:  # one of another width would be repeated for every joint
-            raise PolicyError(
-                f"{name}{active[0]}: the actions at step {step} are of shape {np.shape(actions)}; for as many "
-                f"observations they must be of shape {wanted}."
-            )
-        valid = (np.abs(actions) <= 1).all(axis=1)  # NaN compares false
-        if not valid.all():
-            worst = int(np.argmin(valid))
-            raise PolicyError(
-                f"{name}{active[worst]}: the action at step {step} is {actions[worst].tolist()}; "
-                "actions must be finite and within [-1, 1]."
-            )
+        check_actions(actions, batch.action_dim, active, name, step)
         observations, rewards, terminated, truncated = batch.step(active, actions)
         ended = terminated | truncated
         if recorder is not None:
@@ -186,3 +174,28 @@ def _play(
             going = ~ended
             active, observations = active[going], observations[going]
             carry = jax.tree.map(lambda x: x[going], carry)  # noqa: B023 (used at once)
+
+
+def check_actions(actions: np.ndarray, dim: int, active: np.ndarray, name: str, step: int) -> None:
+    """See that a policy answered K observations with K actions.
+
+    Args:
+        actions: what it answered; dim: of the environment's actions.
+        active: (K,) what follows ``name`` in the sentence, of each observation; step: of the episodes.
+
+    Raises:
+        PolicyError: an action is not finite, outside [-1, 1] or of another shape.
+    """
+    wanted = (len(active), dim)
+    if np.shape(actions) != wanted:  # one of another width would be repeated for every joint
+        raise PolicyError(
+            f"{name}{active[0]}: the actions at step {step} are of shape {np.shape(actions)}; for as many "
+            f"observations they must be of shape {wanted}."
+        )
+    valid = (np.abs(actions) <= 1).all(axis=1)  # NaN compares false
+    if not valid.all():
+        worst = int(np.argmin(valid))
+        raise PolicyError(
+            f"{name}{active[worst]}: the action at step {step} is {actions[worst].tolist()}; "
+            "actions must be finite and within [-1, 1]."
+        )

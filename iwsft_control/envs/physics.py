@@ -17,6 +17,7 @@ active corrections.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import ant_v4, half_cheetah_v4, hopper_v4, mujoco_env, walker2d_v4
+from gymnasium.envs.registration import EnvSpec
+
+from iwsft_control.envs import specs
 
 
 def mujoco_version() -> tuple[int, int]:
@@ -167,7 +171,28 @@ ENVIRONMENTS = {
 }
 
 
-def describe(env_id: str) -> dict[str, Any]:
-    """What a result has to say of its physics: environment, MuJoCo version and active corrections."""
+_uses_mujoco: dict[str, bool] = {}
+
+
+def describe(environment: str | EnvSpec) -> dict[str, Any]:
+    """What a result has to say of its physics: environment, MuJoCo version and active corrections.
+
+    Of an environment that is not this package's, also its specification: who makes it, the limit of an episode, keyword
+    arguments and wrappers.
+    """
+    env_id = environment if isinstance(environment, str) else environment.id
     corrections = list(active_corrections()) if env_id in ENVIRONMENTS else []
-    return {"environment": env_id, "mujoco": mujoco.__version__, "corrections": corrections}
+    if isinstance(environment, str) and environment in ENVIRONMENTS:
+        return {"environment": env_id, "mujoco": mujoco.__version__, "corrections": corrections}
+    whole = specs.describe(gym.spec(environment) if isinstance(environment, str) else environment)
+    asked = json.dumps(whole)
+    if asked not in _uses_mujoco:
+        parts = getattr(gym.make(environment).unwrapped, "__dict__", {}).values()
+        _uses_mujoco[asked] = any("mujoco" in type(part).__module__.split(".") for part in parts)
+    names = ("entry_point", "max_episode_steps", "kwargs", "wrappers")
+    return {
+        "environment": env_id,
+        "mujoco": mujoco.__version__ if _uses_mujoco[asked] else specs.NO_MUJOCO,
+        "corrections": corrections,
+        "specification": dict(zip(names, whole[1:], strict=True)),
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -25,6 +26,8 @@ OLD_FIELDS = {"autoreset", "apply_api_compatibility"}  # of Gymnasium before 1.0
 NEUTRAL_WRAPPERS = {
     "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "HumanRendering", "RenderCollection", "RecordEpisodeStatistics"
 }  # fmt: skip
+
+NO_MUJOCO = "not used"  # in a result, in the place of MuJoCo's version: the environment has other physics
 
 _flattening = gym.wrappers.FlattenObservation
 FLATTENING = WrapperSpec(_flattening.__name__, f"{_flattening.__module__}:{_flattening.__name__}", {})
@@ -104,7 +107,8 @@ def describe(environment: str | EnvSpec) -> Any:
     wrappers = [dataclasses.asdict(w) for w in environment.additional_wrappers]
     creator: Any = environment.entry_point
     made_by = f"{creator.__module__}:{creator.__qualname__}" if callable(creator) else creator
-    return [environment.id, made_by, environment.max_episode_steps, environment.kwargs, wrappers]
+    found = [environment.id, made_by, environment.max_episode_steps, environment.kwargs, wrappers]
+    return json.loads(json.dumps(found, default=repr))  # what was registered in Python may hold anything
 
 
 def in_words(environment: str | EnvSpec) -> str:

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.files import atomic_path
-from iwsft_control.envs.evaluation import FIRST_RESET_SEED
+from iwsft_control.envs.evaluation import FIRST_RESET_SEED, check_actions
 from iwsft_control.networks.policies import Policy, as_policy, observe
 
 FRAMES_PER_SECOND = 30  # at most; faster environments leave frames out
@@ -58,9 +58,13 @@ def record_video(
         The undiscounted return of what the video shows.
 
     Raises:
-        UserError: another kind of file, nothing here draws or encodes, or imageio is missing.
+        PolicyError: an action is not finite, outside [-1, 1] or of another shape.
+        UserError: another kind of file, a size or steps below one, no such environment, nothing here draws or
+            encodes, or imageio is missing.
     """
     path = Path(path)
+    for name, value in (("size", size), ("steps", 1 if steps is None else steps)):
+        require(isinstance(value, int) and value > 0, f"{name} must be a whole number above zero: {value!r}.")
     require(path.suffix in KINDS, f"{path} is not {' or '.join(KINDS)}; give a name that ends so.")
     require(
         path.suffix != ".mp4" or encodes_mp4(),
@@ -93,10 +97,7 @@ def play(
 
     choose_renderer()
     acting = as_policy(policy)
-    try:
-        box = make_batch(environment, 1).action_box
-    except (gym.error.Error, ImportError) as error:
-        raise UserError(f"there is no environment {environment} ({error}); give another.") from error
+    batch = make_batch(environment, 1)
     try:
         env = _drawable(environment, size)
         follow(env)
@@ -112,7 +113,8 @@ def play(
     carry, key, total, step, over = acting.initial(1), np.random.default_rng(seed), 0.0, 0, False
     while not over and (steps is None or step < steps):
         actions, carry = acting.act(carry, np.asarray(observation, np.float32)[None], key)
-        action = box.from_unit(actions)[0].astype(env.action_space.dtype or np.float32)
+        check_actions(actions, batch.action_dim, np.array([seed]), "policy, reset seed ", step)
+        action = batch.action_box.from_unit(actions)[0].astype(env.action_space.dtype or np.float32)
         observation, reward, terminated, truncated, _ = env.step(action)
         carry = observe(acting, carry, np.array([reward]))
         total, step, over = total + float(reward), step + 1, terminated or truncated

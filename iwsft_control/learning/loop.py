@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iwsft_control.base.errors import RunError
+from iwsft_control.base.errors import RunError, require
 from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.datasets.transitions import Table
 from iwsft_control.learning.method import Method, Prepared
@@ -87,13 +87,25 @@ def train(
 
 
 def begin(method: Method, config: Any, data: Prepared, seeds: Sequence[int]) -> tuple[Any, Prepared, jax.Array]:
-    """What the loop starts from: (states and averaged policies (S, ...), data as a table, keys (S,))."""
+    """What the loop starts from: (states and averaged policies (S, ...), data as a table, keys (S,)).
+
+    Raises:
+        UserError: the method's functions do not give what its record says.
+    """
+    require(
+        isinstance(data, Prepared) and {"observations", "actions"} <= set(getattr(data.shared, "_fields", ())),
+        f"prepare of {method.name} must give Prepared(a NamedTuple with observations and actions).",
+    )
     keys = jax.vmap(jax.random.split)(seed_keys(method, seeds))
     create_keys, loop_keys = keys[:, 0], keys[:, 1]
     dims = data.shared.observations.shape[1], data.shared.actions.shape[1]
     data = Prepared(Table.of(data.shared), data.own)
     states = jax.vmap(lambda key: method.create(config, *dims, key))(create_keys)
     states = jax.vmap(lambda state, own: method.warm_start(config, state, Prepared(data.shared, own)))(states, data.own)
+    require(
+        not method.has_policy or hasattr(states, "policy"),
+        f"the state that create of {method.name} gives has no field policy; name the parameters that act so.",
+    )
     return jax.tree.map(jnp.copy, (states, _acting(states))), data, loop_keys  # one buffer cannot be donated twice
 
 

@@ -18,6 +18,8 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
+import json
+import re
 import sys
 import traceback
 import zlib
@@ -78,14 +80,36 @@ def add(methods: Iterable[Method], where: str) -> None:
 
 
 def check_config(method: Method, where: str) -> None:
-    """See that a method's configuration is what the suite works with.
+    """See that a method's name, configuration and dependencies are what the suite works with.
 
     Raises:
-        UserError: it is no frozen dataclass, or lacks a field.
+        UserError: the name cannot be an option's, the configuration is no frozen dataclass, lacks a field or holds what
+            JSON cannot, or the dependencies are no function that gives names.
     """
     kind = method.config
+    require(
+        isinstance(method.name, str) and re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", method.name) is not None,
+        f"{where}: {method.name!r} is no name of a method, since options and files are named after it; use small "
+        "letters, digits and single hyphens, as in 'weighted-bc'.",
+    )
     frozen = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     require(frozen, f"{where}: the config of {method.name!r} is no frozen dataclass; write @dataclass(frozen=True).")
+    for field in dataclasses.fields(kind):
+        absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        require(not absent, f"{where}: the field {field.name} of {kind.__name__} has no default; give it one.")
+    try:
+        json.dumps(method.record(kind()))
+    except TypeError as error:
+        raise UserError(
+            f"{where}: {kind.__name__} holds what a result file cannot ({error}); use numbers, text and tuples."
+        ) from error
+    for quality in ("q", "return") if method.by_quality else (None,):
+        names = method.dependencies(quality) if callable(method.dependencies) else None
+        require(
+            isinstance(names, tuple | list) and all(isinstance(name, str) for name in names),
+            f"{where}: the dependencies of {method.name!r} must be a function of the quality that gives a tuple of "
+            "names, as in lambda quality: ('bc',).",
+        )
     if method.group is not None:
         wanted = ["steps", "batch_size", *(["average_decay"] if method.has_policy else [])]
         missing = sorted(set(wanted) - {field.name for field in dataclasses.fields(kind)})
@@ -169,7 +193,8 @@ def card(name: str) -> Card:
     """
     known = cards()
     if name not in known:
-        raise UserError(f"unknown method {name!r}: {near(name, list(names()))}")
+        others = [each for each in known if each not in names()]  # the critics, which a dependency may name
+        raise UserError(f"unknown method {name!r}: {near(name, [*names(), *others])}")
     return known[name]
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError, near
+from iwsft_control.base.errors import UserError, near, require
 from iwsft_control.networks.mlp import MLP, numpy_mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # of the offline policies: iw-SFT's released code
@@ -166,7 +166,16 @@ class FunctionPolicy:
 
 
 def as_policy(policy: Policy | Callable[[np.ndarray], np.ndarray]) -> Policy:
-    """A policy as it is, a plain function as a :class:`FunctionPolicy`."""
+    """A policy as it is, a plain function as a :class:`FunctionPolicy`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    require(
+        hasattr(policy, "act") or callable(policy),
+        f"a {type(policy).__name__} does not act; give a policy (of a run, run.policy) or a function from observations "
+        "to actions.",
+    )
     return policy if hasattr(policy, "act") else FunctionPolicy(policy)  # type: ignore[arg-type, return-value]
 
 

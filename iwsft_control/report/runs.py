@@ -13,6 +13,7 @@ from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, near, require
 from iwsft_control.benchmark.results import NO_PHYSICS, RunResult, read
 from iwsft_control.datasets.types import describe_origin
+from iwsft_control.envs.specs import NO_MUJOCO
 from iwsft_control.methods import registry
 from iwsft_control.report import statistics
 from iwsft_control.report.published import PUBLISHED_TASKS
@@ -141,7 +142,7 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
             ("data sets (sha256)", dataset, run.dataset["sha256"]),
             ("physics", dataset, run.physics),
             ("reference scores", dataset, [run.evaluation[f"ref_{end}_score"] for end in ("min", "max")]),
-            ("versions of MuJoCo", "", run.physics["mujoco"]),  # means over data sets are of one
+            *_mujoco(run),  # means over data sets are of one
             ("evaluation protocols", "", _protocol(run)),
             ("configurations", f"{dataset} {row.label}", run.config),
         ):
@@ -212,6 +213,12 @@ def differences(report: Report, row: Row, other: Row) -> dict[str, np.ndarray]:
     return found
 
 
+def _mujoco(run: RunResult) -> list[tuple[str, str, str]]:
+    """The version of MuJoCo as something to compare, of a run that used it."""
+    version = run.physics["mujoco"]
+    return [] if version in (NO_PHYSICS, NO_MUJOCO) else [("versions of MuJoCo", "", version)]
+
+
 def overall(report: Report, row: Row) -> tuple[Estimate, Estimate] | None:
     """Mean over data sets and interquartile mean of a row, or None where it lacks one of the data sets."""
     each = strata(report, row)
@@ -232,9 +239,12 @@ def metric(report: Report) -> str:
 
 
 def titles(report: Report) -> list[str]:
-    """Column titles of the data sets: with where they come from, where two would be the same."""
+    """Column titles of the data sets: with where they come from or as whole ids, where two would be the same."""
     plain = [short(d) for d in report.datasets]
-    return [f"{d.split('/')[0]} {t}" if plain.count(t) > 1 else t for d, t in zip(report.datasets, plain, strict=True)]
+    longer = [
+        f"{d.split('/')[0]} {t}" if plain.count(t) > 1 else t for d, t in zip(report.datasets, plain, strict=True)
+    ]
+    return [d if longer.count(t) > 1 else t for d, t in zip(report.datasets, longer, strict=True)]
 
 
 def short(dataset: str) -> str:
@@ -250,6 +260,8 @@ def notes(report: Report) -> list[str]:
         of = next(r for r in runs if r.dataset["id"] == dataset)
         corrected = "corrected to D4RL's" if of.physics["corrections"] else "as installed"
         judged = f"evaluated in {of.physics['environment']}, MuJoCo {of.physics['mujoco']}, {corrected}"
+        if of.physics["mujoco"] == NO_MUJOCO:
+            judged = f"evaluated in {of.physics['environment']}, without MuJoCo"
         if of.physics["mujoco"] == NO_PHYSICS:
             judged = f"judged by {of.physics['environment']}, no physics"
         lines.append(

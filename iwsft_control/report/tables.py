@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from iwsft_control.benchmark.results import NO_PHYSICS, RunResult
+from iwsft_control.envs.specs import NO_MUJOCO
 from iwsft_control.report import statistics
 from iwsft_control.report.published import PUBLISHED_TASKS, published, published_as
 from iwsft_control.report.runs import (
@@ -131,15 +132,17 @@ def without_mean(report: Report) -> list[str]:
 def caveat(report: Report) -> str:
     """What the scores are of, in one line."""
     origins = {run.dataset["origin"] for run in report.runs.values()}
-    mujoco = next(iter(report.runs.values())).physics["mujoco"]
+    versions = {run.physics["mujoco"] for run in report.runs.values()}
     data = {
         "D4RL": "D4RL's own data",
         "reconstruction": "reconstructions of D4RL's data, not D4RL's own: these scores have no place in a column of "
         "D4RL scores",
         "Minari": "Minari data sets",
         "generated": "data that this suite generates",
+        "arrays": "arrays that were given in Python",
     }
-    physics = "no physics" if mujoco == NO_PHYSICS else f"MuJoCo {mujoco}"
+    used = versions - {NO_PHYSICS, NO_MUJOCO}  # one at most
+    physics = f"MuJoCo {used.pop()}" if used else "no physics" if NO_PHYSICS in versions else "without MuJoCo"
     return f"{metric(report).capitalize()} on {' and '.join(data.get(o, o) for o in sorted(origins))}; {physics}."
 
 
