@@ -1,5 +1,7 @@
 """Data that a stranger wrote: nothing of theirs is run, nothing is scored otherwise than they declare."""
 
+import contextlib
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from experiments import fuzz, sequences
-from iwsft_control import load_policy, sweep, table
+from iwsft_control import load_policy, run, sweep, table
 from iwsft_control.base import console, files, snapshot
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import checks, grid, results, settings, stages, store
@@ -270,7 +272,7 @@ def test_results_tell_the_physics_of_other_environments():
         assert store.environment_code(env_id) is None  # Gymnasium's, whose version is told
     ours = physics.describe("d4rl/Hopper-v2")
     assert set(ours) == {"environment", "mujoco", "corrections"} and ours["corrections"]
-    shorter = gym.spec("d4rl/Hopper-v2")
+    shorter = copy.deepcopy(gym.spec("d4rl/Hopper-v2"))  # else of the registry
     shorter.max_episode_steps = 50
     assert physics.describe(shorter) == ours | {"specification": physics.describe(shorter)["specification"]}
     assert physics.describe(shorter)["specification"]["max_episode_steps"] == 50
@@ -1024,18 +1026,17 @@ def test_a_training_goes_on_where_no_snapshot_can_be_kept(tmp_path, monkeypatch)
     snapshot.Snapshot(tmp_path / "file" / "x.unfinished").save({"a": np.zeros(1)}, {})
 
 
-@pytest.mark.parametrize("option", [["--dataset", ID], ["--dataset", ID, "--trust-environment"]])
-def test_the_command_asks_for_trust(tmp_path, stranger, option):
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_command_asks_for_trust(tmp_path, stranger, one_process, monkeypatch, capsys, trusted):
     write(env_spec=spec(id="Stranger-v0", entry_point="stranger_module:Env", max_episode_steps=3))
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    small = ["--policy.hidden", "8", "--policy.bc-steps", "20"]
-    command = [sys.executable, "-m", "iwsft_control.run", "--quick", "--method", "bc", *small, *option]
+    small = ["--quick", "--method", "bc", "--policy.hidden", "8", "--policy.bc-steps", "20"]
     folders = ["--results", str(tmp_path / "results"), "--stages", str(tmp_path / "stages")]
-    answer = subprocess.run([*command, *folders], env=environment, capture_output=True, text=True)
-    trusted = "--trust-environment" in option
-    assert answer.returncode == (0 if trusted else 2), answer.stderr
+    trust = ["--trust-environment"] * trusted
+    monkeypatch.setattr(sys, "argv", ["run", "--dataset", ID, *small, *folders, *trust])
+    with contextlib.nullcontext() if trusted else pytest.raises(SystemExit) as error:
+        run.cli()
     assert stranger.exists() == trusted
-    assert trusted or answer.stderr.count("\n") == 1
+    assert trusted or (error.value.code == 2 and capsys.readouterr().err.count("\n") == 1)
     assert len(list((tmp_path / "results").rglob("*.json"))) == trusted
 
 
