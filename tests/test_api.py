@@ -379,6 +379,17 @@ def test_what_cannot_be_drawn_is_one_sentence(policy_file, tmp_path, monkeypatch
         iwsft_control.record_video(policy, "d4rl/Hopper-v2", tmp_path / "a.gif")
 
 
+def test_a_package_that_draws_and_is_not_there_is_named(tmp_path, monkeypatch):
+    """Pendulum is drawn by pygame: no driver of a display would help."""
+
+    def without_pygame(environment, size):
+        raise gym.error.DependencyNotInstalled("pygame is not installed, run `pip install pygame`")
+
+    monkeypatch.setattr(rendering, "_drawable", without_pygame)
+    with pytest.raises(UserError, match=r"draws Pendulum-v1 .*pip install pygame`\); install that\.$"):
+        iwsft_control.record_video(lambda o: np.zeros((len(o), 1)), "Pendulum-v1", tmp_path / "a.gif")
+
+
 def test_a_policys_file_names_no_environment_to_import(policy_file, tmp_path, monkeypatch):
     """An id may name a module; only a user may give one."""
     (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")

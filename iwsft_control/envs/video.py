@@ -104,9 +104,11 @@ def play(
         observation, _ = env.reset(seed=seed)
         frames = [_frame(env)]
     except Exception as error:  # whatever the drivers of a display raise
+        absent = isinstance(error, gym.error.DependencyNotInstalled)  # a package that the environment draws with
+        remedy = "install EGL or OSMesa (libegl1, libosmesa6), or set MUJOCO_GL"
+        env_id = environment if isinstance(environment, str) else environment.id
         raise UserError(
-            f"nothing here draws {environment} ({type(error).__name__}: {error}); install EGL or OSMesa (libegl1, "
-            "libosmesa6), or set MUJOCO_GL."
+            f"nothing here draws {env_id} ({type(error).__name__}: {error}); {'install that' if absent else remedy}."
         ) from error
     rate = float(env.metadata.get("render_fps", FRAMES_PER_SECOND))
     every = max(1, round(rate / FRAMES_PER_SECOND))
