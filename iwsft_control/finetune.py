@@ -1,9 +1,10 @@
 """``python -m iwsft_control.finetune``: from an offline policy to an online one, by simulator steps.
 
-For every seed: behaviour cloning (or SFT), then a method that trains in the simulator: uft, prefix-rft, bc-rl,
-rl-uniform-resets, uft-no-likelihood, rl. One result file and one policy file per method and seed, like those of
-``run``, with the simulator steps that were taken. They query a reward, so no offline table takes them; they have their
-own: ``python experiments/online.py``. A finished run is not done again; a killed one goes on where it was.
+For every seed: behaviour cloning (or another of the six methods), then a method that trains in the simulator: uft,
+prefix-rft, bc-rl, rl-uniform-resets, uft-no-likelihood, rl. One result file and one policy file per method and seed,
+like those of ``run``, with the simulator steps that were taken. They query a reward, so no offline table takes them;
+they have their own: ``python experiments/online.py``. A finished run is not done again; a killed one goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class FinetuneConfig:
     """The task's, or 1 at the end of an episode whose return reaches the middle demonstration's, else 0."""
     steps: Annotated[int, POSITIVE] = 300_000
     """Simulator steps of the rollouts; the last episodes are played to their ends."""
-    start: Literal["bc", "sft"] = "bc"
-    """The offline policy that training starts from and stays near to (rl starts from a fresh one)."""
+    start: Literal["bc", "filtered-bc", "sft", "iw-sft", "sft-q", "iw-sft-q"] = "bc"
+    """The offline policy that training starts from and stays near to (rl starts from a fresh one); sft-q and iw-sft-q
+    by learned Q."""
     evaluations: Annotated[int, POSITIVE] = 10
     """Along training; their simulator steps do not count."""
     evaluation_episodes: Annotated[int, POSITIVE] = 10

@@ -16,8 +16,9 @@ from scipy import stats
 from iwsft_control import finetune
 from iwsft_control.base import bounds, snapshot
 from iwsft_control.base.errors import UserError
+from iwsft_control.benchmark import export, jobs, results, stages, store
 from iwsft_control.benchmark import online as work
-from iwsft_control.benchmark import results
+from iwsft_control.benchmark.perform import perform
 from iwsft_control.configs.online import PPOConfig, PrefixConfig
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import minari_files
@@ -707,6 +708,25 @@ def test_the_settings_that_have_an_effect_are_those_that_change_what_is_learned(
 def test_sft_learns_from_the_demonstrations():
     chosen = finetune.validate(finetune.FinetuneConfig("hopper-medium-replay", prefix=PrefixConfig(percentile=50)))
     assert chosen["curation"].filter_percentile == 50
+
+
+def test_training_starts_from_what_another_method_learned(tmp_path):
+    """From iw-SFT(Q), with its score as the start's, and its settings in the result."""
+    write_hopper("my/hopper/small-v0")
+    setup_of = config(tmp_path, start="iw-sft-q", method=("bc-rl",), env=None, dataset="my/hopper/small-v0")
+    source = jobs.DataSource(None, "my/hopper/small-v0")
+    data, kept = source.load(), store.Store(tmp_path / "stages")
+    stage = stages.method_stage("iw-sft-q", "q", (0,), finetune.validate(setup_of), source.task)
+    made = perform(stage, data, kept)
+    chosen = Setup(setup_of.ppo, METHODS["bc-rl"], (8,), 3, False, 0.0)
+    params = work.starting_policy(chosen, setup_of, data, made, 0)
+    rows = data.observations[:50]
+    mean, _ = chosen.policy.apply(params, rows)
+    start = jax.tree.map(lambda x: x[0], made.arrays["params"])
+    wanted, _ = GaussianPolicy((8,), 3).apply(start, rows)
+    np.testing.assert_allclose(mean, wanted, rtol=1e-5)
+    offline = export.whole_configuration(stage)
+    assert {"critic", "importance", "curation"} <= set(offline) and offline["policy"]["bc_steps"] == 20
 
 
 def test_other_environments_are_refused(tmp_path, monkeypatch):

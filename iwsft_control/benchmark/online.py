@@ -203,15 +203,18 @@ def train(
 
 
 def starting_policy(setup: Setup, config: Any, data: Dataset, started: Artefact | None, seed: int) -> Any:
-    """Parameters of the online policy at the beginning: those of the offline one, its spread a part of what it learned
-    from; fresh ones where there is none."""
+    """Parameters of the online policy at the beginning: those of the offline one, fresh ones where there is none.
+
+    Its spread is a part of that of the actions around it: in all data for bc, in the demonstrations for a method that
+    learned from the best of them.
+    """
     key = jax.random.fold_in(jax.random.key(seed), 0)
     start = None if started is None else jax.tree.map(lambda x: x[0], started.arrays["params"])
     params = policy.create(setup.policy, data.observations.shape[1], key, start)
     if start is None:
         return params
     rows = np.arange(len(data.rewards))
-    if config.start == "sft":
+    if config.start != "bc":
         rows = np.flatnonzero(np.isin(data.episode_of, curation.above(data.returns, config.prefix.percentile)))
     pairs = Pairs(jnp.asarray(data.observations[rows]), jnp.asarray(data.actions[rows]))
     fitted = policy.fit_spread(setup.policy, config.ppo.spread_steps, params, pairs, jax.random.fold_in(key, 1))

@@ -44,24 +44,7 @@ def record_video(
     steps: int | None = None,
     size: int = 480,
 ) -> float:
-    """Play one episode and write it as a video, in the environment's own time.
-
-    Args:
-        policy: as for :func:`~iwsft_control.envs.evaluation.evaluate`.
-        environment: Gymnasium id or spec.
-        path: of an .mp4 or a .gif.
-        seed: of the reset; by default that of the first evaluation episode.
-        steps: ends the video before the episode.
-        size: width and height in pixels.
-
-    Returns:
-        The undiscounted return of what the video shows.
-
-    Raises:
-        PolicyError: an action is not finite, outside [-1, 1] or of another shape.
-        UserError: another kind of file, a size or steps below one, no such environment, nothing here draws or
-            encodes, or imageio is missing.
-    """
+    """Play one episode and write it as a video: :func:`iwsft_control.api.record_video`, in an environment."""
     path = Path(path)
     for name, value in (("size", size), ("steps", 1 if steps is None else steps)):
         require(isinstance(value, int) and value > 0, f"{name} must be a whole number above zero: {value!r}.")
