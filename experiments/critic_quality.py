@@ -32,7 +32,7 @@ from iwsft_control import api
 from iwsft_control.base import bounds, console, files
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
-from iwsft_control.benchmark import checks, results, settings, store
+from iwsft_control.benchmark import checks, results, settings, sources, store
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.transitions import Demonstrations, reward_scale
 from iwsft_control.datasets.types import Dataset
@@ -172,7 +172,7 @@ def main(config: CriticQualityConfig) -> None:
         for label, name, chosen in critics(config):
             known, method = truth(held_out, scale, chosen.discount), registry.get(name)
             # A training that other code began is begun anew.
-            code = store.code_version(store.code_of(Stage(name, None, config.seeds, settings.make())))[:8]
+            code = sources.code_version(store.code_of(Stage(name, None, config.seeds, settings.make())))[:8]
             for seed in config.seeds:
                 line = bar.add_task(f"{label}, seed {seed}", total=max(config.updates))
                 prepared = method.prepare(chosen, Inputs(learned, {}, None, (seed,)))

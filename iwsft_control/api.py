@@ -160,7 +160,7 @@ def train(
             bar = stack.enter_context(console.progress_bar())
         for group in jobs.groups(seeds):
             stage = stages.method_stage(method, quality, group, chosen, task)
-            store_module.check_unchanged(stage)
+            store_module.check_as_imported(stage, data)
             told = report or silent
             if bar is not None:
                 seed = f"seed {', '.join(map(str, group))}  "

@@ -35,7 +35,7 @@ class PlanOptions:
     tasks: tuple[str, ...] | None = None
     """Tasks, each with its default data set (D4RL's if imported, else the embedded reconstruction). By default hopper-,
     halfcheetah- and walker2d-medium-replay; none where --datasets is given."""
-    datasets: tuple[str, ...] = ()
+    datasets: tuple[str, ...] | None = None
     """Ids of data sets in the local Minari root, each evaluated in the environment that it declares."""
     ref_min_score: float | None = None
     """Return that scores 0, for a single one of --datasets that declares none."""
@@ -89,10 +89,11 @@ def validate(plan: Plan) -> Settings:
     checks.check_seeds(plan.seeds)
     if plan.tasks is not None:
         checks.check_tasks(plan.tasks)
-    require(len(set(plan.datasets)) == len(plan.datasets), "--datasets must name different data sets.")
+    different = plan.datasets is None or len(set(plan.datasets)) == len(plan.datasets) > 0
+    require(different, "--datasets must name one or more different data sets.")
     scores = checks.reference_scores(plan.ref_min_score, plan.ref_max_score)
     require(
-        scores is None or len(plan.datasets) == 1,
+        scores is None or len(plan.datasets or ()) == 1,
         "--ref-min-score and --ref-max-score are for a single data set of --datasets; sweep over each by itself.",
     )
     require(len(set(plan.qualities)) == len(plan.qualities) > 0, "--qualities must be q, return or both.")

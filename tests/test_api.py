@@ -4,7 +4,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +26,12 @@ from iwsft_control.envs import video as rendering
 from iwsft_control.methods import registry
 from iwsft_control.networks import policies
 from tests.test_run import ID, command, config, small
+
+
+class Supports(Protocol):
+    """One that isinstance cannot be asked of."""
+
+    x: int
 
 
 def layers(observation_dim=11, action_dim=3):
@@ -154,6 +160,10 @@ def test_the_types_of_a_configuration_are_checked(config, sentence):
         (Annotated[tuple[int, ...], "b"], ((), (1, 2)), ((1.5,), 3), "a tuple of whole numbers"),
         (str, ("",), (b"", 1), "text"),
         (Path, (Path("x"),), ("x",), "of class Path"),
+        (Any, (1, "x", None), (), "anything"),
+        (tuple[Any, ...], ((1, "x"),), ([1],), "a tuple of anything"),
+        (tuple, ((1, 2), ()), ([1],), "of class tuple"),
+        (Supports, (3,), (), "of class Supports"),
     ],
 )
 def test_what_a_type_holds(hint, good, bad, words):

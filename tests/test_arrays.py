@@ -98,6 +98,11 @@ def test_what_is_given_is_copied(data):
         ({"environment": "hoper"}, "unknown task 'hoper'"),
         ({"environment": "Hopper-v5"}, r"no reference scores .* give reference_scores=\(low, high\)"),
         ({"reference_scores": (3, 1)}, r"two finite numbers, the lower one first: \(3, 1\)"),
+        ({"reference_scores": 5}, r"two finite numbers"),
+        ({"environment": None}, "environment must be a task, a Gymnasium id or its specification, not None"),
+        ({"id": "hopper-medium-replay"}, "hopper-medium-replay is a task, and these are other data"),
+        ({"rewards": [[1], [1, 2]]}, "rewards are no array"),
+        ({"actions": np.zeros((5, 0))}, r"actions are of shape \(5, 0\); give \(N, D\)"),
     ],
 )
 def test_arrays_that_are_no_data_set(data, changes, sentence):
@@ -116,6 +121,17 @@ def test_arrays_whose_episodes_or_values_cannot_be(data):
         made(data, actions=data.actions + 3)
     with pytest.raises(UserError, match="has no transitions"):
         made(data, **{name: getattr(data, name)[:0] for name in NAMES})
+
+
+def test_one_transition_and_specifications_are_enough(data):
+    one = made(data, **{name: getattr(data, name)[:1] for name in NAMES})
+    assert one.starts.tolist() == [0, 1]
+    scores = np.array([1, 3], np.float32)
+    by_id = made(data, environment="Hopper-v5", reference_scores=scores)
+    by_spec = made(data, environment=gym.spec("Hopper-v5"), reference_scores=(1, 3))
+    by_module = made(data, environment="gymnasium.envs.mujoco:Hopper-v5", reference_scores=(1, 3))
+    assert by_id.sha256 == by_spec.sha256 == by_module.sha256
+    assert by_id.environment == by_spec.environment == by_module.environment == "Hopper-v5"
 
 
 def test_actions_are_in_the_unit_box_whatever_the_environments():
@@ -153,6 +169,7 @@ def test_actions_are_in_the_unit_box_whatever_the_environments():
             "run 'python -m iwsft_control.collect --env x' first; --seeds",
             "run 'python -m iwsft_control.collect --env x' first; seeds",
         ),
+        ("cannot write into /run--one/--two.", "cannot write into /run--one/--two."),
         ("'x' has --env and --environment", "'x' has task and environment"),
     ],
 )

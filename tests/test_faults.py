@@ -3,12 +3,15 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import gymnasium as gym
@@ -25,7 +28,7 @@ from experiments import fuzz, sequences
 from iwsft_control import load_policy, run, sweep, table
 from iwsft_control.base import console, files, snapshot
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import checks, grid, results, settings, stages, store
+from iwsft_control.benchmark import checks, grid, results, settings, sources, stages, store
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.supervised import PolicyConfig
@@ -244,8 +247,7 @@ def test_an_edit_of_an_environments_code_is_another_evaluation(stranger):
         stage = stages.method_stage("bc", "q", (0,), settings.make(), "")
 
         def looked_up():
-            for cached in (store.import_closure, store.code_version, store._text):
-                cached.cache_clear()
+            sources.forget()
             return store.key(stage, data), store.environment(data)
 
         first, found = looked_up()
@@ -269,7 +271,7 @@ def test_results_tell_the_physics_of_other_environments():
         found = physics.describe(env_id)
         assert (found["environment"], found["mujoco"], found["corrections"]) == (env_id, version, [])
         assert found["specification"]["max_episode_steps"] == gym.spec(env_id).max_episode_steps
-        assert store.environment_code(env_id) is None  # Gymnasium's, whose version is told
+        assert sources.environment_code(env_id) is None  # Gymnasium's, whose version is told
     ours = physics.describe("d4rl/Hopper-v2")
     assert set(ours) == {"environment", "mujoco", "corrections"} and ours["corrections"]
     shorter = copy.deepcopy(gym.spec("d4rl/Hopper-v2"))  # else of the registry
@@ -278,14 +280,56 @@ def test_results_tell_the_physics_of_other_environments():
     assert physics.describe(shorter)["specification"]["max_episode_steps"] == 50
 
 
-def test_an_environment_that_was_defined_in_place_is_known_by_its_text():
-    gym.register("Made-v0", entry_point=lambda **kwargs: gym.make(CAR).unwrapped, kwargs={"shape": np.float32})
+def own_environment(entry_point, **kwargs):
+    """What results and keys say of an environment that is registered so."""
+    gym.register("Made-v0", entry_point=entry_point, kwargs=kwargs)
     try:
-        assert store.environment_code("Made-v0") is not None
-        told = physics.describe("Made-v0")
-        assert "float32" in json.dumps(told) and told["mujoco"] == "not used"
+        data = dataclasses.replace(make_data(), environment="Made-v0")
+        return json.dumps(store.environment(data))
     finally:
         del gym.registry["Made-v0"]
+
+
+def test_environments_of_one_name_that_differ_are_told_apart():
+    def factory(factor):
+        return lambda **kwargs: gym.wrappers.TransformReward(gym.make(CAR).unwrapped, lambda r: factor * r)
+
+    assert own_environment(factory(1.0)) == own_environment(factory(1.0)) != own_environment(factory(2.0))
+    half = functools.partial(gym.envs.classic_control.Continuous_MountainCarEnv, goal_velocity=0.5)
+    assert own_environment(half) != own_environment(gym.envs.classic_control.Continuous_MountainCarEnv)
+    large = np.arange(5000.0)
+    other = large.copy()
+    other[2500] += 1
+    inside = lambda **kwargs: gym.make(CAR).unwrapped  # noqa: E731
+    told = own_environment(inside, table=large, by={(1, 2): math.inf}, fn=np.sum, kind=np.float32)
+    assert told == own_environment(inside, table=large.copy(), by={(1, 2): math.inf}, fn=np.sum, kind=np.float32)
+    assert told != own_environment(inside, table=other, by={(1, 2): math.inf}, fn=np.sum, kind=np.float32)
+    assert " at 0x" not in told
+
+
+def test_an_environment_of_a_console_is_known_by_its_functions():
+    """It has no file: here classes whose module has none."""
+    codes = []
+    for factor in (1, 1, 2):
+        scope = {"__name__": "consoled", "CarEnv": gym.envs.classic_control.Continuous_MountainCarEnv}
+        sys.modules["consoled"] = types.ModuleType("consoled")
+        step = "def step(self, a):\n        o, r, *x = super().step(a)\n        return o, {} * r, *x"
+        text = f"class Own(CarEnv):\n    {step}"
+        exec(text.format(factor), scope)
+        try:
+            codes.append(json.loads(own_environment(lambda scope=scope, **kwargs: scope["Own"]()))["code"])
+        finally:
+            del sys.modules["consoled"]
+    assert codes[0] == codes[1] != codes[2]
+
+
+def test_a_wrapped_environment_may_be_mujocos():
+    class Inside(gym.Env):
+        def __init__(self):
+            self.inner = gym.make("Swimmer-v5")
+            self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
+
+    assert json.loads(own_environment(lambda **kwargs: Inside()))["mujoco"] == mujoco.__version__
 
 
 def test_faults_of_the_data_come_before_trust():

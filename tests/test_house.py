@@ -18,7 +18,7 @@ from iwsft_control import run
 from iwsft_control.__main__ import COMMANDS, main
 from iwsft_control.base import bounds
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import export, results, settings, store
+from iwsft_control.benchmark import export, results, settings, sources, store
 from iwsft_control.benchmark.jobs import DataSource, Job, with_dependencies
 from iwsft_control.benchmark.stages import Stage, method_stage
 from iwsft_control.configs.card import Card
@@ -186,7 +186,7 @@ def test_the_code_of_a_method_file_is_in_its_key_with_what_lies_beside_it(tmp_pa
     def key(text, helper="x = 1\n"):
         (tmp_path / "mine.py").write_text(text)
         (tmp_path / "helper.py").write_text(helper)
-        forget_code()
+        sources.forget()
         monkeypatch.setattr(registry, "_cards", {card.name: card for card in registry.OURS})
         monkeypatch.setattr(registry, "_files", [])
         registry.load_file(tmp_path / "mine.py")
@@ -196,12 +196,6 @@ def test_the_code_of_a_method_file_is_in_its_key_with_what_lies_beside_it(tmp_pa
     assert key(OWN) == key(OWN.replace("1.0", "2.0")) == first
     assert key(OWN.replace("return iql", "key = key\n    return iql")) != first
     assert key(OWN, "x = 2\n") != first
-
-
-def forget_code():
-    """As in another process, which reads the files anew."""
-    for cached in (store.import_closure, store.code_version, store._text, store._own_folders):
-        cached.cache_clear()
 
 
 def test_the_code_of_a_method_file_includes_packages_and_what_is_on_the_path(tmp_path, monkeypatch, without_others):
@@ -215,8 +209,8 @@ def test_the_code_of_a_method_file_includes_packages_and_what_is_on_the_path(tmp
     (elsewhere / "far_helper.py").write_text("y = 1\n")
     (lab / "mine.py").write_text("import numpy, flax.linen\nimport tools\nfrom far_helper import y\n")
     monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])
-    forget_code()
-    found = store.import_closure(lab / "mine.py")
+    sources.forget()
+    found = sources.import_closure(lab / "mine.py")
     assert {path.relative_to(tmp_path).as_posix() for path in found} == {
         "lab/mine.py", "lab/tools/__init__.py", "lab/tools/deep.py", "lab/tools/other.py", "elsewhere/far_helper.py"
     }  # fmt: skip
@@ -229,7 +223,7 @@ def test_an_edit_in_a_method_that_another_file_starts_from_is_another_configurat
     codes = []
     for text in (start, start.replace("return iql", "key = key\n    return iql")):
         (tmp_path / "mine.py").write_text(text)
-        forget_code()
+        sources.forget()
         registry._cards.pop("mine", None)
         registry._files[:] = [file for file in registry._files if file.stem != "mine"]
         registry.load_file(tmp_path / "mine.py")
@@ -239,16 +233,81 @@ def test_an_edit_in_a_method_that_another_file_starts_from_is_another_configurat
     assert codes[0] != codes[1]
 
 
-def test_an_edit_after_the_import_is_refused(tmp_path, without_others):
-    """What would be trained is the code as it was imported, and what would be stored says the new one."""
-    (tmp_path / "mine.py").write_text(OWN.replace("import helper\n", ""))
+CONSTANTS = """
+RATE = 0.5
+class Box:
+    size: int = 3
+    def area(self):
+        return self.size ** 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "agrees"),
+    [
+        (("", ""), True),
+        (("RATE = 0.5", "# a comment\nRATE = 0.5"), True),
+        (("RATE = 0.5", "RATE = 0.6"), False),
+        (("size: int = 3", "size: int = 4"), False),
+        (("** 2", "** 3"), False),
+        (("import helper", "import helper\ndef more(): pass"), False),
+        (("return iql", "key = key\n    return iql"), False),
+    ],
+)
+def test_an_edit_after_the_import_is_refused(tmp_path, monkeypatch, without_others, edit, agrees):
+    """What would be trained is the code as it was imported, and what would be stored says the new one: also where
+    nothing had asked for the file before the edit."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    text, data = OWN + CONSTANTS, make_data()
+    (tmp_path / "helper.py").write_text("")
+    (tmp_path / "mine.py").write_text(text)
     registry.load_file(tmp_path / "mine.py")
-    forget_code()
+    sources.forget()
+    (tmp_path / "mine.py").write_text(text.replace(*edit) if edit[0] else text)
     stage = method_stage("mine", "q", (0,), settings.make(), "")
-    store.check_unchanged(stage)
-    (tmp_path / "mine.py").write_text(OWN.replace("import helper\n", "import math\n"))
+    if agrees:
+        store.check_as_imported(stage, data)
+        return
     with pytest.raises(UserError, match=r"mine\.py has changed since it was imported; start Python again"):
-        store.check_unchanged(stage)
+        store.check_as_imported(stage, data)
+
+
+def test_every_module_here_agrees_with_its_file():
+    """No false alarm: what is in memory is what the files say, for everything that this package has imported."""
+    ours = [m for name, m in list(sys.modules.items()) if name.startswith(("iwsft_control.", "experiments."))]
+    places = [(m, Path(m.__file__)) for m in ours if str(getattr(m, "__file__", "")).endswith(".py")]
+    assert len(places) > 50
+    assert [str(path) for m, path in places if not sources._agrees(m, path.read_text(), path)] == []
+
+
+def test_what_is_imported_anew_has_another_digest(tmp_path, monkeypatch):
+    """As a notebook does with importlib.reload."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "reloaded_module.py"
+    file.write_text("def f():\n    return 1\n")
+    module = importlib.import_module("reloaded_module")
+    first = sources.code_version((file,))
+    file.write_text("def f():\n    return 2  # longer\n")
+    with pytest.raises(UserError, match="has changed since it was imported"):
+        sources.check_as_imported([file])
+    importlib.reload(module)
+    sources.check_as_imported([file])
+    assert sources.code_version((file,)) != first
+    monkeypatch.delitem(sys.modules, "reloaded_module")
+
+
+def test_installed_packages_are_no_code_of_ones_own(tmp_path, monkeypatch):
+    """A method or an environment in an installed package brings its own modules, not all of NumPy's."""
+    site = tmp_path / "site-packages"
+    for package in ("pkg", "numpy"):
+        (site / package).mkdir(parents=True)
+        (site / package / "__init__.py").write_text("")
+    (site / "pkg" / "other.py").write_text("")
+    (site / "pkg" / "mine.py").write_text("import numpy\nfrom pkg import other\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+    sources.forget()
+    found = {path.relative_to(site).as_posix() for path in sources.import_closure(site / "pkg" / "mine.py")}
+    assert found == {"pkg/mine.py", "pkg/__init__.py", "pkg/other.py"}
 
 
 METHOD_FILE = """
@@ -277,12 +336,24 @@ METHOD = dataclasses.replace(iql.METHOD, name={name!r}, option="mine", stream=No
         ("mine", "place: Path = Path('x')", "", "MyConfig holds what a result file cannot .*Path"),
         ("mine", "", ", dependencies=('bc',)", "the dependencies of 'mine' must be a function"),
         ("mine", "", ", dependencies=lambda quality: 'bc'", "the dependencies of 'mine' must be a function"),
+        ("mine", "", ", dependencies=lambda quality: {}[quality]", "the dependencies of 'mine' must be a function"),
     ],
 )
 def test_records_that_would_fail_later(tmp_path, name, field, more, sentence, without_others):
     (tmp_path / "mine.py").write_text(METHOD_FILE.format(field=field, name=name, more=more))
     with pytest.raises(UserError, match=sentence):
         registry.load_file(tmp_path / "mine.py")
+
+
+def test_fields_that_nobody_gives_need_no_default(tmp_path, without_others):
+    field = "derived: int = dataclasses.field(init=False)\n    anything: Any = None"
+    after = "    def __post_init__(self):\n        object.__setattr__(self, 'derived', 2)\n"
+    text = METHOD_FILE.format(field=field + "\n" + after, name="mine", more="")
+    (tmp_path / "mine.py").write_text(text)
+    registry.load_file(tmp_path / "mine.py")
+    config = registry.get("mine").config()
+    bounds.check(config, "mine")
+    assert config.derived == 2
 
 
 def test_a_field_without_a_default_is_named(tmp_path, without_others):
@@ -436,7 +507,7 @@ def test_two_versions_of_ones_own_method_are_two_configurations(tmp_path, withou
     base = {f.name: getattr(config(tmp_path), f.name) for f in dataclasses.fields(config(tmp_path))}
     for seed, body in enumerate((text, text.replace("(z + 1)", "(z + 2)"))):
         file.write_text(body)
-        forget_code()
+        sources.forget()
         registry._files.clear()
         registry._cards.pop("xql", None)
         registry.load_file(file)

@@ -16,7 +16,7 @@ from iwsft_control import sweep
 from iwsft_control.base import children, console, files
 from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
-from iwsft_control.benchmark import export, grid, processes, ray_pool, results, settings, stages, store
+from iwsft_control.benchmark import export, grid, processes, ray_pool, results, settings, sources, stages, store
 from iwsft_control.benchmark import jobs as benchmark_jobs
 from iwsft_control.benchmark.board import EVALUATION_SECONDS, Board, Seen, seconds_left, seconds_of
 from iwsft_control.benchmark.jobs import (
@@ -97,7 +97,12 @@ def test_data_sets_of_ones_own_are_swept_over(tmp_path, one_process):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"datasets": ("a/b", "a/b")}, "--datasets must name different data sets"),
+        ({"datasets": ("a/b", "a/b")}, "--datasets must name one or more different data sets"),
+        ({"datasets": ()}, "--datasets must name one or more different data sets"),
+        (
+            {"datasets": ("D4RL/hopper/medium-replay-v2",)},
+            "of one of --tasks and named with --datasets",
+        ),
         ({"datasets": ("a/b", "a/c"), "ref_min_score": 0.0, "ref_max_score": 1.0}, "for a single data set"),
         ({"ref_min_score": 0.0, "ref_max_score": 1.0}, "for a single data set of --datasets"),
         ({"ref_min_score": 0.0}, "give both --ref-min-score and --ref-max-score"),
@@ -217,17 +222,17 @@ def test_keys_name_everything_that_matters_and_nothing_else(monkeypatch):
     before = {m: key(m) for m in ("bc", "critic")}
     other = dataclasses.replace(data, sha256="1" * 64)
     assert store.key(stages.method_stage("bc", "q", (0,), SETTINGS, TASK), other) != before["bc"]
-    monkeypatch.setattr(store, "code_version", lambda paths: str(any(p.name == "curation.py" for p in paths)))
+    monkeypatch.setattr(sources, "code_version", lambda paths: str(any(p.name == "curation.py" for p in paths)))
     curating = {m: key(m) for m in ("bc", "critic")}
-    monkeypatch.setattr(store, "code_version", lambda paths: "False")
+    monkeypatch.setattr(sources, "code_version", lambda paths: "False")
     assert key("bc") != curating["bc"] and key("critic") == curating["critic"]
 
 
 def test_the_code_version_is_of_what_code_does(tmp_path):
     def version(source):
         (tmp_path / "m.py").write_text(source)
-        store._text.cache_clear()
-        return store.code_version.__wrapped__((tmp_path / "m.py",))
+        sources._text.cache_clear()
+        return sources.code_version.__wrapped__((tmp_path / "m.py",))
 
     plain = version("def f(x):\n    return x + 1\n")
     assert version('"""Doc."""\n\ndef f(x):\n    """Adds."""\n    return x + 1  # one\n') == plain

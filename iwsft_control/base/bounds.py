@@ -72,15 +72,19 @@ def is_of(value: Any, hint: Any) -> bool:
         return any(type(value) is type(each) and value == each for each in inner)
     if origin in (Union, types.UnionType):
         return any(is_of(value, each) for each in inner)
-    if origin is tuple:
+    if hint is Any or hint is object:
+        return True
+    if origin is tuple and inner:
         of = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1:] == (...,) else inner
         return isinstance(value, tuple) and len(value) == len(of) and all(map(is_of, value, of))
     if hint is None or hint is type(None):
         return value is None
     if hint in (int, float):
         return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
-    kind = origin or hint
-    return not isinstance(kind, type) or isinstance(value, kind)  # what is no class says nothing
+    try:
+        return isinstance(value, origin or hint)
+    except TypeError:  # what is no class, or one that cannot be asked
+        return True
 
 
 def in_words(hint: Any) -> str:
@@ -92,9 +96,11 @@ def in_words(hint: Any) -> str:
         return " or ".join(map(repr, inner))
     if origin in (Union, types.UnionType):
         return " or ".join(map(in_words, inner))
-    if origin is tuple:
+    if origin is tuple and inner:
         every = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts"}
         words = [in_words(each) for each in inner if each is not ...]
         return f"a tuple of {every.get(words[0], words[0])}" if ... in inner else f"a tuple ({', '.join(words)})"
+    if hint is Any or hint is object:
+        return "anything"
     plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
     return plain.get(hint) or f"of class {getattr(origin or hint, '__name__', hint)}"

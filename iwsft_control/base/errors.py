@@ -56,4 +56,5 @@ def in_python(sentence: str) -> str:
         return IN_PYTHON.get(found[0], found[0].removeprefix("--").replace("-", "_"))
 
     special = "|".join(map(re.escape, IN_PYTHON))
-    return re.sub(rf"(?P<command>'(?:python|iwsft) [^']*')|(?:{special})(?![\w-])|--[a-z][\w.-]*\w", renamed, sentence)
+    option = rf"(?<![\w/.-])(?:(?:{special})(?![\w-])|--[a-z][\w.-]*\w)"  # and not a part of a path
+    return re.sub(rf"(?P<command>'(?:python|iwsft) [^']*')|{option}", renamed, sentence)

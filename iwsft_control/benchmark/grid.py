@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from iwsft_control.base import children, console
+from iwsft_control.base.errors import require
 from iwsft_control.base.progress import duration
 from iwsft_control.benchmark import checks, jobs, processes, ray_pool, results, stages
 from iwsft_control.benchmark.board import Board, Seen, seconds_left
@@ -32,12 +33,12 @@ def plan_jobs(plan: Any, chosen: Settings) -> list[Job]:
 
 
 def _sources(plan: Any) -> list[DataSource]:
-    names = (() if plan.datasets else MEDIUM_REPLAY) if plan.tasks is None else plan.tasks
+    names = plan.tasks if plan.tasks is not None else () if plan.datasets else MEDIUM_REPLAY
     allowed = {"trust_environment": plan.trust_environment, "flatten_observations": plan.flatten_observations}
     scores = checks.reference_scores(plan.ref_min_score, plan.ref_max_score)
     return [
         *(DataSource(tasks.parse_task(name).name, **allowed) for name in names),
-        *(DataSource(None, dataset, scores, **allowed) for dataset in plan.datasets),
+        *(DataSource(None, dataset, scores, **allowed) for dataset in plan.datasets or ()),
     ]
 
 
@@ -62,6 +63,9 @@ def run(plan: Any, chosen: Settings) -> None:
     folder = plan.results or Path("results/quick" if plan.quick else "results/my-sweep")
     wanted = plan_jobs(plan, chosen)
     store = jobs.begin((job.source for job in wanted), folder, plan.stages, plan.quiet)
+    ids = [source.load().id for source in dict.fromkeys(job.source for job in wanted)]
+    twice = next((each for each in ids if ids.count(each) > 1), None)
+    require(twice is None, f"{twice} is the data set of one of --tasks and named with --datasets; leave one out.")
     pool: jobs.Pool | None = None
     if plan.ray is not None and not plan.dry_run:
         # First of all, since artefacts are named after the kind of device that the cluster offers.

@@ -15,7 +15,7 @@ import numpy as np
 from iwsft_control.base import console, files
 from iwsft_control.base.errors import RunError, UserError
 from iwsft_control.base.snapshot import Snapshot
-from iwsft_control.benchmark import checks, export, jobs, results, stages, store
+from iwsft_control.benchmark import checks, export, jobs, results, sources, stages, store
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.benchmark.perform import QUICK_EPISODES, DeadPolicyError, Report, perform, silent, watched_states
 from iwsft_control.benchmark.results import RunResult
@@ -260,11 +260,11 @@ def _curve(data: Dataset, success: float, points: list[dict[str, Any]]) -> dict[
 
 def _snapshot_path(skeleton: RunResult, stage: stages.Stage, data: Dataset, kept: Store) -> Path:
     """Where a training keeps how far it has come: named by all that its numbers depend on."""
-    code = sorted(store.import_closure(store.PACKAGE / "online/training.py") | {Path(__file__)})
+    code = sorted(sources.import_closure(sources.PACKAGE / "online/training.py") | {Path(__file__)})
     depends = [
         dataclasses.asdict(skeleton),
         store.key(stage, data, kept.device),
-        store.code_version(tuple(code)),
+        sources.code_version(tuple(code)),
         results.versions(),
         store.device_kind(),
     ]

@@ -8,152 +8,41 @@ method, or a change in one, leaves the stored stages of the others as they are.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import hashlib
-import importlib
-import inspect
 import json
-import sys
-import sysconfig
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import gymnasium as gym
 import jax
-from gymnasium.envs.registration import EnvSpec
 
-import iwsft_control
 from iwsft_control.base import children, errors, files, snapshot
 from iwsft_control.base.versions import version
-from iwsft_control.benchmark import stages
+from iwsft_control.benchmark import sources, stages
+from iwsft_control.benchmark.sources import PACKAGE
 from iwsft_control.benchmark.stages import Stage
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import physics
-from iwsft_control.learning.method import Artefact, Method
+from iwsft_control.learning.method import Artefact
 from iwsft_control.methods import registry
 
-PACKAGE = Path(iwsft_control.__file__).parent
 LEARNING = ("jax", "jaxlib", "flax", "optax", "numpy")
 EVALUATING = ("mujoco", "gymnasium")
 # Beside what the method's own functions are written in: what trains, what evaluates, and how a stage does both.
 TRAINING_CODE = (PACKAGE / "learning/loop.py",)
 EVALUATION_CODE = (PACKAGE / "envs/evaluation.py", PACKAGE / "envs/physics.py")
 STAGE_CODE = PACKAGE / "benchmark/perform.py"  # without what it imports
-# Its code cannot change a number: how errors, files and the console are, and the record that describes a method.
-NOT_CODE = tuple(PACKAGE / p for p in ("base", "configs/card.py", "learning/method.py", "methods/registry.py"))
-NOT_SETTINGS = ("seconds", "published")  # of a record: estimates and references
-
-
-@cache
-def code_version(paths: tuple[Path, ...]) -> str:
-    """Digest of what source files do: comments, docstrings, layout and :data:`NOT_SETTINGS` do not count."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(_understood(_text(path)).does)
-    return digest.hexdigest()
-
-
-@cache
-def _text(path: Path) -> str:
-    """A source file as it was when it was first asked for, which is what this process runs."""
-    return path.read_text(encoding="utf-8")
-
-
-@cache
-def import_closure(path: Path) -> frozenset[Path]:
-    """A source file and the files that it imports, directly or not, but for what cannot change a number
-    (:data:`NOT_CODE`): those of this package, and of somebody else's file those of :func:`_files_of`."""
-    found: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        each = waiting.pop()
-        if each in found or any(each.is_relative_to(place) for place in NOT_CODE):
-            continue
-        found.add(each)
-        imported = _understood(_text(each)).imports
-        waiting += [place for name, level in imported for place in _files_of(name, each, level)]
-    return frozenset(found)
-
-
-class _Source(NamedTuple):
-    """What is asked of a source file."""
-
-    does: bytes
-    """Its syntax tree without what does not count."""
-    imports: tuple[tuple[str, int], ...]
-    """Names, each with its dots if it is relative."""
-
-
-@cache
-def _understood(text: str) -> _Source:
-    """Kept by the text: most methods share most files, and to parse one takes longer than to read it."""
-    tree = ast.parse(text)
-    imports: list[tuple[str, int]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [(alias.name, 0) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
-            imports += [(name, node.level) for name in names]
-        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            body = [x for x in node.body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]
-            node.body = body or [ast.Pass()]
-        elif isinstance(node, ast.Call):
-            node.keywords = [k for k in node.keywords if k.arg not in NOT_SETTINGS]
-    return _Source(ast.dump(tree).encode(), tuple(imports))
-
-
-def _files_of(name: str, importer: Path, level: int) -> list[Path]:
-    """The source files that an imported name may stand for.
-
-    This package's are found in it. Somebody else's are what lies beside the importing file, in its own package, or in
-    a folder of the path where packages are not installed; of a package also what its ``__init__`` does.
-    """
-    parts = [part for part in name.split(".") if part]
-    ours = importer.is_relative_to(PACKAGE)
-    if level:
-        folders = [importer.parents[level - 1]]
-    elif parts[0] == PACKAGE.name:
-        ours, folders, parts = True, [PACKAGE], parts[1:]
-    elif ours or parts[0] in sys.stdlib_module_names:
-        return []
-    else:
-        folders = [importer.parent, importer.parent.parent, *_own_folders(tuple(sys.path))]
-    if ours:
-        places = [folder.joinpath(*parts).with_suffix(".py") for folder in folders if parts]
-        return [file for file in places if file.is_file()]
-    modules = [folder.joinpath(*parts[:n]) for folder in folders for n in range(1, len(parts) + 1)]
-    packages = [*folders, *modules] if level else modules
-    files = [*(m.with_name(f"{m.name}.py") for m in modules), *(p / "__init__.py" for p in packages)]
-    return [file.resolve() for file in files if file.is_file()]
-
-
-@cache
-def _own_folders(path: tuple[str, ...]) -> tuple[Path, ...]:
-    """The folders of Python's path that hold a user's own modules: neither Python's nor installed packages."""
-    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    folders = [Path(entry or ".").resolve() for entry in path]
-    return tuple(
-        folder
-        for folder in folders
-        if folder.is_dir()
-        and folder.name not in ("site-packages", "dist-packages")
-        and not any(folder.is_relative_to(place) for place in installed)
-    )
 
 
 def code_of(stage: Stage) -> tuple[Path, ...]:
     """The source files that a stage's work is in, in a fixed order."""
     method = registry.get(stage.method)
-    starts = {*_written_in(method), *TRAINING_CODE, *(EVALUATION_CODE if method.export is not None else ())}
-    files = {STAGE_CODE}.union(*map(import_closure, starts))
+    written = sources.written_in(getattr(method, field.name) for field in dataclasses.fields(method))
+    starts = {*written, *TRAINING_CODE, *(EVALUATION_CODE if method.export is not None else ())}
+    files = {STAGE_CODE}.union(*map(sources.import_closure, starts))
     return tuple(sorted(files, key=lambda p: (not p.is_relative_to(PACKAGE), p.name, str(p.relative_to(p.parents[1])))))
 
 
@@ -163,7 +52,7 @@ def own_code(stage: Stage) -> str | None:
     None where all are ours, which the commit tells.
     """
     own = _own_files(stage)
-    return code_version(own)[:12] if own else None
+    return sources.code_version(own)[:12] if own else None
 
 
 def _own_files(stage: Stage) -> tuple[Path, ...]:
@@ -171,42 +60,13 @@ def _own_files(stage: Stage) -> tuple[Path, ...]:
     return tuple(dict.fromkeys([*inputs, *(path for path in code_of(stage) if not path.is_relative_to(PACKAGE))]))
 
 
-def check_unchanged(stage: Stage) -> None:
-    """See that the files of somebody else's method are as they were when this process imported them.
+def check_as_imported(stage: Stage, data: Dataset) -> None:
+    """See that somebody else's method and environment are in memory as their files are now.
 
     Raises:
-        UserError: one was edited since; what is run would not be what the file says.
+        UserError: one was edited since it was imported: it would be kept under the name of what the file says.
     """
-    for path in _own_files(stage):
-        errors.require(
-            path.is_file() and path.read_text(encoding="utf-8") == _text(path),
-            f"{path} has changed since it was imported; start Python again to use it as it is now.",
-        )
-
-
-def _written_in(method: Method) -> set[Path]:
-    """The source files of a method's configuration and functions."""
-    fields = dataclasses.fields(method)
-    return _files_of_modules(_modules_of([getattr(method, field.name) for field in fields]))
-
-
-def _modules_of(things: Iterable[Any]) -> set[str]:
-    """Names of the modules that callables were written in; text "module:name" stands for what it names."""
-    waiting, modules = list(things), set[str]()
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, functools.partial):
-            waiting += [each.func, *each.args, *each.keywords.values()]
-        elif callable(each):
-            modules.add(each.__module__)
-        elif isinstance(each, str) and ":" in each:
-            modules.add(each.partition(":")[0])
-    return modules
-
-
-def _files_of_modules(names: Iterable[str]) -> set[Path]:
-    own = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    return {Path(str(sys.modules[name].__file__)) for name in own}
+    sources.check_as_imported([*_own_files(stage), *sources.environment_files(data.environment)])
 
 
 def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
@@ -227,7 +87,7 @@ def key(stage: Stage, data: Dataset, device: str | None = None) -> str:
         "dependencies": {name: key(each, data, device) for name, each in stages.dependencies(stage).items()},
         "data": data.sha256,
         "environment": environment(data) if learns_policy else None,
-        "code": code_version(code_of(stage)),
+        "code": sources.code_version(code_of(stage)),
         "versions": {p: version(p) for p in packages},
         "device": device,
     }
@@ -248,34 +108,8 @@ def environment(data: Dataset) -> dict[str, Any]:
     """What an evaluation depends on, as results tell it: physics, and of an environment that is neither this package's
     nor Gymnasium's a digest of its code."""
     found = physics.describe(data.environment)
-    code = environment_code(data.environment)
+    code = sources.environment_code(data.environment)
     return found if code is None else found | {"code": code}
-
-
-def environment_code(environment: str | EnvSpec) -> str | None:
-    """Digest of the source files of an environment and its wrappers; None where it is of this package or Gymnasium.
-
-    Of one without a file, as a class that was defined in a console, nothing is known but the text of that class.
-    """
-    spec = gym.spec(environment) if isinstance(environment, str) else environment
-    creators = [spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
-    modules = {m for m in _modules_of(creators) if m.split(".")[0] not in ("gymnasium", PACKAGE.name)}
-    if not modules:
-        return None
-    for name in modules - set(sys.modules):
-        importlib.import_module(name)  # whoever asks has made the environment, or is about to
-    with_file = {name for name in modules if str(getattr(sys.modules[name], "__file__", "")).endswith(".py")}
-    files = set().union(*map(import_closure, _files_of_modules(with_file)))
-    texts = [inspect.getsource(c) for c in creators if callable(c) and c.__module__ not in with_file and _has_text(c)]
-    known = (code_version(tuple(sorted(files))), *(hashlib.sha256(text.encode()).hexdigest() for text in texts))
-    return hashlib.sha256(" ".join(known).encode()).hexdigest()[:12]
-
-
-def _has_text(creator: Any) -> bool:
-    try:
-        return bool(inspect.getsource(creator))
-    except (OSError, TypeError):
-        return False
 
 
 class Store:

@@ -11,8 +11,9 @@ from gymnasium.envs.registration import EnvSpec
 from iwsft_control.base.errors import UserError, is_finite, require
 from iwsft_control.datasets.load import ROUNDING, identity
 from iwsft_control.datasets.types import Dataset, Episodes, content_sha256
+from iwsft_control.envs import specs
 from iwsft_control.envs.batch import bounds_of
-from iwsft_control.envs.tasks import ENVIRONMENTS, environment_of
+from iwsft_control.envs.tasks import ENVIRONMENTS, TASK_NAMES, environment_of
 
 
 def from_arrays(
@@ -51,6 +52,11 @@ def from_arrays(
         isinstance(id, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", id) is not None,
         f"{id!r} is no id of a data set; give one like 'mine/hopper/relabelled-v0'.",
     )
+    require(id not in TASK_NAMES, f"{id} is a task, and these are other data; give an id like 'mine/{id}-v0'.")
+    require(
+        isinstance(environment, str | EnvSpec),
+        f"{id}: environment must be a task, a Gymnasium id or its specification, not {environment!r:.80}.",
+    )
     states, following = (
         _numbers(id, name, array, 2)
         for name, array in (("observations", observations), ("next_observations", next_observations))
@@ -67,10 +73,10 @@ def from_arrays(
     )
     cut[-1] |= not terminal[-1]
     ends = terminal | cut
-    jumps = ~ends[:-1] & (following[:-1] != states[1:]).any(axis=1)
+    jumps = np.flatnonzero(~ends[:-1] & (following[:-1] != states[1:]).any(axis=1))
     require(
-        not jumps.any(),
-        f"{id}: no episode ends at row {int(np.argmax(jumps))}, and yet the next row begins in another observation "
+        not len(jumps),
+        f"{id}: no episode ends at row {jumps[:1].sum()}, and yet the next row begins in another observation "
         "than the one that followed; mark where episodes end in truncations.",
     )
     beyond = np.abs(acted).max(axis=1) > 1 + ROUNDING
@@ -80,7 +86,8 @@ def from_arrays(
         "own box to [-1, 1].",
     )
     place = environment_of(environment) if isinstance(environment, str) else environment
-    box = bounds_of(place, acted.shape[1])
+    box = bounds_of(place, acted.shape[1])  # makes it, so that a module that it names ("mine:Env-v0") is imported
+    place = place.rpartition(":")[2] if isinstance(place, str) else specs.reduced(place)
     low, high = _reference_scores(id, place, reference_scores)
     rows = np.flatnonzero(ends)
     starts = np.concatenate([[0], rows + 1])
@@ -113,9 +120,13 @@ def from_arrays(
 
 def _numbers(id: str, name: str, given: Any, axes: int) -> np.ndarray:
     """An array of finite numbers as float32, a copy that nobody else writes to."""
-    array = np.asarray(given)
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # rows of several lengths
+        raise UserError(f"{id}: {name} are no array ({error}).") from error
     shape = "(N, D)" if axes == 2 else "(N,)"
-    require(array.ndim == axes, f"{id}: {name} are of shape {array.shape}; give {shape}.")
+    whole = array.ndim == axes and (axes == 1 or array.shape[1] > 0)
+    require(whole, f"{id}: {name} are of shape {array.shape}; give {shape}.")
     require(array.dtype.kind in "biuf", f"{id}: {name} are no numbers ({array.dtype}).")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         found = array.astype(np.float32)
@@ -133,11 +144,16 @@ def _flags(id: str, name: str, given: Any) -> np.ndarray:
 
 def _reference_scores(id: str, environment: str | EnvSpec, given: tuple[float, float] | None) -> tuple[float, float]:
     known = {e.env_id: (e.ref_min_score, e.ref_max_score) for e in ENVIRONMENTS.values()}
-    scores = given or known.get(environment if isinstance(environment, str) else environment.id)
+    env_id = environment if isinstance(environment, str) else environment.id
+    scores: Any = given if given is not None else known.get(env_id)
     if scores is None:
         raise UserError(f"{id}: no reference scores of its environment are known; give reference_scores=(low, high).")
+    try:
+        low, high = map(float, scores)
+    except (TypeError, ValueError):
+        low, high = np.nan, np.nan
     require(
-        len(scores) == 2 and is_finite(scores[0]) and is_finite(scores[1]) and scores[0] < scores[1],
+        is_finite(low) and is_finite(high) and low < high,
         f"{id}: reference_scores must be two finite numbers, the lower one first: {scores!r:.80}.",
     )
-    return float(scores[0]), float(scores[1])
+    return low, high

@@ -186,7 +186,7 @@ def check_actions(actions: np.ndarray, dim: int, active: np.ndarray, name: str, 
     Raises:
         PolicyError: an action is not finite, outside [-1, 1] or of another shape.
     """
-    wanted = (len(active), dim)
+    actions, wanted = np.asarray(actions), (len(active), dim)
     if np.shape(actions) != wanted:  # one of another width would be repeated for every joint
         raise PolicyError(
             f"{name}{active[0]}: the actions at step {step} are of shape {np.shape(actions)}; for as many "

@@ -187,8 +187,11 @@ def describe(environment: str | EnvSpec) -> dict[str, Any]:
     whole = specs.describe(gym.spec(environment) if isinstance(environment, str) else environment)
     asked = json.dumps(whole)
     if asked not in _uses_mujoco:
-        parts = getattr(gym.make(environment).unwrapped, "__dict__", {}).values()
+        made = gym.make(environment)
+        parts = [*getattr(made.unwrapped, "__dict__", {}).values()]
+        parts += [x for inner in parts if isinstance(inner, gym.Env) for x in vars(inner.unwrapped).values()]
         _uses_mujoco[asked] = any("mujoco" in type(part).__module__.split(".") for part in parts)
+        made.close()
     names = ("entry_point", "max_episode_steps", "kwargs", "wrappers")
     return {
         "environment": env_id,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
+import functools
+import hashlib
 import math
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 from iwsft_control.base import files
@@ -27,6 +29,7 @@ NEUTRAL_WRAPPERS = {
     "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "HumanRendering", "RenderCollection", "RecordEpisodeStatistics"
 }  # fmt: skip
 
+MAX_DEPTH = 6  # of what a keyword argument holds
 NO_MUJOCO = "not used"  # in a result, in the place of MuJoCo's version: the environment has other physics
 
 _flattening = gym.wrappers.FlattenObservation
@@ -105,10 +108,45 @@ def describe(environment: str | EnvSpec) -> Any:
     if isinstance(environment, str):
         return environment
     wrappers = [dataclasses.asdict(w) for w in environment.additional_wrappers]
-    creator: Any = environment.entry_point
-    made_by = f"{creator.__module__}:{creator.__qualname__}" if callable(creator) else creator
-    found = [environment.id, made_by, environment.max_episode_steps, environment.kwargs, wrappers]
-    return json.loads(json.dumps(found, default=repr))  # what was registered in Python may hold anything
+    found = (environment.id, environment.entry_point, environment.max_episode_steps, environment.kwargs, wrappers)
+    return [plain(each) for each in found]
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """What a specification that was registered in Python may hold, as JSON can hold it: the same in every process, and
+    another for what does something else, as far as values tell."""
+    if depth > MAX_DEPTH:
+        return "..."
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return plain(value.item(), depth + 1)
+    if isinstance(value, np.ndarray):
+        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
+        return f"array {value.shape} {value.dtype} {content}"
+    if isinstance(value, list | tuple):
+        return [plain(each, depth + 1) for each in value]
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else repr(key): plain(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, functools.partial):
+        return ["partial", *(plain(each, depth + 1) for each in (value.func, value.args, value.keywords))]
+    if callable(value) and hasattr(value, "__qualname__"):
+        name = f"{value.__module__}:{value.__qualname__}"
+        cells = [plain(cell.cell_contents, depth + 1) for cell in getattr(value, "__closure__", None) or ()]
+        return [name, cells] if cells else name
+    told, kind = repr(value), f"{type(value).__module__}:{type(value).__qualname__}"
+    return [kind, plain(vars(value), depth + 1)] if " at 0x" in told and hasattr(value, "__dict__") else [kind, told]
+
+
+def reduced(environment: str | EnvSpec) -> str | EnvSpec:
+    """The id of a specification that is the registered one; any other as it is."""
+    if isinstance(environment, str):
+        return environment
+    registered = gym.registry.get(environment.id)
+    same = registered is not None and describe(registered) == describe(environment)
+    return environment.id if same else environment
 
 
 def in_words(environment: str | EnvSpec) -> str:

@@ -95,7 +95,7 @@ def check_config(method: Method, where: str) -> None:
     frozen = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     require(frozen, f"{where}: the config of {method.name!r} is no frozen dataclass; write @dataclass(frozen=True).")
     for field in dataclasses.fields(kind):
-        absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        absent = field.init and field.default is field.default_factory is dataclasses.MISSING
         require(not absent, f"{where}: the field {field.name} of {kind.__name__} has no default; give it one.")
     try:
         json.dumps(method.record(kind()))
@@ -104,7 +104,10 @@ def check_config(method: Method, where: str) -> None:
             f"{where}: {kind.__name__} holds what a result file cannot ({error}); use numbers, text and tuples."
         ) from error
     for quality in ("q", "return") if method.by_quality else (None,):
-        names = method.dependencies(quality) if callable(method.dependencies) else None
+        try:
+            names = method.dependencies(quality)
+        except Exception:  # whatever somebody else's function raises, or what is none
+            names = None
         require(
             isinstance(names, tuple | list) and all(isinstance(name, str) for name in names),
             f"{where}: the dependencies of {method.name!r} must be a function of the quality that gives a tuple of "

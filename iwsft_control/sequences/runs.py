@@ -23,7 +23,7 @@ from iwsft_control.base import bounds, errors, files
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
 from iwsft_control.base.versions import version
-from iwsft_control.benchmark import export, results, store
+from iwsft_control.benchmark import export, results, sources, store
 from iwsft_control.datasets.transitions import Demonstrations
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import loop
@@ -159,7 +159,7 @@ class Bench:
     def _path(self, name: str, seed: int, depends: Any) -> Path:
         """Where the artefact of a stage is kept."""
         modules = (methods, critic, evaluation, loop)
-        code = sorted({path for m in modules for path in store.import_closure(Path(str(m.__file__)))})
+        code = sorted({path for m in modules for path in sources.import_closure(Path(str(m.__file__)))})
         text = json.dumps(
             {
                 "stage": name,
@@ -167,7 +167,7 @@ class Bench:
                 "depends": depends,
                 "data": self.corpus.sha256,
                 "quick": self.quick,
-                "code": store.code_version((*code, Path(__file__))),
+                "code": sources.code_version((*code, Path(__file__))),
                 "versions": {p: version(p) for p in store.LEARNING},
                 "device": store.device_kind(),
             },
