@@ -290,21 +290,57 @@ def own_environment(entry_point, **kwargs):
         del gym.registry["Made-v0"]
 
 
+class Scale:
+    """Something that an environment may be given a method of."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def of(self, x):
+        return self.factor * x
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (np.arange(5000.0), np.arange(5000.0), np.arange(5000.0) + (np.arange(5000) == 2500)),
+        (Scale(1).of, Scale(1).of, Scale(2).of),
+        (Scale(1), Scale(1), Scale(2)),
+        (lambda x: 1 * x, lambda x: 1 * x, lambda x: 2 * x),
+        ({3, 1, 2}, {2, 1, 3}, {1, 2}),
+        ({1: "a"}, {1: "a"}, {"1": "a"}),
+        ({(1, 2): math.inf}, {(1, 2): math.inf}, {(1, 2): -math.inf}),
+        (np.array([Scale(1)]), np.array([Scale(1)]), np.array([Scale(2)])),
+        (functools.partial(max, 1), functools.partial(max, 1), functools.partial(max, 2)),
+        (np.float32, np.float32, np.float64),
+        (str.upper, str.upper, str.lower),
+        (np.random.default_rng(0), np.random.default_rng(0), np.random.RandomState(0)),
+    ],
+)
+def test_what_an_environment_is_given_is_told(one, same, other):
+    """The same in every process, and what differs differs."""
+    inside = lambda **kwargs: gym.make(CAR).unwrapped  # noqa: E731
+    told = own_environment(inside, given=one)
+    assert told == own_environment(inside, given=same) != own_environment(inside, given=other)
+    assert " at 0x" not in told
+
+
 def test_environments_of_one_name_that_differ_are_told_apart():
     def factory(factor):
         return lambda **kwargs: gym.wrappers.TransformReward(gym.make(CAR).unwrapped, lambda r: factor * r)
 
     assert own_environment(factory(1.0)) == own_environment(factory(1.0)) != own_environment(factory(2.0))
-    half = functools.partial(gym.envs.classic_control.Continuous_MountainCarEnv, goal_velocity=0.5)
-    assert own_environment(half) != own_environment(gym.envs.classic_control.Continuous_MountainCarEnv)
-    large = np.arange(5000.0)
-    other = large.copy()
-    other[2500] += 1
-    inside = lambda **kwargs: gym.make(CAR).unwrapped  # noqa: E731
-    told = own_environment(inside, table=large, by={(1, 2): math.inf}, fn=np.sum, kind=np.float32)
-    assert told == own_environment(inside, table=large.copy(), by={(1, 2): math.inf}, fn=np.sum, kind=np.float32)
-    assert told != own_environment(inside, table=other, by={(1, 2): math.inf}, fn=np.sum, kind=np.float32)
-    assert " at 0x" not in told
+    car = gym.envs.classic_control.Continuous_MountainCarEnv
+    half = functools.partial(car, goal_velocity=0.5)
+    assert own_environment(half) != own_environment(car)
+    gym.register("Made-v0", entry_point=factory(1.0))
+    try:
+        other = copy.deepcopy(gym.spec("Made-v0"))
+        assert specs.reduced(other) == "Made-v0"
+        other.entry_point = factory(2.0)
+        assert specs.reduced(other) is other
+    finally:
+        del gym.registry["Made-v0"]
 
 
 def test_an_environment_of_a_console_is_known_by_its_functions():

@@ -49,7 +49,10 @@ def check(config: Any, option: str) -> None:
         UserError: a value of another type or out of its bounds; the sentence names the option and says what it must be.
     """
     prefix = f"--{option}." if option else "--"
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    try:
+        hints = typing.get_type_hints(type(config), include_extras=True)
+    except NameError:  # names that only a type checker imports
+        hints = {field.name: Any for field in dataclasses.fields(config)}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = f"{prefix}{field.name}".replace("_", "-")
@@ -57,7 +60,8 @@ def check(config: Any, option: str) -> None:
         numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, int | float)]
         for bounds in (b for b in getattr(hints[field.name], "__metadata__", ()) if isinstance(b, Bounds)):
             require(all(map(bounds.holds, numbers)), f"{name} {bounds.sentence}, not {value}.")
-        require(all(map(math.isfinite, numbers)), f"{name} must be a finite number, not {value}.")
+        finite = all(math.isfinite(x) for x in numbers if isinstance(x, float))
+        require(finite, f"{name} must be a finite number, not {value}.")
     problem = getattr(config, "problem", None)
     sentence = problem(option.replace("_", "-")) if problem else None
     require(sentence is None, str(sentence))

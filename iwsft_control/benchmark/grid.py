@@ -63,7 +63,7 @@ def run(plan: Any, chosen: Settings) -> None:
     folder = plan.results or Path("results/quick" if plan.quick else "results/my-sweep")
     wanted = plan_jobs(plan, chosen)
     store = jobs.begin((job.source for job in wanted), folder, plan.stages, plan.quiet)
-    ids = [source.load().id for source in dict.fromkeys(job.source for job in wanted)]
+    ids = [source.id for source in dict.fromkeys(job.source for job in wanted)]
     twice = next((each for each in ids if ids.count(each) > 1), None)
     require(twice is None, f"{twice} is the data set of one of --tasks and named with --datasets; leave one out.")
     pool: jobs.Pool | None = None

@@ -44,6 +44,11 @@ class DataSource:
         return _load(self, minari_files.minari_path(""))
 
     @property
+    def id(self) -> str:
+        """The data set's."""
+        return load.resolve(tasks.parse_task(self.env) if self.env else None, self.dataset)
+
+    @property
     def task(self) -> str:
         """Name of the task in results."""
         return tasks.parse_task(self.env).name if self.env else str(self.dataset)

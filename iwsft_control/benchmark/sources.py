@@ -7,9 +7,12 @@ is what it runs; :func:`check_as_imported` sees to that where a user may edit wh
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
-import importlib
+import importlib.util
+import inspect
+import os
 import sys
 import sysconfig
 import types
@@ -24,6 +27,7 @@ from gymnasium.envs.registration import EnvSpec
 import iwsft_control
 from iwsft_control.base.errors import require
 from iwsft_control.envs import physics
+from iwsft_control.envs.specs import signature
 
 PACKAGE = Path(iwsft_control.__file__).parent
 # Its code cannot change a number: how errors, files and the console are, and the record that describes a method.
@@ -45,7 +49,11 @@ def code_version(paths: tuple[Path, ...]) -> str:
 @cache
 def _text(path: Path) -> str:
     """A source file as it was when it was first asked for."""
-    return path.read_text(encoding="utf-8")
+    return _read(path)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def forget() -> None:
@@ -83,7 +91,10 @@ class _Source(NamedTuple):
 @cache
 def _understood(text: str) -> _Source:
     """Kept by the text: most methods share most files, and to parse one takes longer than to read it."""
-    tree = ast.parse(text)
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # of a file that is not imported after all, or in another encoding
+        return _Source(text.encode(errors="surrogateescape"), ())
     imports: list[tuple[str, int]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -167,46 +178,62 @@ def _modules_of(things: Iterable[Any]) -> set[str]:
 class _Environment(NamedTuple):
     """What an environment is written in."""
 
-    creator: Any
-    """Kept, so that nothing else gets its address."""
     files: tuple[Path, ...]
     elsewhere: str
     """The compiled functions of classes without a file, as of a console."""
 
 
-_environments: dict[tuple[str, int], _Environment] = {}
+_environments: dict[str, tuple[Any, _Environment]] = {}  # and the entry point, so that nothing else gets its address
 
 
 def _environment(environment: str | EnvSpec) -> _Environment:
-    """Of what makes an environment and of the classes of what is made, wrappers and bases included."""
+    """Of what makes an environment, and of the classes of what is made, wrappers and bases included."""
     if isinstance(environment, str) and environment in physics.ENVIRONMENTS:
-        return _Environment(None, (), "")
+        return _Environment((), "")
     spec = gym.spec(environment) if isinstance(environment, str) else environment
-    name = (str(physics.describe(environment)), id(spec.entry_point))
+    name = f"{id(spec.entry_point)} {physics.describe(environment)}"
     if name in _environments:
-        return _environments[name]
+        return _environments[name][1]
     made = gym.make(environment)
-    creators = [spec.entry_point, *(w.entry_point for w in spec.additional_wrappers)]
-    classes = [kind for layer in _layers(made) for kind in type(layer).__mro__]
-    made.close()
-    modules = {m for m in _modules_of([*creators, *classes]) if m.split(".")[0] not in NOT_OWN} | (
-        {"__main__"} & _modules_of([*creators, *classes])
-    )
-    for module in modules - set(sys.modules):
-        importlib.import_module(module)
-    with_file = {m for m in modules if str(getattr(sys.modules[m], "__file__", "")).endswith(".py")}
-    files = set[Path]().union(*(import_closure(Path(str(sys.modules[m].__file__)).resolve()) for m in with_file))
-    without = [x for x in (*creators, *classes) if callable(x) and _modules_of([x]) & (modules - with_file)]
-    texts = sorted(f"{name} {_signature(code)}" for x in without for name, code in _codes(x))
-    _environments[name] = _Environment(spec.entry_point, tuple(sorted(files)), "\n".join(texts))
-    return _environments[name]
+    creators = [spec.entry_point, *(w.entry_point for w in spec.additional_wrappers), *_callables(spec.kwargs)]
+    parts = [*creators, *map(_named, creators), *(kind for layer in _layers(made) for kind in type(layer).__mro__)]
+    with contextlib.suppress(Exception):  # whatever it holds goes with the process
+        made.close()
+    modules = {m for m in _modules_of(parts) if m == "__main__" or m.split(".")[0] not in NOT_OWN}
+    there = {m: str(getattr(sys.modules.get(m), "__file__", None) or "") for m in modules}
+    files = set[Path]().union(*(import_closure(Path(f).resolve()) for f in there.values() if f.endswith(".py")))
+    without = [x for x in map(_whole, parts) if any(m in there and not there[m] for m in _modules_of([x]))]
+    texts = sorted({f"{name} {signature(code)}" for x in without for name, code in _codes(x)})
+    found = _Environment(tuple(sorted(files)), "\n".join(texts))
+    if not texts:  # what is defined in a console may be defined again, under the same name
+        _environments[name] = (spec.entry_point, found)
+    return found
 
 
-def _layers(made: Any) -> Iterator[Any]:
+def _callables(value: Any) -> list[Any]:
+    """The callables among keyword arguments."""
+    if isinstance(value, dict | list | tuple):
+        return [x for each in (value.values() if isinstance(value, dict) else value) for x in _callables(each)]
+    return [value] if callable(value) else []
+
+
+def _named(creator: Any) -> Any:
+    """What "module:name" stands for, if that is imported; anything else as it is."""
+    module, _, name = creator.partition(":") if isinstance(creator, str) else ("", "", "")
+    return getattr(sys.modules.get(module), name, creator) if name else creator
+
+
+def _whole(thing: Any) -> Any:
+    return _whole(thing.func) if isinstance(thing, functools.partial) else thing
+
+
+def _layers(made: Any) -> list[Any]:
     """An environment, and those that it wraps."""
-    while made is not None:
-        yield made
-        made = vars(made).get("env") if hasattr(made, "__dict__") else None
+    found: list[Any] = []
+    while made is not None and not any(made is each for each in found):
+        found.append(made)
+        made = getattr(made, "__dict__", {}).get("env")
+    return found
 
 
 def environment_files(environment: str | EnvSpec) -> tuple[Path, ...]:
@@ -226,7 +253,23 @@ def environment_code(environment: str | EnvSpec) -> str | None:
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 
 
+def _codes(thing: Any) -> Iterator[tuple[str, types.CodeType]]:
+    """The compiled code of a function, or of the functions of a class."""
+    for each in vars(thing).values() if isinstance(thing, type) else (thing,):
+        functions = (each.fget, each.fset, each.fdel) if isinstance(each, property) else (each,)
+        for function in functions:
+            try:
+                code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)  # type: ignore[arg-type]
+            except Exception:  # whatever an object answers that is asked for what it wraps
+                continue
+            if isinstance(code, types.CodeType):
+                yield code.co_qualname, code
+
+
 # --- what is in memory -----------------------------------------------------------------------------------------------
+
+_imports: dict[Path, tuple[Any, ...]] = {}
+"""How the modules of a file were imported when its text was first compared."""
 
 
 def check_as_imported(paths: Sequence[Path]) -> None:
@@ -239,13 +282,18 @@ def check_as_imported(paths: Sequence[Path]) -> None:
     """
     edited = False
     for path in paths:
-        now = path.read_text(encoding="utf-8") if path.is_file() else ""
-        modules = [m for m in list(sys.modules.values()) if _is_at(m, path)]
+        imports = tuple(m.__spec__ for m in list(sys.modules.values()) if _is_at(m, path))  # reload makes another one
+        changed = path.is_file() and _read(path) != _text(path)
+        first = path not in _imports
+        known = _imports.setdefault(path, imports)
+        again = len(known) == len(imports) and all(one is not other for one, other in zip(known, imports, strict=True))
         require(
-            path.is_file() and all(_agrees(module, now, path) for module in modules),
+            path.is_file() and (not changed or again) and not ((first or changed) and _edited(path)),
             f"{path} has changed since it was imported; start Python again to use it as it is now.",
         )
-        edited |= now != _text(path)
+        if changed:
+            edited = True
+            _imports[path] = imports
     if edited:
         forget()
 
@@ -255,60 +303,11 @@ def _is_at(module: Any, path: Path) -> bool:
     return file.endswith(path.name) and Path(file).resolve() == path.resolve()
 
 
-def _agrees(module: types.ModuleType, text: str, path: Path) -> bool:
-    """Whether the functions and the plain constants of a module are those of a text."""
-    tree = ast.parse(text)
-    written: dict[str, list[Any]] = {}
-    waiting = [compile(text, str(path), "exec", dont_inherit=True)]
-    while waiting:
-        code = waiting.pop()
-        written.setdefault(code.co_qualname, []).append(_signature(code))
-        waiting += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    own = [x for x in vars(module).values() if getattr(x, "__module__", None) == module.__name__]
-    for _, code in (pair for each in own for pair in _codes(each)):
-        if Path(code.co_filename).name == path.name and _signature(code) not in written.get(code.co_qualname, []):
-            return False
-    assigned = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
-    for place, body in _bodies(tree, module):
-        for node in body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not hasattr(place, node.name):
-                return False
-            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-            value = getattr(node, "value", None)
-            if not isinstance(target, ast.Name) or not isinstance(value, ast.Constant) or target.id in assigned:
-                continue
-            last = [n for n in body if isinstance(n, ast.Assign | ast.AnnAssign) and target.id in ast.dump(n)]
-            there = getattr(place, "_field_defaults", vars(place)).get(target.id, value.value)  # of a NamedTuple
-            if last == [node] and isinstance(there, type(value.value)) and there != value.value:
-                return False
-    return True
-
-
-def _bodies(tree: ast.Module, module: types.ModuleType) -> Iterator[tuple[Any, list[ast.stmt]]]:
-    """The module and its classes, each with its statements."""
-    yield module, tree.body
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and hasattr(module, node.name):
-            yield getattr(module, node.name), node.body
-
-
-def _codes(thing: Any) -> Iterator[tuple[str, types.CodeType]]:
-    """The compiled code of a function, or of the functions of a class."""
-    for each in vars(thing).values() if isinstance(thing, type) else (thing,):
-        function: Any = each.fget if isinstance(each, property) else each
-        while hasattr(function, "__wrapped__"):
-            function = function.__wrapped__
-        code = getattr(getattr(function, "__func__", function), "__code__", None)
-        if isinstance(code, types.CodeType):
-            yield code.co_qualname, code
-
-
-def _signature(code: types.CodeType) -> str:
-    """What a piece of compiled code does, wherever its lines are."""
-    constants = [
-        _signature(c)
-        if isinstance(c, types.CodeType)
-        else repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c)
-        for c in code.co_consts
-    ]
-    return repr((code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars))
+def _edited(path: Path) -> bool:
+    """Whether a file is another than the one that Python compiled last, as far as the compiled file tells."""
+    compiled = Path(importlib.util.cache_from_source(str(path)))
+    if sys.dont_write_bytecode or not compiled.is_file() or not os.access(compiled.parent, os.W_OK):
+        return False
+    head, now = compiled.read_bytes()[:16], path.stat()
+    stamp = b"".join((int(x) & 0xFFFFFFFF).to_bytes(4, "little") for x in (now.st_mtime, now.st_size))
+    return head[4:8] == bytes(4) and head[8:] != stamp  # other flags: compared by content

@@ -17,6 +17,7 @@ active corrections.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -189,9 +190,10 @@ def describe(environment: str | EnvSpec) -> dict[str, Any]:
     if asked not in _uses_mujoco:
         made = gym.make(environment)
         parts = [*getattr(made.unwrapped, "__dict__", {}).values()]
-        parts += [x for inner in parts if isinstance(inner, gym.Env) for x in vars(inner.unwrapped).values()]
+        parts += [x for e in parts if isinstance(e, gym.Env) for x in getattr(e.unwrapped, "__dict__", {}).values()]
         _uses_mujoco[asked] = any("mujoco" in type(part).__module__.split(".") for part in parts)
-        made.close()
+        with contextlib.suppress(Exception):  # whatever it holds goes with the process
+            made.close()
     names = ("entry_point", "max_episode_steps", "kwargs", "wrappers")
     return {
         "environment": env_id,

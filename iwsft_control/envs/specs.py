@@ -7,11 +7,14 @@ entry point, a wrapper, a file's name) is code or a path of a stranger's, and is
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import hashlib
 import math
+import types
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -116,37 +119,73 @@ def plain(value: Any, depth: int = 0) -> Any:
     """What a specification that was registered in Python may hold, as JSON can hold it: the same in every process, and
     another for what does something else, as far as values tell."""
     if depth > MAX_DEPTH:
-        return "..."
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if value is None or isinstance(value, bool | int | float | str):
+        return type(value).__qualname__
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if isinstance(value, np.generic):
-        return plain(value.item(), depth + 1)
-    if isinstance(value, np.ndarray):
-        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
-        return f"array {value.shape} {value.dtype} {content}"
+
+    def inner(*values: Any) -> list[Any]:
+        return [plain(each, depth + 1) for each in values]
+
+    kind = f"{type(value).__module__}:{type(value).__qualname__}"
+    if isinstance(value, float | np.generic):
+        return inner(value.item())[0] if isinstance(value, np.generic) and value.item() is not value else repr(value)
     if isinstance(value, list | tuple):
-        return [plain(each, depth + 1) for each in value]
+        return inner(*value)
+    if isinstance(value, set | frozenset):
+        return [kind, sorted(inner(*value), key=repr)]
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else repr(key): plain(each, depth + 1) for key, each in value.items()}
+        keys = (key if isinstance(key, str) else repr(inner(type(key), key)) for key in value)
+        return dict(zip(keys, inner(*value.values()), strict=True))
     if isinstance(value, functools.partial):
-        return ["partial", *(plain(each, depth + 1) for each in (value.func, value.args, value.keywords))]
-    if callable(value) and hasattr(value, "__qualname__"):
-        name = f"{value.__module__}:{value.__qualname__}"
-        cells = [plain(cell.cell_contents, depth + 1) for cell in getattr(value, "__closure__", None) or ()]
-        return [name, cells] if cells else name
-    told, kind = repr(value), f"{type(value).__module__}:{type(value).__qualname__}"
-    return [kind, plain(vars(value), depth + 1)] if " at 0x" in told and hasattr(value, "__dict__") else [kind, told]
+        return [kind, *inner(value.func, value.args, value.keywords)]
+    if isinstance(value, types.MethodType):
+        return [kind, *inner(value.__self__, value.__func__)]
+    if isinstance(value, types.FunctionType):
+        return _function(value, inner)
+    if callable(value) and hasattr(value, "__qualname__"):  # a class, or one of C's functions
+        return f"{getattr(value, '__module__', None)}:{value.__qualname__}"
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        content = repr(inner(*array.ravel())) if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
+        digest = hashlib.sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()[:16]
+        return f"array {array.shape} {array.dtype} {digest}"
+    held = getattr(value, "__dict__", None)
+    if held:
+        return [kind, plain(dict(held), depth + 1)]
+    told = repr(value)
+    return kind if " at 0x" in told else [kind, told]
+
+
+def _function(function: types.FunctionType, inner: Callable[..., list[Any]]) -> Any:
+    """Its name; of one that is made anew each time also what it does and what it holds."""
+    cells = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # empty
+            cells.append(cell.cell_contents)
+    held = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    name = f"{function.__module__}:{function.__qualname__}"
+    if not held and "<" not in function.__qualname__:
+        return name
+    return [name, hashlib.sha256(signature(function.__code__).encode()).hexdigest()[:16], inner(*held)]
+
+
+def signature(code: types.CodeType) -> str:
+    """What a piece of compiled code does, wherever its lines are."""
+    constants = [
+        signature(c) if isinstance(c, types.CodeType) else repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c)
+        for c in code.co_consts
+    ]
+    return repr((code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars))
 
 
 def reduced(environment: str | EnvSpec) -> str | EnvSpec:
     """The id of a specification that is the registered one; any other as it is."""
     if isinstance(environment, str):
         return environment
-    registered = gym.registry.get(environment.id)
-    same = registered is not None and describe(registered) == describe(environment)
-    return environment.id if same else environment
+    try:
+        return environment.id if gym.registry.get(environment.id) == environment else environment
+    except ValueError:  # arrays among its arguments
+        return environment
 
 
 def in_words(environment: str | EnvSpec) -> str:
