@@ -619,6 +619,9 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert {c.strip() for c in cells["UFT, minus PPO from BC"]} == {"+5.0 [+5.0, +5.0]"}
     assert {c.strip() for c in cells["PPO from BC, minus BC"]} == {"+1.0 [+1.0, +1.0]"}
     assert {c.strip() for c in cells["UFT, minus UFT without the likelihood"]} == {"-"}
+    others = [dataclasses.replace(run, config=run.config | {"start": "iw-sft-q"}) for run in runs["bc-rl"]]
+    elsewhere = report.differences_markdown({report.Panel("hopper-medium-replay", "sparse", 300): {"bc-rl": others}})
+    assert "| PPO from iw-sft-q, minus iw-sft-q |" in elsewhere and "BC" not in elsewhere
     panels[report.Panel("hopper-medium-replay", "sparse", 40_000)] = runs  # never averaged with the other budget
     columns = [c.strip() for c in report.differences_markdown(panels).splitlines()[0].split("|")[2:-1]]
     assert columns[2:] == ["hopper-medium-replay, sparse, 40,000 steps", "mean over tasks, sparse, 300 steps"]

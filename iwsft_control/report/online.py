@@ -118,7 +118,7 @@ def to_markdown(online: Online) -> str:
 
 
 START = "start"  # the offline policy of the same seed, as if it were a method
-COMPARED = {  # what a difference tells, and between whom
+COMPARED = {  # what a difference tells, and between whom; BC stands for what they start from
     "PPO from BC, minus BC": ("bc-rl", START),
     "no BC at all, minus PPO from BC": ("rl", "bc-rl"),
     "uniform resets, minus PPO from BC": ("rl-uniform-resets", "bc-rl"),
@@ -141,13 +141,15 @@ def differences_markdown(online: Online) -> str:
         if len(group) > 1:
             columns[f"mean over tasks, {reward}"] = group
     rows = []
+    begun = {run.config["start"] for methods in online.values() for runs in methods.values() for run in runs}
+    offline = "BC" if begun == {"bc"} else " or ".join(sorted(begun))
     for label, pair in COMPARED.items():
         cells = []
         for panels in columns.values():
             strata = [statistics.paired(*(_scores(online[panel], name) for name in pair)) for panel in panels]
             whole = all(len(stratum) for stratum in strata)
             cells.append(cell(statistics.stratified_mean(strata, len(COMPARED)) if whole else None, signed=True))
-        rows.append([label, *cells])
+        rows.append([label.replace("BC", offline), *cells])
     return formats.markdown_table(["difference of scores", *columns], rows)
 
 
