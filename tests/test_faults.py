@@ -343,6 +343,28 @@ def test_environments_of_one_name_that_differ_are_told_apart():
         del gym.registry["Made-v0"]
 
 
+def test_an_environment_of_an_installed_package_is_known_by_its_version(tmp_path, monkeypatch):
+    """Not by hundreds of files: here one that is given a function of NumPy's."""
+    site = tmp_path / "site-packages" / "installed_env"
+    site.mkdir(parents=True)
+    start = "def __init__(self, fn=None):\n        super().__init__()\n"
+    text = f"from gymnasium.envs.classic_control import PendulumEnv\n\nclass Env(PendulumEnv):\n    {start}"
+    (site / "__init__.py").write_text(text)
+    monkeypatch.syspath_prepend(site.parent)
+    codes = []
+    try:
+        for version in ("1.0", "1.0", "1.1"):
+            monkeypatch.setattr(sources, "version", lambda name, v=version: v)
+            sources.forget()
+            codes.append(json.loads(own_environment("installed_env:Env", fn=np.sum))["code"])
+        gym.register("Made-v0", entry_point="installed_env:Env")
+        assert sources.environment_files("Made-v0") == ()
+    finally:
+        sys.modules.pop("installed_env", None)
+        gym.registry.pop("Made-v0", None)
+    assert codes[0] == codes[1] != codes[2]
+
+
 def test_an_environment_of_a_console_is_known_by_its_functions():
     """It has no file: here classes whose module has none."""
     codes = []

@@ -299,6 +299,20 @@ def test_modules_as_they_are_are_no_false_alarm(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "touched_module")
 
 
+def test_a_script_has_no_compiled_file_of_its_own(tmp_path, monkeypatch):
+    """One that was imported before lies about: it tells nothing of what was run since."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "script.py"
+    file.write_text("x = 1\n")
+    py_compile.compile(str(file))
+    rewrite(file, "x = 22\n")
+    assert sources._edited(file)
+    sources.check_as_imported([file])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(file), raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    sources.check_as_imported([file])
+
+
 def test_what_is_imported_anew_has_another_digest(tmp_path, monkeypatch):
     """As a notebook does with importlib.reload; another process that imports the file makes no difference here."""
     monkeypatch.syspath_prepend(tmp_path)

@@ -10,13 +10,14 @@ import ast
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
 import os
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from gymnasium.envs.registration import EnvSpec
 
 import iwsft_control
 from iwsft_control.base.errors import require
+from iwsft_control.base.versions import version
 from iwsft_control.envs import physics
 from iwsft_control.envs.specs import signature
 
@@ -180,7 +182,7 @@ class _Environment(NamedTuple):
 
     files: tuple[Path, ...]
     elsewhere: str
-    """The compiled functions of classes without a file, as of a console."""
+    """The compiled functions of classes without a file, as of a console, and versions of installed packages."""
 
 
 _environments: dict[str, tuple[Any, _Environment]] = {}  # and the entry point, so that nothing else gets its address
@@ -201,13 +203,26 @@ def _environment(environment: str | EnvSpec) -> _Environment:
         made.close()
     modules = {m for m in _modules_of(parts) if m == "__main__" or m.split(".")[0] not in NOT_OWN}
     there = {m: str(getattr(sys.modules.get(m), "__file__", None) or "") for m in modules}
-    files = set[Path]().union(*(import_closure(Path(f).resolve()) for f in there.values() if f.endswith(".py")))
+    installed = {m for m, file in there.items() if not set(INSTALLED).isdisjoint(Path(file).parts)}
+    own = [Path(file).resolve() for m, file in there.items() if file.endswith(".py") and m not in installed]
+    files = set[Path]().union(*map(import_closure, own))
     without = [x for x in map(_whole, parts) if any(m in there and not there[m] for m in _modules_of([x]))]
     texts = sorted({f"{name} {signature(code)}" for x in without for name, code in _codes(x)})
-    found = _Environment(tuple(sorted(files)), "\n".join(texts))
+    packages = [f"{name} {version(name)}" for name in sorted({_distribution(m.split(".")[0]) for m in installed})]
+    found = _Environment(tuple(sorted(files)), "\n".join(texts + packages))
     if not texts:  # what is defined in a console may be defined again, under the same name
         _environments[name] = (spec.entry_point, found)
     return found
+
+
+def _distribution(package: str) -> str:
+    """What an importable package is installed as."""
+    return (_distributions().get(package) or [package])[0]
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 def _callables(value: Any) -> list[Any]:
@@ -244,7 +259,8 @@ def environment_files(environment: str | EnvSpec) -> tuple[Path, ...]:
 def environment_code(environment: str | EnvSpec) -> str | None:
     """Digest of the code of an environment and its wrappers; None where it is of this package or Gymnasium.
 
-    Of classes without a file, as those of a console, it is of their compiled functions.
+    Of classes without a file, as those of a console, it is of their compiled functions, of an installed package of its
+    version.
     """
     found = _environment(environment)
     if not found.files and not found.elsewhere:
@@ -284,11 +300,12 @@ def check_as_imported(paths: Sequence[Path]) -> None:
     for path in paths:
         imports = tuple(m.__spec__ for m in list(sys.modules.values()) if _is_at(m, path))  # reload makes another one
         changed = path.is_file() and _read(path) != _text(path)
-        first = path not in _imports
+        # What was run as a script, or is not imported here, was compiled by somebody else, if at all.
+        unseen = (path not in _imports or changed) and any(spec is not None for spec in imports)
         known = _imports.setdefault(path, imports)
         again = len(known) == len(imports) and all(one is not other for one, other in zip(known, imports, strict=True))
         require(
-            path.is_file() and (not changed or again) and not ((first or changed) and _edited(path)),
+            path.is_file() and (not changed or again) and not (unseen and _edited(path)),
             f"{path} has changed since it was imported; start Python again to use it as it is now.",
         )
         if changed:
