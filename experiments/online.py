@@ -2,6 +2,7 @@
 
     python experiments/online.py
     python experiments/online.py --tasks hopper-medium-replay --seeds 0 1 --steps 40000
+    python experiments/online.py --start iw-sft-q --methods bc-rl --out results/online-from-iw-sft-q
 
 Runs ``python -m iwsft_control.finetune`` for every combination that has no result yet (a killed run goes on where it
 was), seed by seed, so that the methods can be compared whenever it is stopped. Then it writes table.md, score.svg and
@@ -19,7 +20,7 @@ from iwsft_control.base import console
 from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import checks
-from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward
+from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward, Start
 from iwsft_control.online import methods as online_methods
 from iwsft_control.online.methods import METHODS
 from iwsft_control.report import figures, online
@@ -34,6 +35,8 @@ class OnlineConfig:
     methods: tuple[str, ...] = tuple(METHODS)
     rewards: tuple[Reward, ...] = ("dense", "sparse")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    start: Start = "bc"
+    """The offline policy that training starts from; each in a folder of its own (--out)."""
     steps: Annotated[int, POSITIVE] = 300_000
     """Simulator steps of every run."""
     out: Path = Path("results/online")
@@ -55,6 +58,7 @@ def main(config: OnlineConfig) -> None:
             seeds=(seed,),
             reward=reward,
             steps=config.steps,
+            start=config.start,
             results=config.out,
             stages=config.stages,
             ppo=config.ppo,

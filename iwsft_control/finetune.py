@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from iwsft_control.base import bounds, console
 from iwsft_control.base.bounds import POSITIVE
@@ -19,7 +19,7 @@ from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks, settings
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.configs.curation import CurationConfig
-from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward
+from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward, Start
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.envs import tasks
 from iwsft_control.online import methods
@@ -39,7 +39,7 @@ class FinetuneConfig:
     """The task's, or 1 at the end of an episode whose return reaches the middle demonstration's, else 0."""
     steps: Annotated[int, POSITIVE] = 300_000
     """Simulator steps of the rollouts; the last episodes are played to their ends."""
-    start: Literal["bc", "filtered-bc", "sft", "iw-sft", "sft-q", "iw-sft-q"] = "bc"
+    start: Start = "bc"
     """The offline policy that training starts from and stays near to (rl starts from a fresh one); sft-q and iw-sft-q
     by learned Q."""
     evaluations: Annotated[int, POSITIVE] = 10

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from iwsft_control.base.bounds import NOT_NEGATIVE, PERCENTILE, POSITIVE, SHARE, SHARE_ABOVE_ZERO, SHARE_BELOW_ONE
 
 Reward = Literal["dense", "sparse"]
+Start = Literal["bc", "filtered-bc", "sft", "iw-sft", "sft-q", "iw-sft-q"]  # the offline policy
 
 
 @dataclasses.dataclass(frozen=True)
