@@ -30,6 +30,7 @@ from iwsft_control.benchmark.results import RunResult
 from iwsft_control.configs import released as released_recipe
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.envs import tasks
+from iwsft_control.envs.tasks import MEDIUM_REPLAY
 from iwsft_control.learning.objectives import ImportanceConfig
 from iwsft_control.report import figures, formats, runs, statistics
 from iwsft_control.report.tables import difference, interval
@@ -92,7 +93,7 @@ def variants(targets: Sequence[float] = TARGETS, released: bool = False) -> list
 class AblationConfig:
     """What to run, and where."""
 
-    tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+    tasks: tuple[str, ...] = MEDIUM_REPLAY
     seeds: tuple[int, ...] = tuple(range(7, 17))
     """None on which anything was chosen: that was done on 100 and up, with 0 to 3 of the table known."""
     groups: tuple[str, ...] = ()

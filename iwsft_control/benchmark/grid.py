@@ -23,10 +23,11 @@ from iwsft_control.methods import registry
 
 def plan_jobs(plan: Any, chosen: Settings) -> list[Job]:
     """The runs of a plan, seed by seed, so that a sweep that is cut short has whole seeds."""
+    sources = _sources(plan)
     return [
         Job(source, stages.method_stage(method, quality, group, chosen, source.task))
         for group in jobs.groups(plan.seeds, None if plan.ray is None else plan.gpus_per_stage > 0)
-        for source in _sources(plan)
+        for source in sources
         for method in plan.methods
         for quality in (plan.qualities if registry.card(method).by_quality else ("q",))
     ]
@@ -62,10 +63,11 @@ def run(plan: Any, chosen: Settings) -> None:
     """
     folder = plan.results or Path("results/quick" if plan.quick else "results/my-sweep")
     wanted = plan_jobs(plan, chosen)
-    store = jobs.begin((job.source for job in wanted), folder, plan.stages, plan.quiet)
-    ids = [source.id for source in dict.fromkeys(job.source for job in wanted)]
+    sources = list(dict.fromkeys(job.source for job in wanted))
+    ids = [source.id for source in sources]
     twice = next((each for each in ids if ids.count(each) > 1), None)
     require(twice is None, f"{twice} is the data set of one of --tasks and named with --datasets; leave one out.")
+    store = jobs.begin(sources, folder, plan.stages, plan.quiet)
     pool: jobs.Pool | None = None
     if plan.ray is not None and not plan.dry_run:
         # First of all, since artefacts are named after the kind of device that the cluster offers.

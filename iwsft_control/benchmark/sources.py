@@ -29,7 +29,7 @@ import iwsft_control
 from iwsft_control.base.errors import require
 from iwsft_control.base.versions import version
 from iwsft_control.envs import physics
-from iwsft_control.envs.specs import signature
+from iwsft_control.envs.specs import signature, spec_of
 
 PACKAGE = Path(iwsft_control.__file__).parent
 # Its code cannot change a number: how errors, files and the console are, and the record that describes a method.
@@ -192,7 +192,7 @@ def _environment(environment: str | EnvSpec) -> _Environment:
     """Of what makes an environment, and of the classes of what is made, wrappers and bases included."""
     if isinstance(environment, str) and environment in physics.ENVIRONMENTS:
         return _Environment((), "")
-    spec = gym.spec(environment) if isinstance(environment, str) else environment
+    spec = spec_of(environment)
     name = f"{id(spec.entry_point)} {physics.describe(environment)}"
     if name in _environments:
         return _environments[name][1]

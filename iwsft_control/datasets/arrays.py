@@ -144,8 +144,7 @@ def _flags(id: str, name: str, given: Any) -> np.ndarray:
 
 def _reference_scores(id: str, environment: str | EnvSpec, given: tuple[float, float] | None) -> tuple[float, float]:
     known = {e.env_id: (e.ref_min_score, e.ref_max_score) for e in ENVIRONMENTS.values()}
-    env_id = environment if isinstance(environment, str) else environment.id
-    scores: Any = given if given is not None else known.get(env_id)
+    scores: Any = given if given is not None else known.get(specs.id_of(environment))
     if scores is None:
         raise UserError(f"{id}: no reference scores of its environment are known; give reference_scores=(low, high).")
     try:

@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base.errors import UserError
 from iwsft_control.envs.actions import ActionBox
+from iwsft_control.envs.specs import id_of
 
 VELOCITY_LIMIT = 10.0  # Hopper's and Walker2d's observations clip velocities to +-10
 
@@ -107,7 +108,7 @@ class Dataset:
 
     @property
     def env_id(self) -> str:
-        return self.environment if isinstance(self.environment, str) else self.environment.id
+        return id_of(self.environment)
 
     @property
     def lengths(self) -> np.ndarray:

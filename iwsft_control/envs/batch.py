@@ -28,7 +28,7 @@ def bounds_of(environment: str | EnvSpec, dim: int) -> ActionBox:
     Raises:
         UserError: it has no bounded vectors for actions.
     """
-    env_id = environment if isinstance(environment, str) else environment.id
+    env_id = specs.id_of(environment)
     return ActionBox.unit(dim) if env_id in physics.ENVIRONMENTS else make_batch(environment, 1).action_box
 
 
@@ -158,7 +158,7 @@ class GymnasiumBatch:
         self.observation_parts: dict[str, int] = {}
         if isinstance(env, gym.wrappers.FlattenObservation):
             self.observation_parts = specs.parts(env.env.observation_space)
-        name = spec if isinstance(spec, str) else spec.id
+        name = specs.id_of(spec)
         for what, space in (("observations", observed), ("actions", acted)):
             require(
                 isinstance(space, gym.spaces.Box) and len(space.shape) == 1,
@@ -196,7 +196,7 @@ def make_batch(spec: str | EnvSpec, n: int) -> Batch:
     except Exception as error:  # whatever Gymnasium or an environment's package raises
         absent = isinstance(error, ImportError | gym.error.DependencyNotInstalled)
         remedy = "correct its name or arguments, or the data set's env_spec"
-        env_id = spec if isinstance(spec, str) else spec.id
+        env_id = specs.id_of(spec)
         raise UserError(
             f"the environment {env_id} cannot be made ({error}); "
             f"{'install the package it comes from' if absent else remedy}."
@@ -205,7 +205,7 @@ def make_batch(spec: str | EnvSpec, n: int) -> Batch:
 
 def _make_batch(spec: str | EnvSpec, n: int) -> Batch:
     plain = isinstance(spec, str) or not (spec.kwargs or spec.additional_wrappers)
-    env_id = spec if isinstance(spec, str) else spec.id
+    env_id = specs.id_of(spec)
     if plain and env_id in physics.ENVIRONMENTS and env_id != "d4rl/Ant-v2":
         return D4RLBatch(spec, n)
     return GymnasiumBatch(spec, n)

@@ -181,11 +181,11 @@ def describe(environment: str | EnvSpec) -> dict[str, Any]:
     Of an environment that is not this package's, also its specification: who makes it, the limit of an episode, keyword
     arguments and wrappers.
     """
-    env_id = environment if isinstance(environment, str) else environment.id
+    env_id = specs.id_of(environment)
     corrections = list(active_corrections()) if env_id in ENVIRONMENTS else []
     if isinstance(environment, str) and environment in ENVIRONMENTS:
         return {"environment": env_id, "mujoco": mujoco.__version__, "corrections": corrections}
-    whole = specs.describe(gym.spec(environment) if isinstance(environment, str) else environment)
+    whole = specs.describe(specs.spec_of(environment))
     asked = json.dumps(whole)
     if asked not in _uses_mujoco:
         made = gym.make(environment)

@@ -91,9 +91,19 @@ def declared(text: Any, name: str, trust: bool = False) -> str | EnvSpec:
     return env_id if spec == registered else spec
 
 
+def id_of(environment: str | EnvSpec) -> str:
+    """The id of an environment that is told by it or by its specification."""
+    return environment if isinstance(environment, str) else environment.id
+
+
+def spec_of(environment: str | EnvSpec) -> EnvSpec:
+    """The specification likewise: of an id the registry's own, which nobody may change."""
+    return gym.spec(environment) if isinstance(environment, str) else environment
+
+
 def flattened(environment: str | EnvSpec) -> EnvSpec:
     """An environment whose dict observations are laid end to end, by Gymnasium's own wrapper."""
-    spec = copy.deepcopy(gym.spec(environment) if isinstance(environment, str) else environment)
+    spec = copy.deepcopy(spec_of(environment))
     spec.additional_wrappers += (FLATTENING,)
     return spec
 

@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.files import atomic_path
 from iwsft_control.envs.evaluation import FIRST_RESET_SEED, check_actions
+from iwsft_control.envs.specs import id_of
 from iwsft_control.networks.policies import Policy, as_policy, observe
 
 FRAMES_PER_SECOND = 30  # at most; faster environments leave frames out
@@ -89,9 +90,9 @@ def play(
     except Exception as error:  # whatever the drivers of a display raise
         absent = isinstance(error, gym.error.DependencyNotInstalled)  # a package that the environment draws with
         remedy = "install EGL or OSMesa (libegl1, libosmesa6), or set MUJOCO_GL"
-        env_id = environment if isinstance(environment, str) else environment.id
         raise UserError(
-            f"nothing here draws {env_id} ({type(error).__name__}: {error}); {'install that' if absent else remedy}."
+            f"nothing here draws {id_of(environment)} ({type(error).__name__}: {error}); "
+            f"{'install that' if absent else remedy}."
         ) from error
     rate = float(env.metadata.get("render_fps", FRAMES_PER_SECOND))
     every = max(1, round(rate / FRAMES_PER_SECOND))

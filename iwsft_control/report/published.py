@@ -8,9 +8,10 @@ All of them on D4RL's own data, with mujoco-py. The scores stand with their meth
 from __future__ import annotations
 
 from iwsft_control.configs.card import Published
+from iwsft_control.envs.tasks import MEDIUM_REPLAY
 from iwsft_control.methods import registry
 
-PUBLISHED_TASKS = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+PUBLISHED_TASKS = MEDIUM_REPLAY
 ORDER = ("BC", "BC 10%", "SFT", "SFT(Q)", "iw-SFT(Q)", "DT", "AWAC", "OneStep", "TD3+BC", "CQL", "IQL", "ReBRAC")
 
 
