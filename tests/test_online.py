@@ -19,6 +19,7 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import export, jobs, results, stages, store
 from iwsft_control.benchmark import online as work
 from iwsft_control.benchmark.perform import perform
+from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.configs.online import PPOConfig, PrefixConfig
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import minari_files
@@ -719,7 +720,8 @@ def test_training_starts_from_what_another_method_learned(tmp_path):
     setup_of = config(tmp_path, start="iw-sft-q", method=("bc-rl",), env=None, dataset="my/hopper/small-v0")
     source = jobs.DataSource(None, "my/hopper/small-v0")
     data, kept = source.load(), store.Store(tmp_path / "stages")
-    stage = stages.method_stage("iw-sft-q", "q", (0,), finetune.validate(setup_of), source.task)
+    small = finetune.validate(setup_of).replace(critic=CriticConfig(steps=20, hidden=(8,), batch_size=16))
+    stage = stages.method_stage("iw-sft-q", "q", (0,), small, source.task)
     made = perform(stage, data, kept)
     chosen = Setup(setup_of.ppo, METHODS["bc-rl"], (8,), 3, False, 0.0)
     params = work.starting_policy(chosen, setup_of, data, made, 0)

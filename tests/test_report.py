@@ -321,7 +321,7 @@ def test_runs_of_a_method_whose_file_is_not_named(runs, tmp_path):
         table.main(dataclasses.replace(config, focus="exp-bd"))
 
 
-def test_one_seed_and_a_missing_data_set(tmp_path):
+def test_one_seed_and_a_missing_data_set(tmp_path, undrawn):
     """No interval, no average over data sets where one is missing; nothing breaks."""
     made = [make_run(method="bc"), make_run("walker2d-medium-replay"), make_run(method="iw-sft-q", quality="q")]
     for i, run in enumerate(made):

@@ -432,7 +432,7 @@ def wait_for(condition, seconds=120):
 def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path, monkeypatch):
     """Killed with -9, a worker once and the sweep once; two sweeps on one folder; the same files in the end."""
     options = ("--seeds", "0", "--methods", "bc", "sft", "iw-sft")
-    process = start_sweep(tmp_path, "killed", *options)
+    process = start_sweep(tmp_path, "killed", *options, count="1")
     kept = tmp_path / "killed-stages"
     wait_for(lambda: len(list(kept.glob("*.safetensors"))) >= 1)
     servers = [p for p in children_of(process.pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]

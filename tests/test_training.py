@@ -99,7 +99,7 @@ def test_a_vmap_over_seeds_is_the_seeds_one_by_one():
             np.testing.assert_allclose(a[i], b[0], rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("method", ["sft-q", "iw-sft-q"])
+@pytest.mark.parametrize("method", [pytest.param("sft-q", marks=pytest.mark.slow), "iw-sft-q"])
 def test_a_vmap_over_seeds_with_sets_of_several_sizes(method):
     """Each seed has its own critic, so its own episodes, of other lengths: padding changes nothing."""
     values = np.stack([np.random.default_rng(s).standard_normal(N) for s in (0, 3)])
@@ -130,7 +130,7 @@ def test_first_weights_are_uniform_because_q_starts_as_the_reference():
     assert quantiles[-1, 0] < 1 < quantiles[-1, -1]  # relative to their mean
 
 
-@pytest.mark.parametrize("target", [0.14, 0.6])
+@pytest.mark.parametrize("target", [0.14, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_the_effective_sample_size_stays_at_its_target(target):
     """On data of the committed size, with BC's own policy as pi_ref, for the whole run."""
     data = load.load(None, next(iter(packed.embedded_manifest())))
@@ -278,7 +278,9 @@ def test_numpy_policy_is_the_flax_policy():
     np.testing.assert_allclose(acting(o[0]), policy.apply(params, o[0])[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["bc", "sft", "sft-q", "iw-sft", "iw-sft-q"])
+@pytest.mark.parametrize(
+    "method", ["bc", *(pytest.param(m, marks=pytest.mark.slow) for m in ("sft", "sft-q", "iw-sft")), "iw-sft-q"]
+)
 def test_whole_trajectories(method):
     """The released loop: a step equals one on all sampled trajectories at once, weights start uniform."""
     kind = KINDS[method]
