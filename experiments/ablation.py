@@ -8,7 +8,7 @@ sweep has done of them is used again. Kill it and start it again: finished runs 
 seed, its difference from the variant of its group that is not weighted (SFT(Q)) and, over all tasks, from the default
 (iw-SFT(Q) by learned Q) and from iw-SFT(Q) by the recipe of the paper's released code (``--released``); intervals of
 a column of differences are corrected for their number. The figure shows the score against the effective sample size
-of the weights.
+of the weights. Both are of all results that are there, whichever groups were run.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class AblationConfig:
     seeds: tuple[int, ...] = tuple(range(7, 17))
     """None on which anything was chosen: that was done on 100 and up, with 0 to 3 of the table known."""
     groups: tuple[str, ...] = ()
-    """Names of groups ("return, episodes"), by default all of them."""
+    """Names of groups to run ("return, episodes"), by default all of them."""
     targets: tuple[float, ...] = TARGETS
     """Effective sample sizes of the weights."""
     released: bool = False
@@ -134,8 +134,10 @@ def main(config: AblationConfig) -> None:
         sweep.main(sweep.Plan(**options, **dict(variant.settings)))
 
     failed = console.each(run, () if config.table_only else chosen)
-    found = {v: read(config, v) for v in chosen}
+    found = {v: read(config, v) for v in every}
     require(any(found.values()), f"no results of these seeds in {config.out}: run them without --table-only.")
+    there = {v.group for v, by_task in found.items() if by_task}
+    found = {v: by_task for v, by_task in found.items() if v.group in there}
     header, rows = table(config, found)
     console.print_table(header, rows)
     files.write_text(config.out / "ablation.md", formats.markdown_table(header, rows) + "\n")

@@ -73,9 +73,12 @@ def main(config: OnlineConfig) -> None:
     online_methods.check_effects(config.methods, config.rewards, config.ppo, config.prefix)
     failed = console.each(finetune.main, () if config.only_report else wanted)
     found = online.find(config.out)
-    paired = f"Paired by seed [95% interval, corrected for the {len(online.COMPARED)} comparisons of a column]:"
+    count = len(online.compared(found))
+    corrected = f", corrected for the {count} comparisons of a column" if count > 1 else ""
+    paired = f"Paired by seed [95% interval{corrected}]:"
     missing = grouped.told(grouped.find_failures([config.out]))
-    table = "\n\n".join([online.to_markdown(found), *missing, paired, online.differences_markdown(found)])
+    differences = [paired, online.differences_markdown(found)] if count else []
+    table = "\n\n".join([online.to_markdown(found), *missing, *differences])
     write_text(config.out / "table.md", table + "\n")
     figures.save(online.draw(found), config.out, "score")
     figures.save(online.draw(found, "success"), config.out, "success")

@@ -105,3 +105,16 @@ def test_table_and_figure(tmp_path, one_process, monkeypatch, capsys, imported_h
     capsys.readouterr()
     ablation.main(config)
     assert "Nothing is left to do" in capsys.readouterr().out
+
+
+def test_a_table_keeps_the_groups_that_were_not_run(tmp_path, monkeypatch):
+    """A second call with other groups adds to the table; it does not begin it anew."""
+    there = {"Q - V, segments"}
+    monkeypatch.setattr(ablation.sweep, "main", lambda plan: there.add("return, episodes"))
+    run = SimpleNamespace(normalised_score=1.0, diagnostics={"bc_start": {"normalised_score": 0.0}, "training": {}})
+    found = {"hopper-medium-replay": {7: run}}
+    monkeypatch.setattr(ablation, "read", lambda config, variant: found if variant.group in there else {})
+    config = ablation.AblationConfig(("hopper-medium-replay",), groups=("return, episodes",), out=tmp_path)
+    ablation.main(config)
+    groups = {line.split(" | ")[0].strip("| ") for line in (tmp_path / "ablation.md").read_text().splitlines()[3:]}
+    assert groups == {"Q - V, segments", "return, episodes"}

@@ -35,6 +35,7 @@ from iwsft_control.online.methods import METHODS
 from iwsft_control.online.policy import Actor, OnlinePolicy, create, fit_spread, scale_std
 from iwsft_control.report import online as report
 from iwsft_control.report import runs as grouped
+from iwsft_control.report import statistics
 from tests.conftest import jitted, make_data, write_hopper
 
 KEY = jax.random.key(0)
@@ -619,8 +620,16 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert header.split("|")[-2].strip() == "mean over tasks, sparse"
     assert {c.strip() for c in cells["UFT, minus PPO from BC"]} == {"+5.0 [+5.0, +5.0]"}
     assert {c.strip() for c in cells["PPO from BC, minus BC"]} == {"+1.0 [+1.0, +1.0]"}
-    assert {c.strip() for c in cells["UFT, minus UFT without the likelihood"]} == {"-"}
-    others = [dataclasses.replace(run, config=run.config | {"start": "iw-sft-q"}) for run in runs["bc-rl"]]
+    assert list(cells) == ["PPO from BC, minus BC", "UFT, minus PPO from BC"]  # those that there are runs of
+    runs["bc-rl"][0] = dataclasses.replace(runs["bc-rl"][0], normalised_score=3.0)
+    corrected = report.differences_markdown(panels)
+    expected = statistics.mean_interval(np.array([4.0, 1.0, 1.0]), 2)  # two comparisons
+    assert f"| {expected.value:+.1f} [{expected.low:+.1f}, {expected.high:+.1f}] |" in corrected
+    begun = {
+        "config": made.config | {"start": "iw-sft-q"},
+        "diagnostics": made.diagnostics | {"iw-sft-q_start": of_start},
+    }
+    others = [dataclasses.replace(run, **begun) for run in runs["bc-rl"]]
     elsewhere = report.differences_markdown({report.Panel("hopper-medium-replay", "sparse", 300): {"bc-rl": others}})
     assert "| PPO from iw-sft-q, minus iw-sft-q |" in elsewhere and "BC" not in elsewhere
     panels[report.Panel("hopper-medium-replay", "sparse", 40_000)] = runs  # never averaged with the other budget

@@ -129,10 +129,16 @@ COMPARED = {  # what a difference tells, and between whom; BC stands for what th
 }
 
 
+def compared(online: Online) -> dict[str, tuple[str, str]]:
+    """The comparisons of :data:`COMPARED` that some panel has runs of, on both sides with one seed."""
+    every = online.values()
+    return {k: two for k, two in COMPARED.items() if any(len(_paired(methods, two)) for methods in every)}
+
+
 def differences_markdown(online: Online) -> str:
     """Differences of scores paired by seed, for every panel and for the mean over the tasks of a reward and budget.
 
-    Intervals are corrected for the comparisons of a column (Bonferroni).
+    Intervals are corrected for the comparisons of the table (Bonferroni).
     """
     named = rewards(online)
     columns: dict[str, list[Panel]] = {f"{panel.task}, {named[panel]}": [panel] for panel in online}
@@ -143,14 +149,19 @@ def differences_markdown(online: Online) -> str:
     rows = []
     begun = {run.config["start"] for methods in online.values() for runs in methods.values() for run in runs}
     offline = "BC" if begun == {"bc"} else " or ".join(sorted(begun))
-    for label, pair in COMPARED.items():
+    comparisons = compared(online)
+    for label, two in comparisons.items():
         cells = []
         for panels in columns.values():
-            strata = [statistics.paired(*(_scores(online[panel], name) for name in pair)) for panel in panels]
+            strata = [_paired(online[panel], two) for panel in panels]
             whole = all(len(stratum) for stratum in strata)
-            cells.append(cell(statistics.stratified_mean(strata, len(COMPARED)) if whole else None, signed=True))
+            cells.append(cell(statistics.stratified_mean(strata, len(comparisons)) if whole else None, signed=True))
         rows.append([label.replace("BC", offline), *cells])
     return formats.markdown_table(["difference of scores", *columns], rows)
+
+
+def _paired(methods: Mapping[str, Sequence[RunResult]], two: tuple[str, str]) -> np.ndarray:
+    return statistics.paired(*(_scores(methods, name) for name in two))
 
 
 def _scores(methods: Mapping[str, Sequence[RunResult]], name: str) -> dict[int, float]:
