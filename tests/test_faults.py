@@ -1154,7 +1154,7 @@ def test_a_source_carries_trust_to_the_workers():
 def test_a_slice_of_the_fuzzer(tmp_path, capsys):
     """Every reader, a few of the inputs of ``python experiments/fuzz.py``."""
     targets = tuple(name for name in fuzz.TARGETS if name != "arrow" or importlib.util.find_spec("pyarrow"))
-    config = fuzz.FuzzConfig(inputs=80, seed=0, targets=targets, faults=tmp_path / "faults")
+    config = fuzz.FuzzConfig(inputs=40, seed=0, targets=targets, faults=tmp_path / "faults")
     assert fuzz.main(config) == 0, capsys.readouterr().out
     assert not (tmp_path / "faults").exists()
 

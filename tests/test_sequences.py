@@ -230,9 +230,9 @@ LOSSES = ("sft", "iw-sft", "iw-sft-sum", "iw-sft-token", "iw-sft-normalised")
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_against_numpy(name):
-    batch = some_batch(7)
+    batch = some_batch(6)
     policies = some_params(0, spread=2.0), some_params(1, spread=1.3), some_params(2, spread=1.2)
-    arrays = [np.asarray(log_prob(p, batch), np.float64).reshape(7, -1) for p in policies]
+    arrays = [np.asarray(log_prob(p, batch), np.float64).reshape(6, -1) for p in policies]
     lengths = task.lengths(np.asarray(batch.actions))
     expected = numpy_loss(name, *arrays, lengths)
     assert float(the_loss(name, *policies, batch)) == pytest.approx(expected, rel=1e-4)
@@ -268,7 +268,7 @@ def test_any_batch_is_weighted_right(name):
 
 
 def test_any_batch_has_one_gradient():
-    batch = some_batch(4)
+    batch = some_batch(6)
     params, q, reference = some_params(0, spread=2.0), some_params(1, spread=1.3), some_params(2, spread=1.2)
     gradient = jax.jit(jax.grad(lambda params, batch: the_loss("iw-sft", params, q, reference, batch)))
     lengths = task.lengths(np.asarray(batch.actions))

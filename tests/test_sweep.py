@@ -241,7 +241,7 @@ def test_the_code_version_is_of_what_code_does(tmp_path):
 
 def test_a_sweep_is_the_runs_alone(tmp_path):
     """Local processes give what each run alone in this process gives, bit for bit."""
-    chosen = {"methods": ("iw-sft-q",), "qualities": ("q",)}  # BC and the critic first
+    chosen = {"methods": ("iw-sft-q",), "qualities": ("return",)}  # BC first
     sweep.main(plan(tmp_path, "a", seeds=(0, 1), workers=2, **chosen))
     with_processes = found(tmp_path / "a")
     kept = store.Store(tmp_path / "here-stages")
@@ -256,7 +256,7 @@ def test_a_sweep_is_the_runs_alone(tmp_path):
     assert len(alone) == 1 and len(with_processes) == 2
     assert all(with_processes[name] == result for name, result in alone.items())
     read = [results.read(path) for path in (tmp_path / "a").rglob("*.json")]
-    assert {(r.method, r.quality, r.seed) for r in read} == {("iw-sft-q", "q", 0), ("iw-sft-q", "q", 1)}
+    assert {(r.method, r.quality, r.seed) for r in read} == {("iw-sft-q", "return", 0), ("iw-sft-q", "return", 1)}
 
 
 @pytest.mark.slow
