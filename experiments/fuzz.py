@@ -117,7 +117,7 @@ def make_minari(folder: Path) -> list[Path]:
 def read_minari(folder: Path, changed: list[Path]) -> Any:
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     data = load.load(None, ID, cache=Path(os.devnull) / "none", flatten_observations=True)
-    checks.check_environment(None, data)
+    checks.check_environment(data)
     return comparable(data)
 
 

@@ -8,7 +8,7 @@ on the candidates and compared with their published scores, by the rule in resul
 portraits choose candidates for BC and 10%BC, those choose candidates for IQL and TD3+BC, all four choose one, which
 gets all seeds of IQL and TD3+BC. Kill it and start it again: finished runs are kept.
 
-The data of other levels come from the chosen replay's run, so there is nothing to choose: the same methods are compared
+The data of other levels come from one run of SAC, so there is nothing to choose: the same methods are compared
 on what ``python -m iwsft_control.collect --env hopper-medium`` wrote.
 """
 

@@ -82,6 +82,8 @@ def load(
     Raises:
         UserError: no such task or data set, it is damaged, or its environment asks for trust.
     """
+    for name, value in (("task", task), ("dataset", dataset)):
+        require(isinstance(value, str | None), f"{name} must be a name, not {value!r:.80}.")
     require(task is not None or dataset is not None, "name a task or a data set.")
     return _load(
         parse_task(task) if task else None,
@@ -148,7 +150,7 @@ def train(
     console.cache_compiled_programs()
     chosen = settings.validate(settings.make(quick, **configs))
     checks.check_preset([method], quality, chosen)
-    checks.check_environment(None, data)
+    checks.check_environment(data)
     kept, task = store_module.Store(Path(store) if store else cache_home() / "stages"), data.task
     if results is not None:
         console.writable(Path(results))

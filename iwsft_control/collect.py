@@ -12,7 +12,8 @@ sums in another order. D4RL's authors do not say which version of rlkit they ran
 
 ``medium-replay`` is every transition from the first until the policy reaches the medium level (D4RL's sizes),
 ``medium`` are episodes of the policy at that point, ``expert`` those of the finished one. What comes out is a
-reconstruction, not D4RL's own data. Which replay is embedded, ``python -m iwsft_control.accept`` decides.
+reconstruction, not D4RL's own data. Which replay is embedded, ``python -m iwsft_control.accept`` decides. On another
+kind of processor a seed gives another run; the command says so, and a replay then has an id of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class CollectConfig:
     env: str
     """Task to reconstruct: {hopper,halfcheetah,walker2d}-{random,medium,expert,medium-replay,medium-expert}."""
     seed: int | None = None
-    """Seed of everything; by default that of the embedded medium-replay data, and their updates per step."""
+    """Seed of everything; by default the embedded medium-replay data's, and their updates per step."""
     seeds: tuple[int, ...] = ()
     """Write no data set: make a replay for each of these seeds, candidates for a reconstruction, and compare them."""
     updates_per_step: Annotated[float | None, POSITIVE] = None

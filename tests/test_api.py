@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 import iwsft_control
 from iwsft_control import __main__, run, video
@@ -172,7 +173,16 @@ def test_what_a_type_holds(hint, good, bad, words):
     assert bounds.in_words(hint) == words
 
 
-@pytest.mark.parametrize("policy", [gym.make("Pendulum-v1"), 3, None, "hopper-medium-replay"])
+class WithoutMemory:
+    """What other packages call a policy: act(observations), and no initial(n)."""
+
+    def act(self, observations):
+        return np.zeros((len(observations), 3))
+
+
+@pytest.mark.parametrize(
+    "policy", [gym.make("Pendulum-v1"), 3, None, "hopper-medium-replay", WithoutMemory(), WithoutMemory]
+)
 def test_what_does_not_act_is_no_policy(policy):
     with pytest.raises(UserError, match=r"does not act; give a policy \(of a run, run.policy\)"):
         iwsft_control.evaluate(policy, "hopper-medium-replay", episodes=1)
@@ -189,6 +199,37 @@ def test_what_does_not_act_is_no_policy(policy):
 def test_what_cannot_be_played_is_said(data, sentence):
     with pytest.raises(UserError, match=sentence):
         iwsft_control.evaluate(lambda o: np.zeros((len(o), 3)), data, episodes=1)
+
+
+def test_a_video_of_an_environment_without_a_time_limit_ends(monkeypatch, tmp_path):
+    """Where its evaluation ends, and a seed that cannot be is no fault of the display."""
+    monkeypatch.setattr(rendering, "_frame", lambda env: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(rendering, "_drawable", lambda environment, size: gym.make(environment))
+    endless = EnvSpec("Endless-v0", entry_point="gymnasium.envs.classic_control:PendulumEnv")
+    still = lambda o: np.zeros((len(o), 1))  # noqa: E731
+    _, _, total = rendering.play(still, endless)
+    assert total == pytest.approx(iwsft_control.evaluate(still, endless, episodes=1)[0])  # of 1,000 steps
+    for seed in (-1, 0.5, None):
+        with pytest.raises(UserError, match="seed must be a whole number between 0 and"):
+            iwsft_control.record_video(still, endless, tmp_path / "a.gif", seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"task": "hopper-medium-replay", "reference_scores": 3234}, "reference_scores must be two numbers"),
+        ({"task": 3}, "task must be a name, not 3"),
+        ({"task": "hopper-medium-replay", "dataset": 3}, "dataset must be a name, not 3"),
+        (
+            {"task": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v1"},
+            "^dataset iwsft/hopper/medium-replay-v1 is of d4rl/Hopper-v2, task walker2d-medium-replay of",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(arguments, sentence):
+    """Data of another body under a task's name would take its settings, and its label in every result."""
+    with pytest.raises(UserError, match=sentence):
+        iwsft_control.load(**arguments)
 
 
 @pytest.mark.parametrize("seeds", ["0-9", ["0"], [0.5], [1.0], [True], (s for s in (0, 0))])
@@ -239,7 +280,7 @@ def test_folders_may_be_text_and_an_environment_a_task(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay"])
-def test_a_policy_comes_with_the_package(task):
+def test_a_policy_comes_with_the_package(task, monkeypatch):
     """Found by its task, of the default method and of one seed, and it runs as its score says."""
     policy = iwsft_control.load_policy(task)
     assert (policy.task, policy.method, policy.seed) == (task, "iw-sft-q", 10)
@@ -249,6 +290,10 @@ def test_a_policy_comes_with_the_package(task):
     score = tasks.normalise(returns.mean(), environment.ref_min_score, environment.ref_max_score)
     error = 100 * returns.std(ddof=1) / 10**0.5 / (environment.ref_max_score - environment.ref_min_score)
     assert abs(score - policy.score) < 4 * error + 1
+    monkeypatch.setattr(rendering, "_frame", lambda env: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(rendering, "_drawable", lambda environment, size: gym.make(environment))
+    _, _, total = rendering.play(policy, environment.env_id)
+    assert total == pytest.approx(returns[0], rel=1e-9)  # its video shows the evaluation's first episode
 
 
 def test_a_wrong_observation_names_both_sizes(policy_file):
@@ -360,6 +405,12 @@ def test_a_video_is_of_what_would_be_evaluated(monkeypatch, tmp_path):
     still = lambda o: np.zeros((len(o), 3))  # noqa: E731
     totals = [iwsft_control.record_video(still, each, tmp_path / "a.gif") for each in (data, "hopper-medium-replay")]
     assert totals == [pytest.approx(iwsft_control.evaluate(still, data, episodes=1)[0])] * 2 and len(seen) == 2
+    listed = lambda o: [[0.0] * 3] * len(o)  # noqa: E731 (no array)
+    assert iwsft_control.evaluate(listed, data, episodes=1)[0] == pytest.approx(totals[0])
+    with pytest.raises(UserError, match=r"actions at step 0 are (no array|of shape \(1,\))"):
+        iwsft_control.evaluate(lambda o: [[0.0], [0.0, 0.0]], data, episodes=1)
+    with pytest.raises(UserError, match=r"actions at step 0 are no numbers"):
+        iwsft_control.evaluate(lambda o: [["0", "0", "0"]] * len(o), data, episodes=1)
     for actions in (2.0, np.nan):
         with pytest.raises(UserError, match="policy, reset seed 1000000: the action at step 0 is"):
             iwsft_control.record_video(lambda o, a=actions: np.full((len(o), 3), a), data, tmp_path / "a.gif")

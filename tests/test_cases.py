@@ -71,7 +71,7 @@ def apart(case, *arguments, cwd):
 def use(name, trust=True, **options):
     """A data set, as the commands load and check it."""
     data = load.load(None, name, trust_environment=trust, **options)
-    checks.check_environment(None, data)
+    checks.check_environment(data)
     return data
 
 
@@ -144,7 +144,7 @@ def test_dict_observations():
     data = load.load(None, "t/maze/umaze-v2", trust_environment=True, flatten_observations=True)
     assert data.observations.shape == (480, 7)
     with pytest.raises(UserError, match="or in another order"):  # its environment has vectors of three
-        checks.check_environment(None, data)
+        checks.check_environment(data)
 
 
 def test_an_environment_that_truncates_itself():

@@ -136,6 +136,26 @@ def test_only_the_chosen_replay_is_packed(tiny, tmp_path):
     assert (tmp_path / "packed" / entry["file"]).stat().st_size == entry["bytes"]
 
 
+def test_a_replay_that_is_not_the_embedded_one_has_an_id_of_its_own(tiny, tmp_path, monkeypatch, capsys):
+    """It would stand in the place of the embedded data in every later run."""
+    made = [{"physics": {"environment": "d4rl/Hopper-v2"}, "versions": {"jax": v}, "device": "x"} for v in "12"]
+    monkeypatch.setattr(collection, "provenance", lambda env_id: made[0])
+    pool.grow("d4rl/Hopper-v2", TINY, 3, 2000, tmp_path).save(tmp_path / "Hopper-v2-seed3-u0.02-current.safetensors")
+    monkeypatch.setattr(collection, "provenance", lambda env_id: made[1])
+    collect.main(collect.CollectConfig("hopper-medium-replay", seed=3, updates_per_step=0.02, work=tmp_path))
+    name = "iwsft/hopper/medium-replay-seed3-u0.02-v1"
+    assert f"--dataset {name}" in capsys.readouterr().out.replace("\n", "")
+    assert load.resolve(HOPPER) == HOPPER.reconstruction_id and minari_files.local_ids() == [name]
+    assert minari.load_dataset(name).total_steps == 3000
+    metadata = minari_files.read_metadata(name)
+    assert metadata["replay_sha256"] == load.load(None, name).sha256
+    assert metadata["versions"] == {"jax": "1"} and metadata["run"]["continued"] == [made[1]]  # begun by other versions
+    run = collection.Run("d4rl/Hopper-v2", TINY, 3, 3000)
+    run.made = made[0] | {"physics": {"environment": "d4rl/Hopper-v3"}}
+    with pytest.raises(UserError, match=r"belongs to a run in \{'environment': 'd4rl/Hopper-v2'\}"):
+        run.load(tmp_path / "Hopper-v2-seed3-u0.02-3000.safetensors")
+
+
 def test_data_are_written_and_packed_alike(tiny, tmp_path, monkeypatch):
     record = tmp_path / "record"
     choose(record, pool.candidate(pool.grow("d4rl/Hopper-v2", TINY, 0, 3000, tmp_path / "work")))

@@ -144,7 +144,7 @@ def test_d4rl_goes_before_the_reconstruction():
     assert load.resolve(HOPPER) == "iwsft/hopper/medium-replay-v1"
     write(HOPPER.d4rl_id)
     assert load.resolve(HOPPER) == "D4RL/hopper/medium-replay-v2"
-    assert load.load(HOPPER).origin == "D4RL"
+    assert load.load(HOPPER).origin == "Minari"  # only what was imported from D4RL's own file is D4RL's (test_d4rl.py)
     assert load.resolve(HOPPER, "iwsft/hopper/medium-replay-v1") == "iwsft/hopper/medium-replay-v1"
 
 

@@ -23,7 +23,7 @@ from iwsft_control.methods import decision_transformer as method
 from iwsft_control.networks import decision_transformer, policies
 from iwsft_control.networks.decision_transformer import ROWS, History
 from tests.conftest import make_data, prepared
-from tests.test_run import config, small
+from tests.test_run import ID, config, small
 
 SMALL = method.DecisionTransformerConfig(
     steps=20, batch_size=16, context=6, width=16, layers=2, heads=2, timesteps=30, learning_rate=1e-3
@@ -89,10 +89,13 @@ def test_segments_are_rows_of_one_episode_drawn_by_its_length():
 
 
 def test_the_target_is_the_papers_the_best_episodes_or_the_options():
-    elsewhere = dataclasses.replace(DATA, environment="d4rl/Ant-v2")
+    best = DATA.returns.max()
+    near = dataclasses.replace(DATA, rewards=DATA.rewards * np.float32(3000 / best))
+    elsewhere = dataclasses.replace(near, environment="d4rl/Ant-v2")
     asked = dataclasses.replace(SMALL, target_return=-12.5)
-    assert method.target_return(SMALL, DATA) == 3600
-    assert method.target_return(SMALL, elsewhere) == DATA.returns.max()
+    assert method.target_return(SMALL, near) == 3600
+    assert method.target_return(SMALL, DATA) == best  # other rewards, or far from the task's: 3,600 was never seen
+    assert method.target_return(SMALL, elsewhere) == elsewhere.returns.max()
     assert method.target_return(asked, DATA) == -12.5
     data = prepared(method.METHOD, asked, DATA, seeds=(0, 1))
     assert data.diagnostics == [{"target_return": -12.5}] * 2
@@ -287,7 +290,8 @@ def test_a_run_from_data_to_the_policys_file(tmp_path):
     (path,) = (tmp_path / "results").rglob("*.json")
     result, policy = results.read(path), load_policy(path.with_suffix(".safetensors"))
     assert result.config == json.loads(json.dumps(dataclasses.asdict(SMALL)))
-    assert result.diagnostics["target_return"] == 3600 and result.diagnostics["training"]["step"] == [20]
+    best = iwsft_control.load(dataset=ID).returns.max()
+    assert result.diagnostics["target_return"] == best and result.diagnostics["training"]["step"] == [20]
     assert "as decision-transformer acts, last parameters" in result.evaluation["policy"]
     assert (policy.kind, policy.method, policy.observation_dim) == ("decision-transformer", "decision-transformer", 11)
     for threads in (1, 3):  # a second time with the memory of new episodes

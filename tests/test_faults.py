@@ -135,7 +135,7 @@ DOUBLED = {"name": "Doubled", "entry_point": "stranger_module:Doubled", "kwargs"
 def test_what_would_be_imported_is_said_and_not_done(stranger, field, declared, imported):
     write(**{field: declared})
     with pytest.raises(UserError, match=imported) as error:
-        checks.check_environment(None, load.load(None, ID))
+        checks.check_environment(load.load(None, ID))
     assert "--trust-environment" in str(error.value)
     assert not stranger.exists()
 
@@ -143,7 +143,7 @@ def test_what_would_be_imported_is_said_and_not_done(stranger, field, declared, 
 def test_the_entry_point_of_a_registered_environment_is_the_registrys(stranger):
     for kwargs in ({}, {"goal_velocity": 0.01}):
         data = write_and_load(env_spec=spec(entry_point="stranger_module:Env", kwargs=kwargs))
-        checks.check_environment(None, data)
+        checks.check_environment(data)
         assert not stranger.exists()
         assert (data.environment == CAR) == (not kwargs)
         if kwargs:
@@ -236,7 +236,7 @@ def test_keyword_arguments_that_the_environment_does_not_take():
     with pytest.raises(
         UserError, match=r"cannot be made .*gravity.*correct its name or arguments, or the data set's env_spec"
     ):
-        checks.check_environment(None, data)
+        checks.check_environment(data)
 
 
 def test_an_edit_of_an_environments_code_is_another_evaluation(stranger):
@@ -514,7 +514,7 @@ def test_a_full_disk_stops_no_run(monkeypatch):
 def test_actions_are_scaled_by_the_declared_box():
     episodes = write(PENDULUM, action_space=serialize_space(gym.make(PENDULUM).action_space))
     data = load.load(None, ID)
-    checks.check_environment(None, data)
+    checks.check_environment(data)
     np.testing.assert_allclose(data.actions, episodes.actions / 2, rtol=1e-6)
     batch, env = make_batch(data.environment, 1), gym.make(PENDULUM)
     batch.reset([3])
@@ -563,13 +563,13 @@ def box(low, high):
 def test_action_spaces_that_do_not_fit(change, sentence):
     write(**change)
     with pytest.raises(UserError, match=sentence):
-        checks.check_environment(None, load.load(None, ID))
+        checks.check_environment(load.load(None, ID))
 
 
 def test_data_of_another_environment_are_not_labelled_as_a_task():
     write()
     with pytest.raises(UserError, match=r"of MountainCarContinuous-v0, --env hopper-medium-replay of .*leave one out"):
-        checks.check_environment(tasks.parse_task("hopper-medium-replay"), load.load(None, ID))
+        load.load(tasks.parse_task("hopper-medium-replay"), ID)
 
 
 def test_actions_outside_the_unit_box_are_refused():

@@ -112,7 +112,7 @@ def test_data_and_environment_are_flattened_as_gymnasium_does(ordered):
     np.testing.assert_array_equal(data.observations, np.concatenate([x[:-1] for x in flat]))
     np.testing.assert_array_equal(data.next_observations, np.concatenate([x[1:] for x in flat]))
     assert data.observation_parts == {"achieved_goal": 1, "desired_goal": 3, "observation": 4}
-    checks.check_environment(None, data)
+    checks.check_environment(data)
     batch, env = make_batch(data.environment, 1), FlattenObservation(gym.make(env_id))
     np.testing.assert_array_equal(batch.reset([3])[0], env.reset(seed=3)[0])
     step = batch.step(np.array([0]), np.zeros((1, 2)))[0][0]
@@ -125,7 +125,7 @@ def test_an_environment_with_another_order_is_refused():
     """The widths would agree: observation and desired_goal changed places."""
     write("Ordered-v0")
     with pytest.raises(UserError, match="or in another order"):
-        checks.check_environment(None, load.load(None, ID, flatten_observations=True))
+        checks.check_environment(load.load(None, ID, flatten_observations=True))
 
 
 def test_a_run_on_dict_observations(tmp_path):

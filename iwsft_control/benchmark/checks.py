@@ -15,7 +15,7 @@ from iwsft_control.configs.supervised import KINDS
 from iwsft_control.datasets.types import Dataset, describe_origin
 from iwsft_control.envs import specs
 from iwsft_control.envs.actions import ActionBox
-from iwsft_control.envs.tasks import Task, parse_task
+from iwsft_control.envs.tasks import parse_task
 from iwsft_control.methods import registry
 
 if TYPE_CHECKING:  # it loads JAX
@@ -85,20 +85,12 @@ def check_preset(methods: Sequence[str], quality: str, settings: Settings) -> No
     )
 
 
-def check_environment(task: Task | None, data: Dataset) -> None:
+def check_environment(data: Dataset) -> None:
     """Make sure that a data set can be evaluated before anything is trained on it.
 
     Raises:
-        UserError: it is another environment's than the task's, or its environment cannot be made or does not fit.
+        UserError: its environment cannot be made or does not fit.
     """
-    if task is not None:
-        ours, theirs = task.environment.env_id, data.env_id
-        if data.origin == "Minari":  # another version of the same body, in its own physics, may stand for the task
-            ours, theirs = (each.rpartition("/")[2].rpartition("-v")[0] for each in (ours, theirs))
-        require(
-            ours == theirs,
-            f"--dataset {data.id} is of {data.env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
-        )
     # Here, since it loads MuJoCo: commands check their options without it.
     from iwsft_control.envs.batch import GymnasiumBatch, make_batch
 

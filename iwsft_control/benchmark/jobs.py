@@ -82,7 +82,7 @@ def begin(sources: Iterable[DataSource], results: Path, kept: Path | None, quiet
     """
     for source in dict.fromkeys(sources):
         data = source.load()
-        checks.check_environment(tasks.parse_task(source.env) if source.env else None, data)
+        checks.check_environment(data)
         if not quiet:
             checks.describe(data)
     store = Store(kept or files.cache_home() / "stages")

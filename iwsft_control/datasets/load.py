@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, is_finite, near, require
-from iwsft_control.datasets import minari_files, packed
+from iwsft_control.datasets import d4rl_files, minari_files, packed
 from iwsft_control.datasets.types import CONTENT, Dataset, Episodes, SimulatorStates, check, content_sha256, state_rows
 from iwsft_control.envs import specs
 from iwsft_control.envs.actions import ActionBox, action_box
@@ -96,8 +96,8 @@ def load(
             does; observations that are vectors stay as they are.
 
     Raises:
-        UserError: no such data set, it is damaged, declares no environment or one that is not to be trusted, has no
-            reference scores, or actions outside its bounds.
+        UserError: no such data set, it is damaged, of another body than the task's, declares no environment or one that
+            is not to be trusted, has no reference scores, or actions outside its bounds.
     """
     name = resolve(task, dataset_id)
     source = _source(name, flatten_observations)
@@ -108,6 +108,9 @@ def load(
     episodes, content = _episodes(name, source, folder / f"{stem}.safetensors")
     # Last, so that nobody is asked to trust an environment for data that cannot be used.
     environment = _environment(name, source.metadata, trust_environment)
+    origin = _origin(name, source.metadata)
+    if task is not None:
+        _check_body(task, name, specs.id_of(environment), origin)
     if parts:
         environment = specs.flattened(environment)
     box = _action_box(name, source.metadata, environment, episodes.actions)
@@ -120,7 +123,7 @@ def load(
     return Dataset(
         id=name,
         sha256=identity(content, environment, box),
-        origin={"D4RL": "D4RL", "iwsft": "reconstruction"}.get(name.split("/")[0], "Minari"),
+        origin=origin,
         environment=environment,
         ref_min_score=scores[0],
         ref_max_score=scores[1],
@@ -173,6 +176,32 @@ def _states(source: _Source, rows: np.ndarray, cached: Path) -> SimulatorStates 
 # --- what the metadata declare -----------------------------------------------------------------------------------
 
 
+def _origin(name: str, metadata: Mapping[str, Any]) -> str:
+    """What a data set is, as results call it: D4RL's own is what was imported from a file of its checksums.
+
+    (Minari has other data under D4RL's name: its mazes were collected anew.)
+    """
+    if name.split("/")[0] == "D4RL":
+        known = {file.sha256 for file in d4rl_files.official_files().values()}
+        return "D4RL" if metadata.get("source_sha256") in known else "Minari"
+    return "reconstruction" if name.split("/")[0] == "iwsft" else "Minari"
+
+
+def _check_body(task: Task, name: str, env_id: str, origin: str) -> None:
+    """Refuse data of another environment than the task's.
+
+    Raises:
+        UserError: they are.
+    """
+    ours, theirs = task.environment.env_id, env_id
+    if origin == "Minari":  # another version of the same body, in its own physics, may stand for the task
+        ours, theirs = (each.rpartition("/")[2].rpartition("-v")[0] for each in (ours, theirs))
+    require(
+        ours == theirs,
+        f"--dataset {name} is of {env_id}, --env {task.name} of {task.environment.env_id}; leave one out.",
+    )
+
+
 def _environment(name: str, metadata: Mapping[str, Any], trust: bool) -> str | EnvSpec:
     """The environment to evaluate in: the one declared for that, else the one that the data were collected in."""
     declared = metadata.get("eval_env_spec") or metadata.get("env_spec")
@@ -187,6 +216,10 @@ def _reference_scores(name: str, metadata: Mapping[str, Any], given: tuple[float
     Raises:
         UserError: there are none, or they are not finite numbers, the lower one first.
     """
+    require(
+        given is None or (isinstance(given, tuple | list) and len(given) == 2),
+        f"reference_scores must be two numbers, the lower one first: {given!r:.80}.",
+    )
     low, high = given if given is not None else (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
     if low is None or high is None:
         raise UserError(f"{name} declares no reference scores; give them with --ref-min-score and --ref-max-score.")

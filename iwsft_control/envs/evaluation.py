@@ -110,8 +110,10 @@ def evaluate(
 
     Args:
         policy: a :class:`Policy`, or a function from observations (K, O) float32 to actions (K, A) in [-1, 1],
-            which are scaled to the environment's own box; thread-safe. Its random numbers, if it draws any, depend on
-            ``first_seed`` and the place among the episodes alone.
+            which are scaled to the environment's own box; thread-safe. Its random numbers, if it draws any, are those
+            of a lane of 25 episodes: they depend on ``first_seed`` and on which of the lane's episodes go on. (The
+            products of one or two rows round otherwise than those of more, so an unstable gait may score otherwise
+            where fewer episodes are asked for.)
         environment: Gymnasium id or spec.
         name: names the policy in an error.
         first_seed: episode i is reset with ``first_seed + i``.
@@ -162,7 +164,7 @@ def _play(
     step = 0
     while len(active):
         actions, carry = policy.act(carry, observations.astype(np.float32), key)
-        check_actions(actions, batch.action_dim, active, name, step)
+        actions = check_actions(actions, batch.action_dim, active, name, step)
         observations, rewards, terminated, truncated = batch.step(active, actions)
         ended = terminated | truncated
         if recorder is not None:
@@ -176,22 +178,28 @@ def _play(
             carry = jax.tree.map(lambda x: x[going], carry)  # noqa: B023 (used at once)
 
 
-def check_actions(actions: np.ndarray, dim: int, active: np.ndarray, name: str, step: int) -> None:
-    """See that a policy answered K observations with K actions.
+def check_actions(actions: Any, dim: int, active: np.ndarray, name: str, step: int) -> np.ndarray:
+    """The actions (K, A) with which a policy answered K observations, as an array of NumPy.
 
     Args:
-        actions: what it answered; dim: of the environment's actions.
+        actions: what it answered, an array or a list; dim: of the environment's actions.
         active: (K,) what follows ``name`` in the sentence, of each observation; step: of the episodes.
 
     Raises:
         PolicyError: an action is not finite, outside [-1, 1] or of another shape.
     """
-    actions, wanted = np.asarray(actions), (len(active), dim)
-    if np.shape(actions) != wanted:  # one of another width would be repeated for every joint
+    wanted = len(active), dim
+    try:
+        actions = np.asarray(actions)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, an array on an accelerator
+        raise PolicyError(f"{name}{active[0]}: the actions at step {step} are no array ({error}).") from error
+    if actions.shape != wanted:  # one of another width would be repeated for every joint
         raise PolicyError(
-            f"{name}{active[0]}: the actions at step {step} are of shape {np.shape(actions)}; for as many "
+            f"{name}{active[0]}: the actions at step {step} are of shape {actions.shape}; for as many "
             f"observations they must be of shape {wanted}."
         )
+    if actions.dtype.kind in "OSU":
+        raise PolicyError(f"{name}{active[0]}: the actions at step {step} are no numbers ({actions.dtype}).")
     valid = (np.abs(actions) <= 1).all(axis=1)  # NaN compares false
     if not valid.all():
         worst = int(np.argmin(valid))
@@ -199,3 +207,4 @@ def check_actions(actions: np.ndarray, dim: int, active: np.ndarray, name: str, 
             f"{name}{active[worst]}: the action at step {step} is {actions[worst].tolist()}; "
             "actions must be finite and within [-1, 1]."
         )
+    return actions

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base.errors import UserError, require
 from iwsft_control.base.files import atomic_path
-from iwsft_control.envs.evaluation import FIRST_RESET_SEED, check_actions
+from iwsft_control.envs.evaluation import FIRST_RESET_SEED, LANE, check_actions
 from iwsft_control.envs.specs import id_of
 from iwsft_control.networks.policies import Policy, as_policy, observe
 
@@ -49,6 +49,8 @@ def record_video(
     path = Path(path)
     for name, value in (("size", size), ("steps", 1 if steps is None else steps)):
         require(isinstance(value, int) and value > 0, f"{name} must be a whole number above zero: {value!r}.")
+    known = isinstance(seed, int | np.integer) and 0 <= seed < 2**32
+    require(known, f"seed must be a whole number between 0 and {2**32 - 1}: {seed!r}.")
     require(path.suffix in KINDS, f"{path} is not {' or '.join(KINDS)}; give a name that ends so.")
     require(
         path.suffix != ".mp4" or encodes_mp4(),
@@ -85,29 +87,39 @@ def play(
     try:
         env = _drawable(environment, size)
         follow(env)
-        observation, _ = env.reset(seed=seed)
-        frames = [_frame(env)]
     except Exception as error:  # whatever the drivers of a display raise
-        absent = isinstance(error, gym.error.DependencyNotInstalled)  # a package that the environment draws with
-        remedy = "install EGL or OSMesa (libegl1, libosmesa6), or set MUJOCO_GL"
-        raise UserError(
-            f"nothing here draws {id_of(environment)} ({type(error).__name__}: {error}); "
-            f"{'install that' if absent else remedy}."
-        ) from error
+        raise _undrawn(environment, error) from error
+    observation, _ = env.reset(seed=int(seed))
+    try:
+        frames = [_frame(env)]
+    except Exception as error:
+        raise _undrawn(environment, error) from error
     rate = float(env.metadata.get("render_fps", FRAMES_PER_SECOND))
     every = max(1, round(rate / FRAMES_PER_SECOND))
-    carry, key, total, step, over = acting.initial(1), np.random.default_rng(seed), 0.0, 0, False
-    while not over and (steps is None or step < steps):
-        actions, carry = acting.act(carry, np.asarray(observation, np.float32)[None], key)
-        check_actions(actions, batch.action_dim, np.array([seed]), "policy, reset seed ", step)
+    # As many rows as an evaluation has: the products of a few round otherwise, and a gait may then end elsewhere.
+    carry, key, total, step, over = acting.initial(LANE), np.random.default_rng(seed), 0.0, 0, False
+    last = min(batch.max_steps, batch.max_steps if steps is None else steps)  # who has no time limit is cut, too
+    while not over and step < last:
+        rows = np.repeat(np.asarray(observation, np.float32)[None], LANE, axis=0)
+        actions, carry = acting.act(carry, rows, key)
+        actions = check_actions(actions, batch.action_dim, np.full(LANE, seed), "policy, reset seed ", step)
         action = batch.action_box.from_unit(actions)[0].astype(env.action_space.dtype or np.float32)
         observation, reward, terminated, truncated, _ = env.step(action)
-        carry = observe(acting, carry, np.array([reward]))
+        carry = observe(acting, carry, np.full(LANE, reward))
         total, step, over = total + float(reward), step + 1, terminated or truncated
         if step % every == 0:
             frames.append(_frame(env))
     env.close()
     return frames, every / rate, total
+
+
+def _undrawn(environment: str | EnvSpec, error: Exception) -> UserError:
+    absent = isinstance(error, gym.error.DependencyNotInstalled)  # a package that the environment draws with
+    remedy = "install EGL or OSMesa (libegl1, libosmesa6), or set MUJOCO_GL"
+    return UserError(
+        f"nothing here draws {id_of(environment)} ({type(error).__name__}: {error}); "
+        f"{'install that' if absent else remedy}."
+    )
 
 
 def follow(env: Any) -> None:

@@ -17,8 +17,9 @@ code plays a second one for each: 1,800, 12,000, 2,500).
 Deviations: 20,000 steps (authors: 100,000, nine hours of one core); the learning rate rises in the first tenth of them,
 as in the code's 10,000 of 100,000 (paper: 1e5). Padding stands behind a segment while learning, where causality hides
 it (authors: in front, masked). 1e-3 instead of 1e-6 is added to standard deviations, as for TD3+BC. Flax's
-initialisation, but for the timesteps' embeddings (N(0, 1), as the code's). Elsewhere than in those three environments
-the target is the best episode's return. The last layer computes states' tokens alone, which changes nothing: actions
+initialisation, but for the timesteps' embeddings (N(0, 1), as the code's). Elsewhere than in those three environments,
+and where the best episode is not within a factor of two of the target (other rewards, poor data), the target is the
+best episode's return. The last layer computes states' tokens alone, which changes nothing: actions
 are read from them.
 """
 
@@ -80,10 +81,16 @@ def timesteps(data: Dataset) -> np.ndarray:
 
 
 def target_return(config: DecisionTransformerConfig, data: Dataset) -> float:
-    """The return that is asked for in evaluation: the option's, the paper's, or the best episode's."""
+    """The return that is asked for in evaluation: the option's, the paper's, or the best episode's.
+
+    The paper's is meant for the environment's own rewards, and for data that come near it: it holds where the best
+    episode is within a factor of two of it.
+    """
     if config.target_return is not None:
         return config.target_return
-    return TARGETS.get(data.env_id, float(data.returns.max()))
+    best = float(data.returns.max())
+    paper = TARGETS.get(data.env_id, best)
+    return paper if paper / 2 <= best <= 2 * paper else best
 
 
 def prepare(config: DecisionTransformerConfig, inputs: Inputs) -> Prepared:

@@ -171,12 +171,13 @@ def as_policy(policy: Policy | Callable[[np.ndarray], np.ndarray]) -> Policy:
     Raises:
         UserError: it is neither.
     """
+    whole = all(callable(getattr(policy, name, None)) for name in ("initial", "act"))
     require(
-        hasattr(policy, "act") or callable(policy),
-        f"a {type(policy).__name__} does not act; give a policy (of a run, run.policy) or a function from observations "
-        "to actions.",
+        not isinstance(policy, type) and (whole or callable(policy)),
+        f"a {type(policy).__name__} does not act; give a policy (of a run, run.policy), an object with initial(n) and "
+        "act(carry, observations, key), or a function from observations to actions.",
     )
-    return policy if hasattr(policy, "act") else FunctionPolicy(policy)  # type: ignore[arg-type, return-value]
+    return policy if whole else FunctionPolicy(policy)  # type: ignore[arg-type, return-value]
 
 
 def constant_action(policy: Policy, observations: np.ndarray) -> np.ndarray | None:

@@ -13,8 +13,10 @@ import threadpoolctl
 
 from iwsft_control.base import children, files
 from iwsft_control.base.errors import UserError
+from iwsft_control.base.versions import version
 from iwsft_control.datasets import transitions
 from iwsft_control.datasets.types import Episodes
+from iwsft_control.envs import physics
 from iwsft_control.envs.batch import D4RLBatch
 from iwsft_control.reconstruction import sac
 
@@ -86,6 +88,12 @@ def updates_of(config: sac.SACConfig, start: int, stop: int) -> int:
     return round(stop * config.updates_per_step) - round(start * config.updates_per_step)
 
 
+def provenance(env_id: str) -> dict[str, Any]:
+    """What makes data here: the physics, the versions of packages and the kind of device."""
+    versions = {p: version(p) for p in ("iwsft_control", "mujoco", "gymnasium", "jax", "numpy", "minari")}
+    return {"physics": physics.describe(env_id), "versions": versions, "device": jax.devices()[0].device_kind}
+
+
 class Run:
     """A SAC run that can be stopped and continued: learner, replay buffer and recorded states.
 
@@ -104,6 +112,8 @@ class Run:
         nq, nv = self.batch.model.nq, self.batch.model.nv
         self.record = columns(capacity, o, a, nq, nv)
         self.steps = 0
+        self.made = provenance(env_id)
+        """What it was made with; of a continued run, what it was begun with and what continued it."""
         self._replay: Any = None
 
     def iterate(self) -> None:
@@ -144,17 +154,23 @@ class Run:
     def save(self, path: Path) -> None:
         """Write a checkpoint that :meth:`load` continues from, bit for bit."""
         tree = {"learner": self.learner, "record": {k: v[: self.steps] for k, v in self.record.items()}}
-        files.save_pytree(path, tree, {"steps": self.steps, **self._identity()})
+        files.save_pytree(path, tree, {"steps": self.steps, "made": self.made, **self._identity()})
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint.
 
         Raises:
-            UserError: it is damaged or of a run with another configuration.
+            UserError: it is damaged, or of a run with another configuration or in other physics.
         """
         arrays, metadata = files.load_arrays(path)
         if {k: metadata.get(k) for k in self._identity()} != self._identity():
             raise UserError(f"{path} belongs to a run with another configuration; choose another --work folder.")
+        begun, now = metadata.get("made", self.made), self.made  # checkpoints of before do not tell
+        if begun["physics"] != now["physics"]:
+            raise UserError(f"{path} belongs to a run in {begun['physics']}; choose another --work folder.")
+        known = [begun, *begun.get("continued", [])]
+        same = any({k: made[k] for k in now} == now for made in known)
+        self.made = begun if same else begun | {"continued": [*begun.get("continued", []), now]}
         self.steps = metadata["steps"]
         for name, column in self.record.items():
             column[: self.steps] = arrays[f"record/{name}"][: len(column)]
@@ -165,9 +181,9 @@ class Run:
         config = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()}
         return {"env_id": self.env_id, "seed": self.seed, "config": config}
 
-    def episodes(self) -> Episodes:
-        """Every transition so far, as whole episodes."""
-        return _episodes({k: v[: self.steps] for k, v in self.record.items()})
+    def episodes(self, steps: int | None = None) -> Episodes:
+        """Every transition so far, or up to a number of ``steps`` that ends an iteration, as whole episodes."""
+        return _episodes({k: v[: self.steps if steps is None else steps] for k, v in self.record.items()})
 
 
 def _episodes(record: dict[str, np.ndarray]) -> Episodes:

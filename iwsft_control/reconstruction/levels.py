@@ -15,14 +15,13 @@ from rich.table import Table
 
 from iwsft_control.base import children, console, files
 from iwsft_control.base.errors import UserError, require
-from iwsft_control.base.versions import version
 from iwsft_control.datasets import facts, minari_files, packed
 from iwsft_control.datasets.facts import Fingerprint
 from iwsft_control.datasets.types import Episodes, content_sha256
-from iwsft_control.envs import physics, tasks
+from iwsft_control.envs import tasks
 from iwsft_control.envs.tasks import Task
 from iwsft_control.reconstruction import pool, sac
-from iwsft_control.reconstruction.collection import ITERATION_STEPS, Run, concatenate, rollout
+from iwsft_control.reconstruction.collection import ITERATION_STEPS, Run, concatenate, provenance, rollout
 from iwsft_control.reconstruction.pool import Candidate
 from iwsft_control.reconstruction.portraits import fingerprint
 
@@ -52,19 +51,33 @@ def make(
     """
     whole = expert_steps > 0 and expert_steps % ITERATION_STEPS == 0
     require(whole, f"--expert-steps must be a positive multiple of {ITERATION_STEPS}.")
-    place = minari_files.minari_path(task.reconstruction_id)
-    require(not place.exists(), f"{place} exists already; delete it to collect {task.name} again.")
+    identity, own = task.reconstruction_id, _own_id(task, config, seed)
+    for place in map(minari_files.minari_path, (own, identity)):
+        require(not place.exists(), f"{place} exists already; delete it to collect {task.name} again.")
     chosen = None if folder is None else _to_pack(task, config, seed, record)
     console.cache_compiled_programs()
     for each in (work, place.parent, *([] if folder is None else [folder])):
         console.writable(each)
     if folder is not None:
         packed.read_manifest(folder / packed.MANIFEST)  # a damaged one is said before the replay is made
-    episodes = _collect(task, config, seed, expert_steps, work)
+    episodes, run = _collect(task, config, seed, expert_steps, work)
     found = fingerprint(episodes)
     report(task, episodes, found)
     made = f"A reconstruction of D4RL's {task.name}-v2 by D4RL's protocol, not D4RL's own data."
     described = metadata(task, seed, found, made) | {"generation_config": dataclasses.asdict(config)}
+    if run is not None:
+        replay = content_sha256(run.episodes(facts.D4RL_MEDIUM_REPLAY[task.environment.name].transitions))
+        described |= {"run": run.made, "replay_sha256": replay}
+        if task.level == "medium-replay":
+            described |= run.made
+        if folder is None and replay != _embedded_sha256(task):
+            identity = own
+            console.console.print(
+                f"The SAC run of these data is not that of the embedded {task.environment.name} data: a run is another "
+                "one with another seed or number of updates a step, and on another kind of processor."
+            )
+            if task.level == "medium-replay":
+                console.console.print(f"So they have an id of their own: --dataset {identity}")
     if folder is not None and chosen is not None:
         require(
             content_sha256(episodes) == chosen.sha256,
@@ -72,8 +85,22 @@ def make(
             f"processor a replay is another one. It is kept in {work}; leave out --embed to use it here.",
         )
         embed(folder, task, episodes, described)
-    written = minari_files.write_minari(task.reconstruction_id, episodes, task.environment.env_id, described)
-    console.console.print(f"written: {task.reconstruction_id} in {written}")
+    written = minari_files.write_minari(identity, episodes, task.environment.env_id, described)
+    console.console.print(f"written: {identity} in {written}")
+
+
+def _own_id(task: Task, config: sac.SACConfig, seed: int) -> str:
+    """The id of a replay that is not the embedded one, whose id it must not take; of other levels their only id."""
+    if task.level != "medium-replay":
+        return task.reconstruction_id
+    stem, _, number = task.reconstruction_id.rpartition("-v")
+    return f"{stem}-{pool.replay_name(seed, config.updates_per_step)}-v{number}"
+
+
+def _embedded_sha256(task: Task) -> str:
+    """Of the content of the embedded medium-replay data of a task's body."""
+    identity = Task(task.environment, "medium-replay").reconstruction_id
+    return content_sha256(packed.read_embedded(identity)[0])
 
 
 def _to_pack(task: Task, config: sac.SACConfig, seed: int, record: Path) -> Candidate:
@@ -91,21 +118,27 @@ def _to_pack(task: Task, config: sac.SACConfig, seed: int, record: Path) -> Cand
     return chosen
 
 
-def _collect(task: Task, config: sac.SACConfig, seed: int, expert_steps: int, work: Path) -> Episodes:
+def _collect(
+    task: Task, config: sac.SACConfig, seed: int, expert_steps: int, work: Path
+) -> tuple[Episodes, Run | None]:
+    """Episodes of a level, and the run of SAC that they come from, if they come from one."""
     env_id, name = task.environment.env_id, task.environment.name
     medium_steps = facts.D4RL_MEDIUM_REPLAY[name].transitions
 
-    def fixed(level: str) -> Episodes:
-        policy = None
+    def fixed(level: str) -> tuple[Episodes, Run | None]:
+        run, policy = None, None
         if level != "random":
             steps = medium_steps if level == "medium" else expert_steps
-            policy = jax.tree.map(np.asarray, _train(env_id, config, seed, steps, medium_steps, work).learner.policy)
-        return play(env_id, policy, level, seed, ROLLOUT_STEPS)
+            run = _train(env_id, config, seed, steps, medium_steps, work)
+            policy = jax.tree.map(np.asarray, run.learner.policy)
+        return play(env_id, policy, level, seed, ROLLOUT_STEPS), run
 
     if task.level == "medium-replay":
-        return _train(env_id, config, seed, medium_steps, medium_steps, work).episodes()
+        replay = _train(env_id, config, seed, medium_steps, medium_steps, work)
+        return replay.episodes(), replay
     if task.level == "medium-expert":
-        return concatenate(fixed("medium"), fixed("expert"))
+        (medium, _), (expert, run) = fixed("medium"), fixed("expert")
+        return concatenate(medium, expert), run
     return fixed(task.level)
 
 
@@ -190,9 +223,8 @@ def metadata(task: Task, seed: int, found: Fingerprint, description: str) -> dic
         "description": description,
         "reconstruction": True,
         "seed": seed,
-        "physics": physics.describe(task.environment.env_id),
         "fingerprint": dataclasses.asdict(found),
-        "versions": {p: version(p) for p in ("mujoco", "gymnasium", "jax", "numpy", "minari")},
+        **provenance(task.environment.env_id),
     }
 
 
