@@ -34,8 +34,8 @@ class DecisionTransformerConfig:
     return_scale: Annotated[float, POSITIVE] = 1_000.0
     """What returns are divided by."""
     target_return: float | None = None
-    """Return that is asked for in evaluation; by default the paper's for Hopper, HalfCheetah and Walker2d where the best
-    episode is within a factor of two of it, else the best episode's."""
+    """Return that is asked for in evaluation; by default the paper's for Hopper, HalfCheetah and Walker2d where the
+    best episode is within a factor of two of it, else the best episode's."""
     average_decay: Annotated[float, SHARE] = 0.0
     """Of the exponential average of the policy's parameters that is evaluated; 0: the last parameters."""
 
