@@ -59,7 +59,7 @@ def main(config: TableConfig) -> None:
         require(not there, f"there are runs of {name}, a method of your own; name its file too: --method-file FILE.")
     baseline, focus = grouped.parse_row(config.baseline), grouped.parse_row(config.focus)
     runs = grouped.find(config.folders, config.quick)
-    report = grouped.collect(runs, baseline, focus, grouped.find_failures(config.folders))
+    report = grouped.collect(runs, baseline, focus, grouped.find_failures(config.folders, runs.values()))
     shown = results.read(config.run) if config.run else None
     out = config.out or beside(config.folders)
     console.writable(out)

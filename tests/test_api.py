@@ -19,6 +19,7 @@ from iwsft_control.base.errors import UserError
 from iwsft_control.base.files import save_pytree
 from iwsft_control.benchmark import results, track
 from iwsft_control.configs.critic import CriticConfig
+from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.importance import ImportanceConfig
 from iwsft_control.configs.iql import IQLConfig
 from iwsft_control.configs.supervised import PolicyConfig
@@ -122,6 +123,11 @@ def test_a_video_of_a_kind_of_policy_that_a_method_file_knows(tmp_path, monkeypa
         ("bc", {"iql": IQLConfig(beta=1.0)}, "^iql.beta has no effect: iql is not among the methods"),
         ("iw-sft-q", {"quality": "return", "critic": CriticConfig(steps=1)}, "^critic.steps has no effect"),
         ("bc", {"quality": "return"}, "^quality has no effect"),
+        (
+            "sft-q",
+            {"quality": "return", "curation": CurationConfig(q_unit="transition")},
+            r"^curation.q_unit has no effect: none of sft-q \(by q\), iw-sft-q \(by q\) is",
+        ),
         (
             "bc",
             {"importance": ImportanceConfig(effective_sample_size=0.3)},
@@ -334,6 +340,8 @@ def test_results_as_a_table(tmp_path):
     for method, seed in (("iql", 1), ("bc", 2), ("bc", 0)):
         results.write(tmp_path / "runs" / f"{method}{seed}.json", make_run(method=method, quality=None, seed=seed))
     table = iwsft_control.load_results(tmp_path / "runs")
+    again = iwsft_control.load_results(tmp_path / "runs", tmp_path / "runs" / ".." / "runs")
+    assert len(again) == len(table)  # one folder, named in two ways
     assert isinstance(table, pandas.DataFrame)
     assert list(zip(table.method, table.seed, strict=True)) == [("bc", 0), ("bc", 2), ("iql", 1)]
     one = results.read(tmp_path / "runs" / "iql1.json")

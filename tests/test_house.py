@@ -197,6 +197,8 @@ def test_the_code_of_a_method_file_is_in_its_key_with_what_lies_beside_it(tmp_pa
     first = key(OWN)
     assert key(OWN) == key(OWN.replace("1.0", "2.0")) == first
     assert key(OWN.replace("return iql", "key = key\n    return iql")) != first
+    slow, fast = (OWN.replace("return iql", f"helper.simulate(seconds={x})\n    return iql") for x in (0.02, 0.5))
+    assert key(slow) != key(fast)  # of anything but a record
     assert key(OWN, "x = 2\n") != first
 
 
@@ -405,6 +407,10 @@ def test_a_field_without_a_default_is_named(tmp_path, without_others):
         ({"prepare": lambda config, inputs: None}, r"prepare of mine must give Prepared\("),
         ({"prepare": lambda config, inputs: Prepared((1, 2))}, r"prepare of mine must give Prepared\("),
         ({"create": lambda config, o, a, key: (1.0, 2.0)}, "the state that create of mine gives has no field policy"),
+        (
+            {"update": lambda config, state, batch, key: (state, {})},
+            "update of mine must give its new state and",
+        ),
     ],
 )
 def test_functions_that_give_something_else(change, sentence, without_others):
@@ -428,7 +434,8 @@ def test_dependencies_may_have_dependencies(without_others):
     job = Job(DataSource("hopper-medium-replay"), method_stage("deep", "q", (0,), settings.make(), ""))
     names = [each.stage.name for each in with_dependencies([job])]
     assert sorted(names[:2]) == ["bc", "critic"] and names[2:] == ["iw-sft-q by q", "deep"]
-    assert export.whole_configuration(job.stage)["preset"] == ""
+    whole = export.whole_configuration(job.stage)
+    assert whole["preset"] == "" and whole["critic"]["steps"] == 25_000  # of what its dependency started from, too
 
 
 def test_options_that_clash_are_refused(without_others):

@@ -374,10 +374,21 @@ def test_columns_of_two_versions_of_a_data_set_have_two_titles():
 def test_failed_runs_are_named(runs, tmp_path, undrawn):
     record = {"task": "hopper-medium-replay", "method": "sft-q", "quality": "return", "seeds": [9], "error": "died"}
     files.write_json(tmp_path / "runs" / "failures" / "x.json", record)
+    made = next(run for run in runs.values() if run.method == "iw-sft-q")
+    group = {
+        "task": made.task,
+        "method": made.method,
+        "quality": made.quality,
+        "seeds": [made.seed, 77],
+        "error": "lost",
+    }
+    files.write_json(tmp_path / "runs" / "failures" / "y.json", group)  # seeds are tried alone then
+    files.write_json(tmp_path / "runs" / "failures" / "z.json", group | {"seeds": [made.seed]})
     for _ in range(2):  # its own output among the results does not disturb the second time
         table.main(table.TableConfig((tmp_path / "runs",), tmp_path / "runs"))
         text = (tmp_path / "runs" / "table.md").read_text()
         assert "Failed, and not in any mean: hopper-medium-replay sft-q (return) seed 9: died." in text
+        assert "seed 77: lost." in text and text.count("Failed, and not in any mean") == 2
 
 
 def test_one_task_on_two_data_sets_has_two_titles(tmp_path):

@@ -76,6 +76,10 @@ def test_rebrac_tuned_takes_its_settings_from_the_task(tmp_path):
         assert (tuned["beta_policy"], tuned["beta_critic"]) == (policy, critic)
     plain = stages.configuration(stages.method_stage("rebrac", "q", (0,), chosen, task))
     assert (plain["beta_policy"], plain["beta_critic"]) != (policy, critic)
+    with pytest.raises(UserError, match=r"--rebrac\.beta-policy has no effect on rebrac-tuned"):
+        stages.method_stage(
+            "rebrac-tuned", "q", (0,), chosen.replace(rebrac=rebrac.ReBRACConfig(beta_policy=0.3)), task
+        )
     small()
     with pytest.raises(UserError, match="rebrac-tuned is for --env hopper-medium-replay"):
         run.main(config(tmp_path, method=("rebrac-tuned",)))
@@ -245,6 +249,9 @@ def test_the_released_recipe(tmp_path, one_process):
         ({"method_file": (Path("nowhere.py"),)}, "nowhere.py does not exist"),
         ({"preset": "released", "policy": PolicyConfig()}, "--preset released is for"),
         ({"preset": "released"}, "sets the options --policy itself"),
+        ({"preset": "relaesed"}, "--preset must be 'released' or '', not 'relaesed'"),
+        ({"importance": objectives.ImportanceConfig(temperature=3.0)}, "--importance.temperature has no effect"),
+        ({"curation": CurationConfig(segment_steps=10)}, "--curation.segment-steps has no effect"),
         ({"env": "walker2d-medium-replay", "dataset": "iwsft/hopper/medium-replay-v1"}, "leave one out"),
     ],
 )

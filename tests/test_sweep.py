@@ -452,6 +452,40 @@ def test_killed_sweeps_end_as_an_uninterrupted_one(tmp_path, monkeypatch):
     assert len(whole) == 3
 
 
+BEGINS_JAX = """
+import dataclasses
+import jax.numpy as jnp
+from iwsft_control.configs.td3_bc import TD3BCConfig
+from iwsft_control.methods import td3_bc
+
+SCALE = jnp.log(2.0)
+METHOD = dataclasses.replace(td3_bc.METHOD, name="mine", option="mine", stream=None)
+"""
+
+
+def test_a_method_file_that_begins_jax_is_trained_with_one_thread(tmp_path):
+    """Else its stages would have one name in the sweep and another one in its workers."""
+    (tmp_path / "mine.py").write_text(BEGINS_JAX)
+    small = ("--mine.steps", "2", "--mine.hidden", "8", "--mine.batch-size", "8", "--seeds", "0", "--quick")
+    options = (
+        "--tasks",
+        TASK,
+        "--workers",
+        "1",
+        "--method-file",
+        str(tmp_path / "mine.py"),
+        "--methods",
+        "mine",
+        *small,
+    )
+    folders = ("--results", str(tmp_path / "a"), "--stages", str(tmp_path / "b"))
+    environment = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "NPROC")}
+    command = [sys.executable, "-m", "iwsft_control.sweep", *options, *folders]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "a").rglob("mine*.json"))) == 1
+
+
 POOL = """
 import multiprocessing, os, sys
 from concurrent.futures import ProcessPoolExecutor

@@ -25,7 +25,7 @@ def whole_configuration(stage: Stage) -> dict[str, Any]:
     code of methods that are not of this package."""
     config = configuration(stage)
     for name, each in dependencies(stage).items():
-        own = {k: v for k, v in configuration(each).items() if k != "quick"}
+        own = {k: v for k, v in whole_configuration(each).items() if k != "code"}
         if registry.card(name).group is not None:  # one group: under its name, as on the command line
             config[name] = own
         else:  # groups that they share: what only the other depends on is added

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from iwsft_control.base import children, console
+from iwsft_control.base.errors import require
 from iwsft_control.benchmark.jobs import Failure, Job, Progress, failure, reporter
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
+from iwsft_control.benchmark.store import key as key_of
 from iwsft_control.learning.method import Artefact
 from iwsft_control.methods import registry
 
@@ -38,7 +40,9 @@ class Processes:
         while worker is None:
             worker = self.idle.pop() if self.idle else _Worker(self.context, self.store.folder, self.threads)
             try:
-                worker.pipe.send((job, self.store.in_memory(job.stage, job.source.load()) if self.store.memory else {}))
+                data = job.source.load()
+                memory = self.store.in_memory(job.stage, data) if self.store.memory else {}
+                worker.pipe.send((job, key_of(job.stage, data), memory))
             except OSError:  # it was killed while it had nothing to do
                 worker = None
         self.busy[worker.pipe] = (worker, job, deaths)
@@ -107,9 +111,15 @@ def _serve(pipe: connection.Connection, folder: Path, threads: int, method_files
 
     try:
         while True:
-            job, store.memory = pipe.recv()
+            job, key, store.memory = pipe.recv()
             given, outcome = set(store.memory), None
             try:
+                require(
+                    key_of(job.stage, job.source.load()) == key,
+                    f"{job.stage.name} is another stage in the process that is to do it: a file of its code was edited "
+                    "since the command began, or begins JAX when it is imported (jnp outside of functions); mend that, "
+                    "and start again.",
+                )
                 perform(job.stage, job.source.load(), store, reporter(tell), threads)
             except (BrokenPipeError, ConnectionError, KeyboardInterrupt):
                 return

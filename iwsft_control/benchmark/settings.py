@@ -175,7 +175,8 @@ def effective(methods: Sequence[str], qualities: Sequence[str]) -> dict[str, set
         record = card.record(card.config())
         groups = {card.group: record} if card.group is not None else record
         for group, values in groups.items():
-            found.setdefault(group, set()).update(values if isinstance(values, dict) else {""})
+            idle = set() if "q" in qualities or not card.by_quality else supervised.BY_Q.get(group, set())
+            found.setdefault(group, set()).update((set(values) if isinstance(values, dict) else {""}) - idle)
         for quality in qualities if card.by_quality else ("q",):
             for group, fields in effective(card.dependencies(quality if card.by_quality else None), [quality]).items():
                 found.setdefault(group, set()).update(fields)
@@ -201,11 +202,15 @@ def validate(settings: Settings) -> Settings:
     for group, config in settings.groups:
         if dataclasses.is_dataclass(config):
             bounds.check(config, group)
+    require(settings["preset"] in PRESETS, f"--preset must be 'released' or '', not {settings['preset']!r:.40}.")
     settings = with_preset(settings)
     if settings.quick:
         for method in registry.every().values():
             settings = settings.with_config(method, method.quick(settings.of(method)))
     return settings
+
+
+PRESETS = ("", "released")
 
 
 def with_preset(settings: Settings) -> Settings:

@@ -34,6 +34,7 @@ from iwsft_control.envs.specs import signature, spec_of
 PACKAGE = Path(iwsft_control.__file__).parent
 # Its code cannot change a number: how errors, files and the console are, and the record that describes a method.
 NOT_CODE = tuple(PACKAGE / p for p in ("base", "configs/card.py", "learning/method.py", "methods/registry.py"))
+RECORDS = ("Card", "_card", "Method")  # what makes a method's record
 NOT_SETTINGS = ("seconds", "published")  # of a record: estimates and references
 INSTALLED = ("site-packages", "dist-packages")  # folders of packages, of which versions tell
 NOT_OWN = {"gymnasium", PACKAGE.name, *sys.stdlib_module_names}
@@ -41,7 +42,7 @@ NOT_OWN = {"gymnasium", PACKAGE.name, *sys.stdlib_module_names}
 
 @cache
 def code_version(paths: tuple[Path, ...]) -> str:
-    """Digest of what source files do: comments, docstrings, layout and :data:`NOT_SETTINGS` do not count."""
+    """Digest of what source files do: comments, docstrings, layout and :data:`NOT_SETTINGS` of records do not count."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(_understood(_text(path)).does)
@@ -108,9 +109,15 @@ def _understood(text: str) -> _Source:
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             body = [x for x in node.body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]
             node.body = body or [ast.Pass()]
-        elif isinstance(node, ast.Call):
+        elif isinstance(node, ast.Call) and _makes_a_record(node):
             node.keywords = [k for k in node.keywords if k.arg not in NOT_SETTINGS]
     return _Source(ast.dump(tree).encode(), tuple(imports))
+
+
+def _makes_a_record(call: ast.Call) -> bool:
+    """Whether it makes a method's record, anew or of another one, which then has another name."""
+    called = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    return called in RECORDS or (called == "replace" and any(k.arg == "name" for k in call.keywords))
 
 
 def _files_of(name: str, importer: Path, level: int) -> list[Path]:

@@ -25,4 +25,6 @@ class CurationConfig:
 
     def problem(self, option: str) -> str | None:
         """What no single field tells."""
+        if self.q_unit != "segment" and self.segment_steps != type(self).segment_steps:
+            return f"--{option}.segment-steps has no effect: it is for --{option}.q-unit segment."
         return None if self.strata else f"--{option}.strata must not be empty."

@@ -34,4 +34,9 @@ class ImportanceConfig:
             return f"--{option}.low must not be above --{option}.high."
         if self.effective_sample_size is not None and not self.relative:
             return f"--{option}.effective-sample-size is for relative weights: None with --{option}.no-relative."
+        if self.effective_sample_size is not None and self.temperature != type(self).temperature:
+            return (
+                f"--{option}.temperature has no effect, since the one that meets --{option}.effective-sample-size is "
+                "taken; set that to None."
+            )
         return None

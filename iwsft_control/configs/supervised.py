@@ -87,6 +87,9 @@ class FineTuningConfig(SupervisedConfig):
         return self.policy.fine_tune_learning_rate
 
 
+BY_Q = {"curation": {"q_unit", "segment_steps"}}  # settings that have no effect where the return is what scores
+
+
 def record(kind: Kind, config: SupervisedConfig) -> dict[str, Any]:
     """The settings that a method's own work depends on."""
     fine_tuning = ("fine_tune_steps", "fine_tune_learning_rate", "length_weighted")

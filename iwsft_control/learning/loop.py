@@ -126,6 +126,10 @@ def _call(method: Method, config: Any, steps: int, carry: Any, data: Prepared, k
             sample_key, update_key = jax.random.split(key) if method.random_update else (key, key)
             batch = method.sample(config, current, sample_key)
             state, values = method.update(config, state, batch, update_key)
+            require(
+                isinstance(values, dict) and bool(values) and all(jnp.ndim(v) == 0 for v in values.values()),
+                f"update of {method.name} must give its new state and a dict of numbers to log, as {{'loss': loss}}.",
+            )
             if hasattr(state, "policy"):
                 average = optax.incremental_update(state.policy, average, 1 - config.average_decay)
             return (state, average), values

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, require
 from iwsft_control.configs.rebrac import CARD, TUNED_CARD, ReBRACConfig
 from iwsft_control.datasets.transitions import FollowedTransitions, transitions, with_next_actions
 from iwsft_control.learning.method import Inputs, Method, Prepared
@@ -83,8 +83,11 @@ def tuned(config: ReBRACConfig, task: str) -> ReBRACConfig:
     """The paper's weights for a task.
 
     Raises:
-        UserError: the paper has none for the task.
+        UserError: the paper has none for the task, or others were given.
     """
+    given = next((n for n in ("beta_policy", "beta_critic") if getattr(config, n) != getattr(ReBRACConfig, n)), None)
+    option = f"--rebrac.{given}".replace("_", "-")
+    require(given is None, f"{option} has no effect on rebrac-tuned, which has the paper's of each task: use rebrac.")
     if task not in TUNED:
         raise UserError(f"rebrac-tuned is for --env {', '.join(TUNED)}, not for {task}; use rebrac.")
     beta_policy, beta_critic = TUNED[task]

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iwsft_control.base import children
 from iwsft_control.base.errors import UserError, near, require
 from iwsft_control.configs import (
     awac,
@@ -136,6 +137,7 @@ def load_file(path: Path) -> None:
     path = path.resolve()
     if path in _files:
         return
+    children.one_thread()  # before the file may begin JAX
     name = f"iwsft_method_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two files may share a name
     spec = importlib.util.spec_from_file_location(name, path)
     require(path.is_file(), f"{path} does not exist; check the path.")
@@ -178,6 +180,7 @@ def cards() -> dict[str, Card]:
     """
     if not _entry_points_loaded:
         _entry_points_loaded.append(True)
+        children.one_thread()
         for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
             where = f"the entry point {entry.name} of {entry.dist.name if entry.dist else 'a package'}"
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +63,8 @@ def find(folders: Sequence[Path], quick: bool = False) -> dict[Path, RunResult]:
         found = {path: read(path) for path in ([folder] if folder.is_file() else result_files(folder))}
         if not found:  # of several folders too: a table without one of them is not what was asked for
             raise UserError(f"no result files in {folder}; make some with python -m iwsft_control.sweep.")
-        runs |= found
+        known = {path.resolve() for path in runs}  # a folder may be named twice, in two ways
+        runs |= {path: run for path, run in found.items() if path.resolve() not in known}
     for path, run in runs.items():
         if "simulator_steps" in run.evaluation:
             raise UserError(
@@ -108,15 +109,17 @@ def result_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*.json") if p.parent.name != "failures" and p.name not in ours)
 
 
-def find_failures(folders: Sequence[Path]) -> list[str]:
-    """What the records of failed runs in folders say, a line each."""
-    lines = []
+def find_failures(folders: Sequence[Path], runs: Iterable[RunResult] = ()) -> list[str]:
+    """What the records of failed runs in folders say, a line each, but for those that are among ``runs`` after all:
+    seeds that failed as a group are tried alone."""
+    lines, there = [], {(run.task, run.method, run.quality, run.seed) for run in runs}
     for path in sorted(p for folder in folders for p in folder.rglob("failures/*.json")):
         try:
             record = files.parse_json(path.read_text(encoding="utf-8"))
             row = Row(str(record["method"]), record["quality"] and str(record["quality"]))
-            seeds = ", ".join(map(str, record["seeds"]))
-            lines.append(f"{record['task']} {row.label} seed {seeds}: {record['error']}")
+            seeds = [s for s in record["seeds"] if (record["task"], row.method, row.quality, s) not in there]
+            if seeds:
+                lines.append(f"{record['task']} {row.label} seed {', '.join(map(str, seeds))}: {record['error']}")
         except (OSError, ValueError, LookupError, TypeError):  # of a run that failed anyway: no reason to stop
             lines.append(f"{path.name}, whose record is damaged")
     return lines
