@@ -165,11 +165,12 @@ class Run:
         arrays, metadata = files.load_arrays(path)
         if {k: metadata.get(k) for k in self._identity()} != self._identity():
             raise UserError(f"{path} belongs to a run with another configuration; choose another --work folder.")
-        begun, now = metadata.get("made", self.made), self.made  # checkpoints of before do not tell
-        if begun["physics"] != now["physics"]:
-            raise UserError(f"{path} belongs to a run in {begun['physics']}; choose another --work folder.")
+        begun, now = metadata.get("made"), self.made
+        begun = begun if isinstance(begun, dict) else now  # checkpoints of before do not tell
+        if begun.get("physics") != now["physics"]:
+            raise UserError(f"{path} belongs to a run in {begun.get('physics')}; choose another --work folder.")
         known = [begun, *begun.get("continued", [])]
-        same = any({k: made[k] for k in now} == now for made in known)
+        same = any({k: made.get(k) for k in now} == now for made in known)
         self.made = begun if same else begun | {"continued": [*begun.get("continued", []), now]}
         self.steps = metadata["steps"]
         for name, column in self.record.items():
