@@ -20,11 +20,10 @@ from iwsft_control.benchmark.acceptance import mean_score
 from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.datasets.facts import REFERENCE_METHODS, published_range
 from iwsft_control.methods import registry
-from iwsft_control.report import curves, formats, runs, statistics, tables
+from iwsft_control.report import curves, formats, runs, tables
 from iwsft_control.report.published import PUBLISHED_TASKS
 
 ROOT = Path(__file__).parents[1]
-DEFAULT_VARIANT = "learned-Q-episodes-ess-0.5"  # its folder in results/ablation
 METHODS = {
     "bc": "BC",
     "filtered-bc": "10%BC",
@@ -129,17 +128,12 @@ def ablation(folder: Path) -> str:
 
 def released(folder: Path) -> str:
     """The recipe of the paper's released code on Hopper, seed by seed beside the default; differences are paired."""
-    task, names = PUBLISHED_TASKS[0], ("released-recipe-temperature-10", "return-episodes-ess-0.5", DEFAULT_VARIANT)
-    recipe, *others = (runs.by_seed(folder / "ablation" / name)[task] for name in names)
-    rows = []
-    for seed, run in sorted(recipe.items()):
-        scores = (runs.bc_start(run), *(found[seed].normalised_score for found in (recipe, *others)))
-        rows.append([str(seed), *(f"{x:.1f}" for x in scores)])
-    apart = [
-        statistics.mean_interval(np.array([found[s].normalised_score - recipe[s].normalised_score for s in recipe]))
-        for found in others
-    ]
-    rows.append(["minus the released recipe", "-", "-", *(tables.cell(x, signed=True) for x in apart)])
+    names = ("released-recipe-temperature-10", "return-episodes-ess-0.5", "learned-Q-episodes-ess-0.5")
+    found = [runs.by_seed(folder / "ablation" / name)[PUBLISHED_TASKS[0]] for name in names]
+    starts = {seed: runs.bc_start(run) for seed, run in found[0].items()}
+    recipe, *others = ({seed: run.normalised_score for seed, run in by.items()} for by in found)
+    rows = [[str(s), *(f"{by[s]:.1f}" for by in (starts, recipe, *others))] for s in sorted(recipe)]
+    rows.append(["minus the released recipe", "-", "-", *(tables.difference(by, recipe) for by in others)])
     header = ["seed", "the recipe's BC", "released iw-SFT(Q)", "default by return", "default by learned Q"]
     return formats.markdown_table(header, rows)
 

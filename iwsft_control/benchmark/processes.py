@@ -114,13 +114,14 @@ def _serve(pipe: connection.Connection, folder: Path, threads: int, method_files
             job, key, store.memory = pipe.recv()
             given, outcome = set(store.memory), None
             try:
+                data = job.source.load()
                 require(
-                    key_of(job.stage, job.source.load()) == key,
+                    key_of(job.stage, data) == key,
                     f"{job.stage.name} is another stage in the process that is to do it: a file of its code was edited "
                     "since the command began, or begins JAX when it is imported (jnp outside of functions); mend that, "
                     "and start again.",
                 )
-                perform(job.stage, job.source.load(), store, reporter(tell), threads)
+                perform(job.stage, data, store, reporter(tell), threads)
             except (BrokenPipeError, ConnectionError, KeyboardInterrupt):
                 return
             except Exception as error:

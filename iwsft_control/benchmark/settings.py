@@ -202,15 +202,13 @@ def validate(settings: Settings) -> Settings:
     for group, config in settings.groups:
         if dataclasses.is_dataclass(config):
             bounds.check(config, group)
-    require(settings["preset"] in PRESETS, f"--preset must be 'released' or '', not {settings['preset']!r:.40}.")
+    known = bounds.is_of(settings["preset"], supervised.Preset)
+    require(known, f"--preset must be 'released' or '', not {settings['preset']!r:.40}.")
     settings = with_preset(settings)
     if settings.quick:
         for method in registry.every().values():
             settings = settings.with_config(method, method.quick(settings.of(method)))
     return settings
-
-
-PRESETS = ("", "released")
 
 
 def with_preset(settings: Settings) -> Settings:

@@ -12,6 +12,8 @@ from iwsft_control.configs.card import Card, Published
 from iwsft_control.configs.curation import CurationConfig
 from iwsft_control.configs.importance import ImportanceConfig
 
+Preset = Literal["", "released"]
+
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
@@ -56,7 +58,7 @@ class SupervisedConfig:
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     importance: ImportanceConfig = dataclasses.field(default_factory=ImportanceConfig)
     curation: CurationConfig = dataclasses.field(default_factory=CurationConfig)
-    preset: Literal["", "released"] = ""
+    preset: Preset = ""
     """"released": whole trajectories, as in :mod:`~iwsft_control.methods.released`."""
 
     @property
