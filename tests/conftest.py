@@ -36,6 +36,9 @@ def pytest_configure():
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # One thread in every process of the tests (these inherit it): threads wait for one another by spinning.
+    for name in ("PJRT_NPROC", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     if "XLA_FLAGS" not in os.environ:
         # The programs of tests are many and small: compiling costs more than running. Without fusion emitters it costs
         # half; but two programs that do the same may then round differently (test_online.py).

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import iwsft_control
 from iwsft_control import __main__, run, video
@@ -403,15 +404,23 @@ def test_the_picture_follows_the_body():
 
 
 def test_a_video_is_of_what_would_be_evaluated(monkeypatch, tmp_path):
-    """In the same environment, and with the same refusal of actions that are none."""
-    seen = []
+    """In the same environment, with one thread for its products, and with the same refusal of actions that are none."""
+    seen, threads = [], set()
     monkeypatch.setattr(rendering, "_frame", lambda env: np.zeros((2, 2, 3), np.uint8))
     monkeypatch.setattr(rendering, "write", lambda path, frames, seconds: seen.append(len(frames)))
     monkeypatch.setattr(rendering, "_drawable", lambda environment, size: gym.make(environment))
     small()
     data = iwsft_control.load(dataset=ID)
-    still = lambda o: np.zeros((len(o), 3))  # noqa: E731
-    totals = [iwsft_control.record_video(still, each, tmp_path / "a.gif") for each in (data, "hopper-medium-replay")]
+
+    def still(observations):
+        threads.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return np.zeros((len(observations), 3))
+
+    with threadpool_limits(2, "blas"):
+        totals = [
+            iwsft_control.record_video(still, each, tmp_path / "a.gif") for each in (data, "hopper-medium-replay")
+        ]
+    assert threads == {1}
     assert totals == [pytest.approx(iwsft_control.evaluate(still, data, episodes=1)[0])] * 2 and len(seen) == 2
     listed = lambda o: [[0.0] * 3] * len(o)  # noqa: E731 (no array)
     assert iwsft_control.evaluate(listed, data, episodes=1)[0] == pytest.approx(totals[0])

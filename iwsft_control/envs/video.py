@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import threadpoolctl
 from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base.errors import UserError, require
@@ -96,19 +97,20 @@ def play(
         raise _undrawn(environment, error) from error
     rate = float(env.metadata.get("render_fps", FRAMES_PER_SECOND))
     every = max(1, round(rate / FRAMES_PER_SECOND))
-    # As many rows as an evaluation has: the products of a few round otherwise, and a gait may then end elsewhere.
+    # An evaluation's number of rows, and its one thread: other products round otherwise, and a gait may end elsewhere.
     carry, key, total, step, over = acting.initial(LANE), np.random.default_rng(seed), 0.0, 0, False
     last = min(batch.max_steps, batch.max_steps if steps is None else steps)  # who has no time limit is cut, too
-    while not over and step < last:
-        rows = np.repeat(np.asarray(observation, np.float32)[None], LANE, axis=0)
-        actions, carry = acting.act(carry, rows, key)
-        actions = check_actions(actions, batch.action_dim, np.full(LANE, seed), "policy, reset seed ", step)
-        action = batch.action_box.from_unit(actions)[0].astype(env.action_space.dtype or np.float32)
-        observation, reward, terminated, truncated, _ = env.step(action)
-        carry = observe(acting, carry, np.full(LANE, reward))
-        total, step, over = total + float(reward), step + 1, terminated or truncated
-        if step % every == 0:
-            frames.append(_frame(env))
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        while not over and step < last:
+            rows = np.repeat(np.asarray(observation, np.float32)[None], LANE, axis=0)
+            actions, carry = acting.act(carry, rows, key)
+            actions = check_actions(actions, batch.action_dim, np.full(LANE, seed), "policy, reset seed ", step)
+            action = batch.action_box.from_unit(actions)[0].astype(env.action_space.dtype or np.float32)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            carry = observe(acting, carry, np.full(LANE, reward))
+            total, step, over = total + float(reward), step + 1, terminated or truncated
+            if step % every == 0:
+                frames.append(_frame(env))
     env.close()
     return frames, every / rate, total
 
