@@ -28,7 +28,7 @@ from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import checks, results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.learning import loop
-from iwsft_control.report import formats, statistics
+from iwsft_control.report import formats, statistics, tables
 from iwsft_control.report import runs as grouped
 from iwsft_control.report.runs import Row
 from iwsft_control.sequences import runs, task
@@ -158,11 +158,7 @@ def details(found: Mapping[Path, RunResult]) -> str:
 
 def _cell(values: Sequence[float | None], factor: float, digits: int) -> str:
     known = [factor * v for v in values if v is not None]
-    if not known:
-        return "-"
-    estimate = statistics.mean_interval(np.array(known))
-    interval = "" if np.isnan(estimate.low) else f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-    return f"{estimate.value:.{digits}f}{interval}"
+    return tables.cell(statistics.mean_interval(np.array(known)) if known else None, digits=digits)
 
 
 if __name__ == "__main__":

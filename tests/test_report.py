@@ -336,6 +336,12 @@ def test_one_seed_and_a_missing_data_set(tmp_path, undrawn):
     assert "[" not in row
 
 
+def test_a_cell_shows_no_interval_of_no_width():
+    of = lambda *scores, **form: tables.cell(statistics.mean_interval(np.array(scores)), **form)  # noqa: E731
+    assert of(0.0, 0.0, 0.0) == "0.0 [all equal]" and of(2.0) == "2.0" and tables.cell(None) == "-"
+    assert of(1.0, 3.0) == "2.0 [-10.7, 14.7]" and of(1.0, 3.0, signed=True, digits=0) == "+2 [-11, +15]"
+
+
 def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
     """Not only within a data set: what stands in one mean has to belong together."""
     for change, what in (

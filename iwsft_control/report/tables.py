@@ -40,13 +40,18 @@ def verdict(difference: Estimate) -> str:
     return "worse" if difference.high < 0 else "no difference shown"
 
 
-def cell(estimate: Estimate | None, signed: bool = False) -> str:
-    """An estimate with its interval, as tables show it."""
+def cell(estimate: Estimate | None, signed: bool = False, digits: int = 1) -> str:
+    """An estimate with its interval, as tables show it, with ``digits`` after the point."""
     if estimate is None:
         return "-"
-    sign = "+" if signed else ""
-    interval = "" if np.isnan(estimate.low) else f" [{estimate.low:{sign}.1f}, {estimate.high:{sign}.1f}]"
-    return f"{estimate.value:{sign}.1f}{interval}"
+    form = f"{'+' if signed else ''}.{digits}f"
+    if np.isnan(estimate.low):
+        interval = ""
+    elif estimate.low == estimate.high:  # no spread to go by: [0.0, 0.0] would say that no run can be another
+        interval = " [all equal]"
+    else:
+        interval = f" [{estimate.low:{form}}, {estimate.high:{form}}]"
+    return f"{estimate.value:{form}}{interval}"
 
 
 def interval(scores: Mapping[int, float]) -> str:
