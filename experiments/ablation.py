@@ -136,6 +136,7 @@ def main(config: AblationConfig) -> None:
     failed = console.each(run, () if config.table_only else chosen)
     found = {v: read(config, v) for v in every}
     require(any(found.values()), f"no results of these seeds in {config.out}: run them without --table-only.")
+    runs.require_alike(found.values())
     there = {v.group for v, by_task in found.items() if by_task}
     found = {v: by_task for v, by_task in found.items() if v.group in there}
     header, rows = table(config, found)

@@ -129,10 +129,15 @@ def ablation(folder: Path) -> str:
 def released(folder: Path) -> str:
     """The recipe of the paper's released code on Hopper, seed by seed beside the default; differences are paired."""
     names = ("released-recipe-temperature-10", "return-episodes-ess-0.5", "learned-Q-episodes-ess-0.5")
-    found = [runs.by_seed(folder / "ablation" / name)[PUBLISHED_TASKS[0]] for name in names]
+    task = PUBLISHED_TASKS[0]
+    found = [runs.by_seed(folder / "ablation" / name).get(task, {}) for name in names]
+    runs.require_alike([{task: by} for by in found])
     starts = {seed: runs.bc_start(run) for seed, run in found[0].items()}
     recipe, *others = ({seed: run.normalised_score for seed, run in by.items()} for by in found)
-    rows = [[str(s), *(f"{by[s]:.1f}" for by in (starts, recipe, *others))] for s in sorted(recipe)]
+    rows = [
+        [str(seed), *(f"{by[seed]:.1f}" if seed in by else "-" for by in (starts, recipe, *others))]
+        for seed in sorted(recipe)
+    ]
     rows.append(["minus the released recipe", "-", "-", *(tables.difference(by, recipe) for by in others)])
     header = ["seed", "the recipe's BC", "released iw-SFT(Q)", "default by return", "default by learned Q"]
     return formats.markdown_table(header, rows)

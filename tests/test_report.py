@@ -112,6 +112,29 @@ def test_the_runs_of_a_variant_by_task_and_seed(tmp_path):
         grouped.by_seed(tmp_path)
 
 
+def test_runs_of_variants_are_of_one_task(tmp_path):
+    """What is averaged or paired by seed has the same data, physics, evaluation and, in one folder, settings."""
+    first = dataclasses.replace(make_run(seed=1), config={"policy": {"steps": 5}})
+    results.write(tmp_path / "1.json", first)
+    for i, (changes, sentence) in enumerate(
+        [
+            ({"dataset": first.dataset | {"sha256": "f" * 64}}, "have different data sets; make a table of each"),
+            ({"physics": first.physics | {"mujoco": "3.0.0"}}, "have different physics"),
+            ({"evaluation": first.evaluation | {"ref_max_score": 1.0}}, "have different evaluation protocols"),
+            ({"config": {"policy": {"steps": 6}}}, "runs of other settings"),
+        ]
+    ):
+        other = dataclasses.replace(first, seed=2, **changes)
+        results.write(tmp_path / "2.json", other)
+        with pytest.raises(UserError, match=sentence):
+            grouped.by_seed(tmp_path)
+        if i < 3:  # settings are what variants differ in
+            with pytest.raises(UserError, match=f"bc with seed 1 and bc with seed 2 .*{sentence}"):
+                grouped.require_alike([{first.task: {1: first}}, {first.task: {2: other}}])
+    results.write(tmp_path / "2.json", dataclasses.replace(first, seed=2, config={"policy": {"steps": 5, "later": 1}}))
+    assert set(grouped.by_seed(tmp_path)[first.task]) == {1, 2}  # an older record lacks what came later
+
+
 def test_a_row_says_how_many_updates_it_took():
     for method, quality, wanted in (
         ("bc", None, "20,000"),

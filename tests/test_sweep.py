@@ -279,7 +279,7 @@ def test_a_group_of_seeds_is_the_seeds_alone(tmp_path):
     assert together[1].diagnostics["bc_start"] == pytest.approx(alone[1].diagnostics["bc_start"], rel=1e-3)
 
 
-def test_finished_stages_are_not_repeated(tmp_path, monkeypatch):
+def test_finished_stages_are_not_repeated(tmp_path, monkeypatch, capsys):
     sweep.main(plan(tmp_path, methods=("sft",)))
     before = found(tmp_path / "a")
     files = {p: p.stat().st_mtime_ns for n in ("a", "a-stages") for p in (tmp_path / n).rglob("*.safetensors")}
@@ -288,6 +288,12 @@ def test_finished_stages_are_not_repeated(tmp_path, monkeypatch):
     sweep.main(plan(tmp_path, methods=("sft",)))
     assert found(tmp_path / "a") == before
     assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert "other settings" not in capsys.readouterr().out
+    # The same runs with other settings would stand beside these: it is told before they are trained.
+    others = dataclasses.replace(POLICY, fine_tune_steps=9)
+    sweep.main(plan(tmp_path, methods=("bc", "sft"), policy=others, dry_run=True))
+    told = capsys.readouterr().out
+    assert "of the same methods and seeds with other settings are there (1, as " in told and "sft-seed0-" in told
 
 
 def test_a_stage_that_is_gone_is_made_again_though_what_came_of_it_is_there(tmp_path, one_process):

@@ -1,13 +1,17 @@
 """The later rounds of tuning: every row is the first but for what its name tells; the table compares by seed."""
 
 import dataclasses
+import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from experiments import tuning
+from experiments import advantage, anchored, parts, tuning
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark.settings import make
+from iwsft_control.methods import registry
+from iwsft_control.report import formats, runs
 
 FIRST = "episodes 90/95/98"
 
@@ -45,15 +49,39 @@ def test_every_row_is_what_its_name_tells(name):
             assert field.removeprefix("fine tune ").removeprefix("effective sample ").endswith(words)
 
 
+@pytest.mark.parametrize("file", [anchored, parts, advantage])
+def test_the_methods_of_a_round_are_methods(file):
+    """With names that the command line takes; every row of a round names some of its file."""
+    rows = [row for knobs in tuning.ROUNDS.values() for row in knobs.values() if row.get("method_file")]
+    mine = [row for row in rows if row["method_file"] == (Path(file.__file__),)]
+    for method in file.METHODS:
+        registry.check_config(method, file.__name__)
+    assert {name for row in mine for name in row["methods"]} == {method.name for method in file.METHODS}
+
+
+def test_the_anchored_methods_draw_as_when_their_runs_were_made():
+    assert [m.random_stream for m in anchored.METHODS] == [
+        zlib.crc32(name) for name in (b"iw-sft-q-kl-0.1", b"iw-sft-q-kl-1")
+    ]
+
+
+@pytest.mark.parametrize("name", tuning.ROUNDS)
+def test_the_committed_table_is_that_of_the_committed_runs(name):
+    folder = Path(__file__).parents[1] / "results" / "tuning" / name
+    found = {row: runs.by_seed(folder / tuning.folder(row)) for row in tuning.ROUNDS[name]}
+    made = formats.markdown_table(*tuning.table(tuning.TASKS.get(name, tuning.EVERY), found))
+    assert (folder / "knobs.md").read_text() == made + "\n"
+
+
 def test_the_table_compares_by_seed(tmp_path):
-    def runs(**scores):
+    def scored(**scores):
         start = {"bc_start": {"normalised_score": 30.0}}
         return {int(s[1:]): SimpleNamespace(normalised_score=x, diagnostics=start) for s, x in scores.items()}
 
     tasks = ("hopper-medium-replay", "walker2d-medium-replay")
     found = {
-        FIRST: {tasks[0]: runs(s100=80.0, s101=90.0), tasks[1]: runs(s100=20.0, s101=50.0)},
-        "size 0.8": {tasks[0]: runs(s100=90.0, s101=100.0), tasks[1]: runs(s101=60.0)},
+        FIRST: {tasks[0]: scored(s100=80.0, s101=90.0), tasks[1]: scored(s100=20.0, s101=50.0)},
+        "size 0.8": {tasks[0]: scored(s100=90.0, s101=100.0), tasks[1]: scored(s101=60.0)},
         "size 0.65": {},
     }
     header, rows = tuning.table(tasks, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from iwsft_control.base import files
+from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import results, store
 from iwsft_control.benchmark.stages import Stage, configuration, dependencies
 from iwsft_control.datasets.types import Dataset
@@ -103,8 +105,25 @@ def result_path(folder: Path, result: results.RunResult) -> Path:
     """Where a result belongs: its name tells method and seed, its last part the configuration and data."""
     identity = json.dumps([result.config, result.dataset, result.physics, result.quick], sort_keys=True)
     label = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    stem = "-".join([result.method, *([f"by-{result.quality}"] if result.quality else []), f"seed{result.seed}", label])
-    return folder / result.task.replace("/", "-") / f"{stem}.json"
+    return _named(folder, result.task, result.method, result.quality, result.seed, label)
+
+
+def _named(folder: Path, task: str, method: str, quality: str | None, seed: int, label: str) -> Path:
+    stem = "-".join([method, *([f"by-{quality}"] if quality else []), f"seed{seed}", label])
+    return folder / task.replace("/", "-") / f"{stem}.json"
+
+
+def with_other_settings(folder: Path, stage: Stage, task: str) -> list[Path]:
+    """Results in the folder of a stage's method, quality and seeds that have another configuration (or other code of
+    one's own), and so would stand beside what the stage makes."""
+    wanted, found = whole_configuration(stage), []
+    for seed in stage.seeds:
+        pattern = _named(folder, task, stage.method, stage.quality, seed, "*")
+        for path in sorted(pattern.parent.glob(pattern.name)):
+            with contextlib.suppress(UserError):  # what cannot be read is told where it is asked for
+                if results.read(path).config != wanted:
+                    found.append(path)
+    return found
 
 
 def write_results(

@@ -12,7 +12,7 @@ import jax
 from iwsft_control.base import children, console
 from iwsft_control.base.errors import require
 from iwsft_control.base.progress import duration
-from iwsft_control.benchmark import checks, jobs, processes, ray_pool, results, stages
+from iwsft_control.benchmark import checks, export, jobs, processes, ray_pool, results, stages
 from iwsft_control.benchmark.board import Board, Seen, seconds_left
 from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
 from iwsft_control.benchmark.settings import Settings
@@ -84,6 +84,12 @@ def run(plan: Any, chosen: Settings) -> None:
     guess = seconds_left(missing, slots, Seen())
     if plan.ray is None:
         console.console.print(f"estimate: {duration(guess)} with {slots} at a time; results in {folder}")
+    others = [path for job in wanted for path in export.with_other_settings(folder, job.stage, job.source.task)]
+    if others:  # told before hours are spent: a sweep is there for a table
+        console.console.print(
+            f"results of the same methods and seeds with other settings are there ({len(others)}, as {others[0]}): no "
+            "table takes both. Choose another --results, or remove them."
+        )
     if plan.dry_run:
         return
 

@@ -20,6 +20,7 @@ from iwsft_control.report.published import PUBLISHED_TASKS
 from iwsft_control.report.statistics import Estimate
 
 SCORES_FILE = "scores.json"  # the matrices for rliable
+REFERENCES = ("ref_min_score", "ref_max_score")  # what scores are normalised by
 NORMALISED = "normalised score"  # what scores are, unless a run says otherwise
 
 
@@ -87,7 +88,7 @@ def by_seed(folder: Path, quick: bool = False) -> dict[str, dict[int, RunResult]
     """The runs in the folder of one variant of a method, or with ``quick`` its trials, by task and seed.
 
     Raises:
-        UserError: a file is no result, or two are of one task and seed.
+        UserError: a file is no result, two are of one task and seed, or they are not alike but for that.
     """
     found: dict[str, dict[int, RunResult]] = {}
     for path in result_files(folder):
@@ -95,7 +96,40 @@ def by_seed(folder: Path, quick: bool = False) -> dict[str, dict[int, RunResult]
         if run.quick == quick:
             first = found.setdefault(run.task, {}).setdefault(run.seed, run)
             require(first is run, f"{path.parent} holds two runs of seed {run.seed}; remove one.")
+            one = next(iter(found[run.task].values()))
+            require(
+                _agree(one.config, run.config),
+                f"{path.parent} holds runs of other settings (seeds {one.seed} and {run.seed}); part them.",
+            )
+    require_alike([found])
     return found
+
+
+def require_alike(variants: Iterable[Mapping[str, Mapping[int, RunResult]]]) -> None:
+    """See that runs of variants, by task and seed, may be compared: the same data, physics and evaluation of a task.
+
+    Raises:
+        UserError: they may not.
+    """
+    first: dict[tuple[str, str], tuple[Any, RunResult]] = {}
+    for run in (run for of_task in variants for of_seed in of_task.values() for run in of_seed.values()):
+        for what, group, value in (
+            ("data sets", run.task, [run.dataset["id"], run.dataset["sha256"]]),
+            ("physics", run.task, run.physics),
+            *_mujoco(run),
+            ("evaluation protocols", run.task, [*map(run.evaluation.get, REFERENCES), _protocol(run)]),
+        ):
+            known, other = first.setdefault((what, group), (value, run))
+            if known != value:
+                two = " and ".join(f"{each.method} with seed {each.seed}" for each in (other, run))
+                raise UserError(f"{two} ({run.task}) have different {what}; make a table of each.")
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two configurations have the same values; older records lack the settings that came later."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_agree(one[key], other[key]) for key in one.keys() & other.keys())
+    return bool(one == other)
 
 
 def bc_start(run: RunResult) -> float:
@@ -144,7 +178,7 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
         for what, group, value in (
             ("data sets (sha256)", dataset, run.dataset["sha256"]),
             ("physics", dataset, run.physics),
-            ("reference scores", dataset, [run.evaluation[f"ref_{end}_score"] for end in ("min", "max")]),
+            ("reference scores", dataset, [run.evaluation[name] for name in REFERENCES]),
             *_mujoco(run),  # means over data sets are of one
             ("evaluation protocols", "", _protocol(run)),
             ("configurations", f"{dataset} {row.label}", run.config),
@@ -175,7 +209,7 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
 
 def _protocol(run: RunResult) -> dict[str, Any]:
     # What of the policy was evaluated belongs to the method: TD3+BC's paper has no average of parameters.
-    protocol = {k: v for k, v in run.evaluation.items() if k not in ("ref_min_score", "ref_max_score", "policy")}
+    protocol = {k: v for k, v in run.evaluation.items() if k not in (*REFERENCES, "policy")}
     return protocol | {"episodes": len(run.episode_returns)}
 
 
