@@ -120,7 +120,7 @@ def test_runs_of_variants_are_of_one_task(tmp_path):
         [
             ({"dataset": first.dataset | {"sha256": "f" * 64}}, "have different data sets; make a table of each"),
             ({"physics": first.physics | {"mujoco": "3.0.0"}}, "have different physics"),
-            ({"evaluation": first.evaluation | {"ref_max_score": 1.0}}, "have different evaluation protocols"),
+            ({"evaluation": first.evaluation | {"first_reset_seed": 5}}, "have different evaluation protocols"),
             ({"config": {"policy": {"steps": 6}}}, "runs of other settings"),
         ]
     ):
