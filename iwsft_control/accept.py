@@ -46,8 +46,8 @@ class AcceptConfig:
     """Seeds of IQL and TD3+BC, which take most of the time, among which one is chosen; that one gets all seeds."""
     only_first: bool = False
     """Stop after BC and 10%BC."""
-    out: Path = Path("results/reconstruction")
-    """Folder of the portraits, scores and the choice."""
+    out: Path = Path("results/my-reconstruction")
+    """Folder of the portraits, scores and the choice (those of the embedded data are in results/reconstruction)."""
     workers: Annotated[int, POSITIVE] = children.usable_cores()
 
 

@@ -92,6 +92,7 @@ def push(what: str, to: str) -> str:
     require(not more, f"{to} is not the address of an organisation or user, hf://ORG; the data set keeps its own id.")
     from iwsft_control.datasets import minari_files  # here and below: help and a mistake in an address need none of it
 
+    _check_free(what)
     there = what in minari_files.local_ids()
     require(there, f"{what} is neither a .safetensors file nor a data set in {minari_files.minari_path('')}.")
     group, *rest = what.split("/")
@@ -105,6 +106,25 @@ def push(what: str, to: str) -> str:
             repo_type="dataset",
         )
     return f"{SCHEME}{organisation}/{what}"
+
+
+def _check_free(identity: str) -> None:
+    """Refuse ids by which a task takes its data unasked, and for what they are known to be: anyone can push any.
+
+    Raises:
+        UserError: it is one.
+    """
+    from iwsft_control.datasets import packed
+
+    require(
+        not identity.startswith("D4RL/"),
+        f"{identity} would stand for D4RL's own data, unchecked; 'iwsft d4rl download' gets and checks these, and "
+        "other data go by another id.",
+    )
+    require(
+        identity not in packed.embedded_manifest(),
+        f"{identity} comes with this package, and another would stand in its place; give other data another id.",
+    )
 
 
 def _push_policy(path: Path, to: str) -> str:
@@ -137,6 +157,7 @@ def pull(what: str, out: Path = Path(".")) -> Path:
     from iwsft_control.datasets import minari_files
 
     identity = "/".join([group, *rest])
+    _check_free(identity)
     target = minari_files.minari_path(identity)
     require(not target.exists(), f"{identity} is already in {target}; delete that folder to pull it again.")
     console.writable(target.parent)

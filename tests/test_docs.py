@@ -19,6 +19,7 @@ from iwsft_control import run, sweep, table
 from iwsft_control.__main__ import COMMANDS
 from iwsft_control.base import console
 from iwsft_control.benchmark import results, settings
+from iwsft_control.envs.tasks import MEDIUM_REPLAY
 from iwsft_control.learning.method import Inputs, Method, Prepared
 from iwsft_control.methods import registry
 from tests.conftest import make_data
@@ -101,6 +102,23 @@ def commands():
                     yield page.name, words[1], words[2:]
                 elif words[:2] == ["python", "-m"] and words[2].startswith("iwsft_control."):
                     yield page.name, words[2].removeprefix("iwsft_control."), words[3:]
+
+
+def test_the_commands_of_the_baselines_make_the_committed_runs():
+    """These and no others; results/README.md tells the commands."""
+    told = set()
+    for line in (ROOT / "results" / "README.md").read_text().splitlines():
+        if "--results results/baselines" in line:
+            words, options = shlex.split(line), {}
+            for word in words[3:]:
+                if word.startswith("--"):
+                    values = options.setdefault(word, [])
+                else:
+                    values.append(word)
+            for task in options.get("--tasks", MEDIUM_REPLAY):
+                told |= {(task, m, int(s)) for m in options["--methods"] for s in options["--seeds"]}
+    there = [results.read(path) for path in (ROOT / "results" / "baselines").rglob("*.json")]
+    assert {(run.task, run.method, run.seed) for run in there} == told
 
 
 @pytest.mark.parametrize(("page", "name", "arguments"), [*commands()], ids=lambda x: x if isinstance(x, str) else "")

@@ -112,6 +112,8 @@ def test_what_is_no_policy_is_not_kept(api, tmp_path):
         ("no/such-v0", "hf://org", "is neither a .safetensors file nor a data set"),
         ("no.safetensors", "hf://org/name", "does not exist"),
         ("no.safetensors", "hf://org", "repository of policies"),
+        ("D4RL/hopper/medium-v2", "hf://org", "would stand for D4RL's own data"),
+        ("iwsft/walker2d/medium-replay-v1", "hf://org", "comes with this package"),
     ],
 )
 def test_what_cannot_be_pushed(api, what, to, sentence):
@@ -128,6 +130,8 @@ def test_what_cannot_be_pushed(api, what, to, sentence):
         ("hf://org/there/x-v0", "there is no data set there/x-v0"),
         ("there/x-v0", "is not an address"),
         ("hf://org/x.safetensors", "is not the address of a policy"),
+        ("hf://org/D4RL/hopper/medium-replay-v2", "would stand for D4RL's own data, unchecked; 'iwsft d4rl download'"),
+        ("hf://org/iwsft/hopper/medium-replay-v1", "comes with this package, and another would stand in its place"),
     ],
 )
 def test_what_cannot_be_pulled(api, what, sentence):

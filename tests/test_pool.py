@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -134,6 +136,31 @@ def test_seeds_that_grow_together(tmp_path, monkeypatch):
             np.testing.assert_allclose(other.record[name][:2000], column[:2000], rtol=1e-3, atol=1e-3)
         assert pool.candidate(other).portrait.transitions == 3000
     assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_a_record_of_acceptance_loses_nothing(tmp_path):
+    task = tasks.parse_task("hopper-medium-replay")
+    committed = Path(__file__).parents[1] / "results/reconstruction/hopper-medium-replay.json"
+    config = accept.AcceptConfig(task.name, tmp_path / "work", out=tmp_path)
+    assert acceptance._known(config, task) == {}
+    shutil.copy(committed, tmp_path)
+    known, record = acceptance._known(config, task), json.loads(committed.read_text())
+    assert {n: {m: {str(k): x for k, x in of.items()} for m, of in each.items()} for n, each in known.items()} == (
+        record["scores"]
+    )
+    for changes in ({"seeds": (200,)}, {"only_first": True}):
+        with pytest.raises(UserError, match="holds more seeds or methods than this would write; choose another --out"):
+            acceptance._known(dataclasses.replace(config, **changes), task)
+    published = acceptance.PUBLISHED_SCORES[task.name]
+    perfect = {method: {200: published[method][0]} for method in acceptance.TOLERANCE}
+    for left_out, accepted in ((None, True), ("iql", False), ("bc", False)):  # too few methods accept nothing
+        scores = {"x": {m: of for m, of in perfect.items() if m != left_out}}
+        assert acceptance.write_record(config, task, scores, {}, "x") == accepted
+        assert json.loads((tmp_path / committed.name).read_text())["accepted"] == accepted
+    assert not acceptance.write_record(config, task, {"x": perfect | {"bc": {200: 90.0}}}, {}, "x")
+    (tmp_path / committed.name).write_text("{}")
+    with pytest.raises(UserError, match="is damaged"):
+        acceptance._known(config, task)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from iwsft_control.base import console, files
-from iwsft_control.base.errors import require
+from iwsft_control.base.errors import UserError, require
 from iwsft_control.benchmark import jobs, processes, results, settings, stages
 from iwsft_control.benchmark.jobs import DataSource, Failure, Job
 from iwsft_control.benchmark.store import Store
@@ -75,6 +75,7 @@ def compare(config: Any, task: Task) -> None:
         f"{identity} is not there; run 'python -m iwsft_control.collect --env {task.name}' first.",
     )
     console.writable(config.out)
+    _known(config, task)
     source = DataSource(None, identity)
     scores: Scores = {identity: {}}
     for methods in (FIRST,) if config.only_first else (FIRST, SECOND):
@@ -94,6 +95,7 @@ def choose(config: Any, task: Task) -> None:
     unknown = sorted(set(config.candidates) - {c.name for c in everyone})
     require(not unknown, f"no candidate {', '.join(unknown)} in {config.work}; there are {known}.")
     console.writable(config.out)
+    known_scores = _known(config, task)
     portraits = {c.name: portrait_distance(c.portrait, environment) for c in everyone}
     for each in everyone:
         pool.write(config.out / "pool", each)
@@ -109,8 +111,10 @@ def choose(config: Any, task: Task) -> None:
         return {name: behaviour_distance(found, task.name) for name, found in scores.items()}
 
     def record(behaviour: Mapping[str, float], best: str | None) -> bool:
-        found = {"portrait_distance": _finite(portraits), "behaviour_distance": _finite(behaviour), "chosen": best}
-        return write_record(config, task, scores, found, best)
+        others = {name: found for name, found in known_scores.items() if name not in scores}
+        distances = {**{name: behaviour_distance(found, task.name) for name, found in others.items()}, **behaviour}
+        found = {"portrait_distance": _finite(portraits), "behaviour_distance": _finite(distances), "chosen": best}
+        return write_record(config, task, others | scores, found, best)
 
     behaviour, best = try_on(chosen, FIRST, config.seeds), None
     if not config.only_first:
@@ -130,9 +134,37 @@ def choose(config: Any, task: Task) -> None:
         console.console.print(f"chosen: {best} ({verdict})")
 
 
+def _known(config: Any, task: Task) -> Scores:
+    """The scores in the record of an earlier call, which the new one will hold as well.
+
+    Raises:
+        UserError: the record is damaged, or holds seeds or methods of a candidate that this call leaves out.
+    """
+    path = config.out / f"{task.name}.json"
+    if not path.is_file():
+        return {}
+    try:
+        record = files.parse_json(path.read_text(encoding="utf-8"))
+        scores = {
+            name: {m: {int(s): math.nan if x is None else float(x) for s, x in of.items()} for m, of in each.items()}
+            for name, each in record["scores"].items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, or choose another --out.") from error
+    methods = {method for each in scores.values() for method in each}
+    seeds = {seed for each in scores.values() for of in each.values() for seed in of}
+    require(
+        seeds <= set(config.seeds) and not (config.only_first and methods & set(SECOND)),
+        f"{path} holds more seeds or methods than this would write; choose another --out, or delete it.",
+    )
+    return scores
+
+
 def write_record(config: Any, task: Task, scores: Scores, found: Mapping[str, Any], judged: str | None) -> bool:
-    """Write what was found; whether every mean score of the data that are judged is within its tolerance."""
-    accepted = judged is not None and all(distance(m, mean_score(s), task.name) <= 1 for m, s in scores[judged].items())
+    """Write what was found; whether the mean score of every method, on the data judged, is within its tolerance."""
+    of_judged = {} if judged is None else scores[judged]
+    near = all(distance(m, mean_score(s), task.name) <= 1 for m, s in of_judged.items())
+    accepted = near and set(of_judged) == set(TOLERANCE)  # two methods alone accept nothing
     record = {
         "task": task.name,
         "scores": {name: {m: _finite(by_seed) for m, by_seed in each.items()} for name, each in scores.items()},
