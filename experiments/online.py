@@ -18,9 +18,11 @@ from typing import Annotated
 from iwsft_control import finetune
 from iwsft_control.base import console
 from iwsft_control.base.bounds import POSITIVE
-from iwsft_control.base.files import write_text
+from iwsft_control.base.errors import require
+from iwsft_control.base.files import through_json, write_text
 from iwsft_control.benchmark import checks
 from iwsft_control.configs.online import PPOConfig, PrefixConfig, Reward, Start
+from iwsft_control.envs import tasks
 from iwsft_control.online import methods as online_methods
 from iwsft_control.online.methods import METHODS
 from iwsft_control.report import figures, online
@@ -51,6 +53,9 @@ class OnlineConfig:
 def main(config: OnlineConfig) -> None:
     """Make what is missing, then the report."""
     checks.check_tasks(config.tasks)
+    checks.check_seeds(config.seeds)
+    require(bool(config.methods), "--methods must name one or more methods.")
+    require(len(set(config.rewards)) == len(config.rewards) > 0, "--rewards must be dense, sparse or both.")
     wanted = [
         finetune.FinetuneConfig(
             env=task,
@@ -70,6 +75,9 @@ def main(config: OnlineConfig) -> None:
     ]
     for each in wanted:  # a mistake is told before hours are spent
         finetune.validate(each)
+        finetune.check_offline(each)
+        if not config.only_report:
+            _check_there(each)
     online_methods.check_effects(config.methods, config.rewards, config.ppo, config.prefix)
     failed = console.each(finetune.main, () if config.only_report else wanted)
     found = online.find(config.out)
@@ -85,6 +93,26 @@ def main(config: OnlineConfig) -> None:
     console.console.print(table)
     if failed:
         raise SystemExit(1)
+
+
+def _check_there(config: finetune.FinetuneConfig) -> None:
+    """See that the runs of its task, reward and budget in the folder have the settings that it has.
+
+    Raises:
+        UserError: one has others.
+    """
+    folder = config.results
+    assert folder is not None and config.env is not None
+    groups = {k: dataclasses.asdict(getattr(config, k)) for k in ("ppo", "prefix")}
+    wanted = through_json({"start": config.start, **groups})
+    panel = online.Panel(tasks.parse_task(config.env).name, config.reward, config.steps)
+    there = online.find(folder).get(panel, {}) if grouped.result_files(folder) else {}
+    for run in (run for each in there.values() for run in each):
+        other = next((k for k in wanted if run.config[k] != wanted[k]), None)
+        require(
+            other is None,
+            f"{folder} holds runs of {panel.task} ({panel.reward}) with another --{other}; choose another --out.",
+        )
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from iwsft_control.sequences import runs, task
 from iwsft_control.sequences.evaluation import EvaluationConfig
 from iwsft_control.sequences.methods import METHODS, SequenceConfig
 from iwsft_control.sequences.runs import Bench, Job
+from iwsft_control.sequences.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,23 +59,40 @@ class SequencesConfig(SequenceConfig):
     """A trial of a few steps, marked as such in its results."""
 
 
-def main(config: SequencesConfig) -> None:
-    """Check, run what is missing, write and print."""
+def validate(config: SequencesConfig) -> tuple[Task, SequenceConfig, list[Job]]:
+    """The task, the settings and the runs.
+
+    Raises:
+        UserError: an option is not what it must be.
+    """
     of = task.parse(config.task)
     runs.check_methods(config.methods)
     checks.check_seeds(config.seeds)
     require(len(set(config.qualities)) == len(config.qualities) > 0, "--qualities must be steps, q or both.")
     settings = SequenceConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(SequenceConfig)})
     runs.check(settings, config.evaluation, of)
+    return of, settings, runs.jobs(config.methods, config.qualities, config.seeds)
+
+
+def command(config: SequencesConfig) -> None:
+    """What the command line does: an option without an effect is a mistake there."""
+    of, settings, wanted = validate(config)
+    runs.check_effects(settings, config.evaluation, of, wanted)
+    main(config)
+
+
+def main(config: SequencesConfig) -> None:
+    """Check, run what is missing, write and print."""
+    of, settings, wanted = validate(config)
     evaluated = config.evaluation
     if config.quick:
         settings, evaluated = runs.trial(settings, evaluated)
     folder = config.out or Path("results/quick/sequences" if config.quick else "results/sequences")
     stages = config.stages or cache_home() / "sequences"
+    _check_protocol(folder / "runs", evaluated, config.quick)
     console.writable(folder)
     console.writable(stages)
     console.cache_compiled_programs()
-    wanted = runs.jobs(config.methods, config.qualities, config.seeds)
     failed = 0
     with console.progress_bar() as bar:
         total = bar.add_task("runs", total=len(wanted))
@@ -100,6 +118,21 @@ def main(config: SequencesConfig) -> None:
         console.console.print(f"{len(wanted) - failed} runs -> {folder / 'runs'}, {folder / 'details.md'}")
     if failed:
         sys.exit(1)
+
+
+def _check_protocol(folder: Path, evaluated: EvaluationConfig, quick: bool) -> None:
+    """See that the results in a folder were evaluated as others will be: they would be replaced, or fit no table.
+
+    Raises:
+        UserError: they were not, or one is damaged.
+    """
+    for path in grouped.result_files(folder):
+        run = results.read(path)
+        problems, samples = len(run.episode_returns), run.evaluation.get("samples")
+        require(
+            run.quick != quick or (problems, samples) == (evaluated.problems, evaluated.samples),
+            f"{path} is of {problems} problems and {samples} samples; choose another --out, or remove it.",
+        )
 
 
 def _line(job: Job, result: RunResult, path: Path) -> str:
@@ -162,4 +195,4 @@ def _cell(values: Sequence[float | None], factor: float, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    console.command(lambda: SequencesConfig, main, "python experiments/sequences.py", __doc__)
+    console.command(lambda: SequencesConfig, command, "python experiments/sequences.py", __doc__)

@@ -103,12 +103,16 @@ def command(config: FinetuneConfig) -> None:
     """What the command line does: an option without an effect is a mistake there."""
     validate(config)
     methods.check_effects(config.method, (config.reward,), config.ppo, config.prefix)
-    _check_offline(config)
+    check_offline(config)
     main(config)
 
 
-def _check_offline(config: FinetuneConfig) -> None:
-    """See that what was set of the offline policy has an effect."""
+def check_offline(config: FinetuneConfig) -> None:
+    """See that what was set of the offline policy has an effect.
+
+    Raises:
+        UserError: something has none.
+    """
     used = {"hidden"}  # as wide is the policy of a method that starts from none
     scratch = all(methods.get(name).scratch for name in config.method)
     if not scratch:

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments import online as comparison
 from iwsft_control import finetune
 from iwsft_control.base import bounds, snapshot
 from iwsft_control.base.errors import UserError
@@ -463,10 +466,46 @@ def test_every_method_draws_the_same_demonstrations_and_its_own_prefixes():
     assert means == sorted(means, reverse=True)
 
 
-def test_seeds_reach_everything_and_repeat():
-    same(teach("prefix-rft"), teach("prefix-rft"))
-    a, b = teach("prefix-rft"), teach("prefix-rft", seed=1)
-    assert a.log["prefix_steps"] != b.log["prefix_steps"] and a.log["outcome"] != b.log["outcome"]
+def test_seeds_reach_everything_and_repeat(monkeypatch):
+    """Whatever draws gets numbers that no other seed and no other update has."""
+    received = {}
+
+    def spy(module, name, place):
+        real = getattr(module, name)
+
+        def spied(*arguments, **options):
+            given = arguments[place]
+            received.setdefault(name, []).append(
+                given if isinstance(given, tuple) else tuple(jax.random.key_data(given).tolist())
+            )
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, spied)
+
+    for module, name, place in ((learner, "create", 4), (prefixes, "draw", 6), (rollouts, "play", 4)):
+        spy(module, name, place)
+    spy(learner, "update", 4)
+    first, again, other = teach("prefix-rft"), teach("prefix-rft"), teach("prefix-rft", seed=1)
+    same(first, again)
+    assert first.log["prefix_steps"] != other.log["prefix_steps"] and first.log["outcome"] != other.log["outcome"]
+    for name, given in received.items():
+        counts = [1 if name == "create" else len(run.log["step"]) for run in (first, again, other)]
+        once, twice = counts[0], counts[0] + counts[1]
+        assert given[:once] == given[once:twice] and len(given) == sum(counts)
+        assert len(set(given)) == counts[0] + counts[2] > 1, name
+
+
+def test_other_seeds_are_other_actions_and_another_critic():
+    begun = create(OnlinePolicy((8,), 1), 1, KEY)
+    critics = [learner.create(setup("bc-rl", hidden=(8,)), begun, 1, 0, jax.random.key(s)).critic for s in (0, 1)]
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, critics), strict=True))
+    actor = Actor.of(begun)
+    starts = prefixes.Starts(np.array([0]), np.zeros((1, 2), int), np.zeros((1, 2), bool))
+    first, again, other = (
+        rollouts.play(actor, Point(2), walks(), starts, seed, 1).actions for seed in ((0, 0), (0, 0), (1, 0))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
 
 
 def test_episodes_do_not_depend_on_threads():
@@ -571,6 +610,7 @@ def test_the_command_writes_results_with_simulator_steps(tmp_path, monkeypatch, 
             raise DivergedError("it diverged")
         return real(setup, *rest, **options)
 
+    before = paths[0].read_bytes()
     # Other reference scores are another result; a run that fails stops no other; a policy of one action has failed.
     monkeypatch.setattr(training, "finetune", failing)
     other = {"ref_min_score": 0.0, "ref_max_score": 100.0}
@@ -579,7 +619,13 @@ def test_the_command_writes_results_with_simulator_steps(tmp_path, monkeypatch, 
     assert error.value.code == 1 and tried == [METHODS["uft"], METHODS["prefix-rft"]]
     (failure,) = (tmp_path / "results" / "failures").glob("*.json")
     assert json.loads(failure.read_text())["error"] == "it diverged"
-    assert grouped.find_failures([tmp_path / "results"]) == ["hopper-medium-replay uft seed 0: it diverged"]
+    told = "hopper-medium-replay uft (sparse, 300 steps) seed 0: it diverged"
+    assert grouped.find_failures([tmp_path / "results"]) == [told]
+    with pytest.raises(UserError, match="have different reference scores"):  # of the run that did not fail
+        report.find(tmp_path / "results", quick=True)
+    made, other_left = (results.read(path).evaluation["ref_max_score"] for path in paths)
+    assert made == 100.0 != other_left == found[1].evaluation["ref_max_score"]
+    paths[0].write_bytes(before)
     assert report.find(tmp_path / "results", quick=True)  # a run that failed keeps no other from the table
     again = tmp_path / "results" / "again" / paths[0].name
     again.parent.mkdir()
@@ -587,12 +633,46 @@ def test_the_command_writes_results_with_simulator_steps(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match="two runs of prefix-rft with seed 0"):
         report.find(tmp_path / "results", quick=True)
     again.unlink()
-    made, left = (results.read(path).evaluation["ref_max_score"] for path in paths)
-    assert made == 100.0 != left == found[1].evaluation["ref_max_score"]
+    left = results.read(paths[1])
+    start = left.diagnostics["bc_start"]
+    for damaged in (
+        {"bc_start": {k: v for k, v in start.items() if k != "success"}},
+        {"bc_start": start | {"normalised_score": "x"}},
+        {"curve": {k: [*v, *v] for k, v in left.diagnostics["curve"].items()}},  # its steps do not rise
+    ):
+        results.write(paths[1], dataclasses.replace(left, diagnostics=left.diagnostics | damaged))
+        with pytest.raises(UserError, match="is no result of online training, or damaged"):
+            report.find(tmp_path / "results", quick=True)
+    results.write(paths[1], left)
     monkeypatch.setattr(work.policies, "constant_action", lambda policy, states: np.zeros(3))
     with pytest.raises(SystemExit):
         finetune.main(config(tmp_path, reward="sparse", method=("uft",), **other))
     assert "answers every state with one action" in json.loads(failure.read_text())["error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ppo": PPOConfig(kl_weight=9.0)}, "holds runs of hopper-medium-replay .dense. with another --ppo; choose"),
+        ({"start": "sft"}, "with another --start; choose another --out"),
+        ({"start": "sft", "methods": ("rl",), "out": "new"}, "--start has no effect, since rl starts from no policy"),
+        ({"seeds": (), "out": "new"}, "--seeds"),
+        ({"rewards": (), "out": "new"}, "--rewards must be dense, sparse or both"),
+        ({"methods": (), "out": "new"}, "--methods must name"),
+    ],
+)
+def test_the_comparison_tells_mistakes_before_it_trains(tmp_path, monkeypatch, changes, sentence):
+    committed = Path(__file__).parents[1] / "results/online/hopper-medium-replay"
+    some = next(p for p in sorted(committed.glob("bc-rl-*.json")) if results.read(p).config["reward"] == "dense")
+    (tmp_path / "there").mkdir()
+    shutil.copy(some, tmp_path / "there")
+    trained = []
+    monkeypatch.setattr(finetune, "main", trained.append)
+    out = tmp_path / changes.pop("out", "there")
+    of = {"tasks": ("hopper-medium-replay",), "methods": ("bc-rl",), "rewards": ("dense", "sparse"), "seeds": (0,)}
+    with pytest.raises(UserError, match=sentence):
+        comparison.main(comparison.OnlineConfig(**of | changes, out=out))
+    assert not trained
 
 
 def test_differences_are_paired_by_seed(tmp_path):
@@ -618,8 +698,8 @@ def test_differences_are_paired_by_seed(tmp_path):
     header, _, *lines = report.differences_markdown(panels).splitlines()
     cells = {row[1].strip(): row[2:-1] for row in (line.split("|") for line in lines)}
     assert header.split("|")[-2].strip() == "mean over tasks, sparse"
-    assert {c.strip() for c in cells["UFT, minus PPO from BC"]} == {"+5.0 [+5.0, +5.0]"}
-    assert {c.strip() for c in cells["PPO from BC, minus BC"]} == {"+1.0 [+1.0, +1.0]"}
+    assert {c.strip() for c in cells["UFT, minus PPO from BC"]} == {"+5.0 [all equal]"}
+    assert {c.strip() for c in cells["PPO from BC, minus BC"]} == {"+1.0 [all equal]"}
     assert list(cells) == ["PPO from BC, minus BC", "UFT, minus PPO from BC"]  # those that there are runs of
     runs["bc-rl"][0] = dataclasses.replace(runs["bc-rl"][0], normalised_score=3.0)
     corrected = report.differences_markdown(panels)

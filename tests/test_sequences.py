@@ -14,7 +14,7 @@ from iwsft_control import table
 from iwsft_control.base import bounds, console
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import results
-from iwsft_control.datasets.transitions import Demonstrations
+from iwsft_control.datasets.transitions import Demonstrations, Table
 from iwsft_control.learning import loop, objectives
 from iwsft_control.learning.method import Prepared
 from iwsft_control.learning.objectives import ImportanceConfig
@@ -516,6 +516,48 @@ def test_a_run_that_diverges_is_recorded(tmp_path):
 def test_bad_input_gets_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
         sequences.main(small(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"weights": methods.WeightsConfig(temperature=3.0)}, "weights.temperature"),
+        ({"critic": methods.CriticConfig(steps=11)}, "critic.steps"),
+        ({"curation": methods.CurationConfig(q_strata=(50.0,))}, "curation.q-strata"),
+        ({"policy": PolicyConfig(fine_tune_steps=5), "methods": ("bc",)}, "policy.fine-tune-steps"),
+    ],
+)
+def test_an_option_without_effect_is_a_mistake(monkeypatch, changes, option):
+    seen = []
+    monkeypatch.setattr(sequences, "main", seen.append)
+    with pytest.raises(UserError, match=f"--{option} has no effect on .*; leave it out"):
+        sequences.command(sequences.SequencesConfig(**{"methods": ("sft",)} | changes))
+    sequences.command(sequences.SequencesConfig(**changes | {"methods": ("sft", "iw-sft-q")}))
+    assert len(seen) == 1
+
+
+def test_results_that_were_evaluated_otherwise_stay(tmp_path):
+    """They would have the same name."""
+    sequences.main(small(tmp_path, methods=("bc",)))
+    (path,) = (tmp_path / "out" / "runs").rglob("*.json")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is of 60 problems and 2 samples; choose another --out"):
+        sequences.main(small(tmp_path, methods=("bc",), evaluation=evaluation.EvaluationConfig(20, 1)))
+    assert path.read_bytes() == before
+
+
+def test_the_log_describes_the_set_that_is_drawn_from(monkeypatch):
+    """Repeated entries stand at its end: those shown are as the whole set."""
+    monkeypatch.setattr(methods, "SHOWN", 64)
+    batch, shown = some_batch(100), []
+    entries = np.concatenate([np.arange(100), np.repeat(np.arange(10), 30)])
+    table = Table.of(Answers(batch.observations, batch.actions, np.zeros(batch.actions.shape, np.float32)))
+    own = Own(jnp.asarray(np.pad(entries, (0, 112))), jnp.int32(400), some_params())
+    real = table.rows
+    monkeypatch.setattr(Table, "rows", lambda self, index: (shown.append(np.asarray(index)), real(index))[1])
+    state = methods.State(some_params(), (), ())
+    methods.refresh("iw-sft-q", CONFIG, state, Prepared(table, own))
+    assert len(shown[0]) == 64 and np.mean(shown[0] < 10) == pytest.approx(310 / 400, abs=0.03)
 
 
 def test_a_trial_makes_nothing_larger():

@@ -68,12 +68,13 @@ def run(config: Any, chosen: Settings) -> None:
             for name in config.method:
                 label = f"seed {seed} {name} ({config.reward})"
                 report = jobs.reporter(lambda what, *event, label=label: bar.loop(f"{label} {what}", *event))
-                run = f"{source.task} {name} {config.reward} seed{seed}"
+                run = f"{source.task} {name} {config.reward} {config.steps} steps from {config.start} seed{seed}"
                 try:
                     result, path = train(config, chosen, source, kept, folder, name, seed, report)
                 except RunError as error:
                     failed += 1
                     what = {"task": source.task, "method": name, "quality": None, "seeds": [seed], "error": str(error)}
+                    what |= {"variant": f"{config.reward}, {config.steps:,} steps"}
                     results.record_failure(folder, run, what)
                     console.console.print(f"failed: {label}: {error}")
                     continue

@@ -86,7 +86,6 @@ EFFECTS: dict[str, Callable[[Use], bool]] = {
     "ppo.kl_weight": _from_a_policy,
     "ppo.spread_steps": _from_a_policy,
     "ppo.start_std": _from_a_policy,
-    "prefix.success_percentile": lambda use: use.reward == "sparse",
     "prefix.margin": _by_law("uniform", "cosine", "hybrid"),
     "prefix.pieces": _by_law("uniform", "cosine"),
     "prefix.unhinted_share": _by_law("uniform", "cosine"),

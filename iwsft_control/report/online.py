@@ -56,6 +56,8 @@ def find(folder: Path, quick: bool = False) -> Online:
         for what, of in (
             ("data sets", lambda run: run.dataset),
             ("physics", lambda run: run.physics),
+            ("reference scores", lambda run: [run.evaluation[name] for name in grouped.REFERENCES]),
+            ("evaluation protocols", lambda run: [run.evaluation["first_reset_seed"], len(run.episode_returns)]),
             ("configurations", lambda run: run.config),
         ):
             if any(of(run) != of(every[0]) for run in every):
@@ -76,6 +78,10 @@ def _check(path: Path, run: RunResult) -> None:
     columns: list[Any] = [curve.get(name) for name in names] if isinstance(curve, dict) else []
     whole = bool(columns) and all(isinstance(c, list) and c and len(c) == len(columns[0]) for c in columns)
     numbers = whole and all(is_finite(x) for c in columns for x in c)
+    numbers = numbers and all(one < other for one, other in itertools.pairwise(columns[0]))
+    start = run.diagnostics.get(f"{run.config.get('start')}_start")
+    of_start = start.get if isinstance(start, dict) else lambda name: None
+    numbers = numbers and (start is None or all(is_finite(of_start(name)) for name in names[1:]))
     known = is_finite(run.evaluation.get("simulator_steps")) and is_finite(run.diagnostics.get("success"))
     budget = isinstance(run.config.get("steps"), int)
     budget &= all(isinstance(run.config.get(name), str) for name in ("reward", "start"))

@@ -151,9 +151,12 @@ def find_failures(folders: Sequence[Path], runs: Iterable[RunResult] = ()) -> li
         try:
             record = files.parse_json(path.read_text(encoding="utf-8"))
             row = Row(str(record["method"]), record["quality"] and str(record["quality"]))
+            variant = f" ({record['variant']})" if "variant" in record else ""  # of finetune: reward and budget
             seeds = [s for s in record["seeds"] if (record["task"], row.method, row.quality, s) not in there]
             if seeds:
-                lines.append(f"{record['task']} {row.label} seed {', '.join(map(str, seeds))}: {record['error']}")
+                lines.append(
+                    f"{record['task']} {row.label}{variant} seed {', '.join(map(str, seeds))}: {record['error']}"
+                )
         except (OSError, ValueError, LookupError, TypeError):  # of a run that failed anyway: no reason to stop
             lines.append(f"{path.name}, whose record is damaged")
     return lines

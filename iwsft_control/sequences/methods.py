@@ -311,7 +311,8 @@ def refresh(name: str, config: SequenceConfig, state: State, data: Prepared) -> 
     """The weights of some curated answers by the present q, for the log: training computes its own in every batch."""
     form = form_of(name, config)
     assert form is not None
-    batch = data.shared.rows(data.own.entries[jnp.arange(SHOWN) % data.own.size])
+    # Evenly spread: repeated entries stand after the single ones, and training draws them as often as they stand there.
+    batch = data.shared.rows(data.own.entries[jnp.arange(SHOWN) * data.own.size // SHOWN])
     log_ratio = log_prob(config.model, _q(state), batch) - batch.log_reference.reshape(-1)
     return data, describe(form, log_ratio, layout(batch.actions))
 

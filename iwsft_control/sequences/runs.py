@@ -75,6 +75,29 @@ def check(config: SequenceConfig, evaluated: EvaluationConfig, of: Task) -> None
     model.check_length(config.model, of)
 
 
+def check_effects(config: SequenceConfig, evaluated: EvaluationConfig, of: Task, wanted: Sequence[Job]) -> None:
+    """Refuse a setting that was changed and that no run depends on.
+
+    Raises:
+        UserError: there is one.
+    """
+
+    def configurations(settings: SequenceConfig) -> list[dict[str, Any]]:
+        bench = Bench(of, settings, evaluated, False, Path(), lambda what, steps: lambda done, values: None)
+        return [bench.configuration(job) for job in {job._replace(seed=0) for job in wanted}]
+
+    given, names = configurations(config), ", ".join(dict.fromkeys(job.method for job in wanted))
+    for group in dataclasses.fields(config):
+        values = getattr(config, group.name)
+        for field in dataclasses.fields(values):
+            default = getattr(type(values)(), field.name)
+            plain = dataclasses.replace(config, **{group.name: dataclasses.replace(values, **{field.name: default})})
+            require(
+                getattr(values, field.name) == default or configurations(plain) != given,
+                f"--{group.name}.{field.name.replace('_', '-')} has no effect on {names}; leave it out.",
+            )
+
+
 def trial(config: SequenceConfig, evaluated: EvaluationConfig) -> tuple[SequenceConfig, EvaluationConfig]:
     """Settings of a trial of seconds."""
 
