@@ -61,7 +61,7 @@ class PrefixConfig:
     percentile: Annotated[float, PERCENTILE] = 90
     """Demonstrations are the episodes above this percentile of return: SFT's curated set."""
     success_percentile: Annotated[float, PERCENTILE] = 50
-    """An episode is a success, and its sparse reward 1, where its return reaches this percentile of the demonstrations'."""
+    """An episode whose return reaches this percentile of the demonstrations' is a success: the sparse reward is 1."""
     margin: Annotated[int, NOT_NEGATIVE] = 20
     """No episode starts within these steps of a demonstration's termination."""
     pieces: Annotated[int, POSITIVE] = 5
