@@ -85,15 +85,11 @@ def curve(config: CurveConfig, task: str, name: str) -> str:
     own, data, export = stage.config, DataSource(task).load(), method.export
     assert export is not None
     record = curves.begin(task, name, config.seed, stages.configuration(stage), data, config.episodes)
+    if curves.is_there(path, record, lambda its: its.get("steps")):
+        return f"{path} is there"
     if path.is_file():
         known = curves.read_record(path)
-        wanted = files.through_json(record)
-        whole = known["step"][-1:] == [config.steps]
-        if whole and all(known[k] == wanted[k] for k in ("config", "dataset", "episodes")):
-            return f"{path} is there"
-        of_its_own = known["step"][-1:] == [known["config"].get("steps")]
-        require(not of_its_own, f"{path} is a whole curve of other settings or data; move it, or give another --out.")
-        if not whole and all(known.get(k) == v for k, v in wanted.items()):  # this very code has begun it
+        if all(known.get(k) == v for k, v in files.through_json(record).items()):  # this very code has begun it
             record = known
     snapshot = Snapshot(path.with_suffix(".unfinished"))  # beside the points: what goes on is what they belong to
     if "step" not in record:

@@ -30,8 +30,10 @@ import tyro
 from rich.table import Table
 
 from iwsft_control import sweep
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import NOT_NEGATIVE, POSITIVE
 from iwsft_control.base.console import cache_compiled_programs
+from iwsft_control.base.errors import near, require
 from iwsft_control.benchmark import perform
 from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.configs.supervised import PolicyConfig
@@ -54,11 +56,11 @@ SCORES = {"ref_min_score": -20.272305, "ref_max_score": 3234.3}
 class Kills:
     """Kill every command with -9 at random moments, start it again, and compare with a run that nobody killed."""
 
-    kills: int = 20
+    kills: Annotated[int, POSITIVE] = 20
     """Of each command."""
     commands: tuple[str, ...] = ("collect", "import", "run", "sweep", "table", "finetune")
     """Which."""
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Of the moments, each uniform over the time that the command takes."""
 
 
@@ -66,7 +68,7 @@ class Kills:
 class Soak:
     """The quick sweep again and again in one process, on small data and networks, each time from nothing."""
 
-    rounds: int = 50
+    rounds: Annotated[int, POSITIVE] = 50
     """How often."""
 
 
@@ -74,7 +76,7 @@ class Soak:
 class Constant:
     """How far actions differ from state to state, of policies that learned and of policies that learned too fast."""
 
-    steps: int = 3000
+    steps: Annotated[int, POSITIVE] = 3000
     """Of each training."""
 
 
@@ -228,6 +230,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 def kills(config: Kills) -> int:
     """Kill, start again, compare; returns the number of results that were lost or differ."""
+    for name in config.commands:
+        require(name in WORKS, f"unknown command {name!r}: {near(name, list(WORKS))}")
+    different = len(set(config.commands)) == len(config.commands) > 0
+    require(different, "--commands must name one or more different commands.")
     rng = np.random.default_rng(config.seed)
     table = Table("command", "seconds", "kills", "starts", "results", "lost", "other than unkilled", title="kill -9")
     bad = 0
@@ -404,6 +410,7 @@ def constant(config: Constant) -> int:
 
 def main(config: Kills | Soak | Constant) -> int:
     """Measure one figure; returns what to exit with."""
+    bounds.check(config, "")
     if isinstance(config, Kills):
         return min(1, kills(config))
     return soak(config) if isinstance(config, Soak) else constant(config)

@@ -67,7 +67,7 @@ class Preference(NamedTuple):
 
 
 def preference(
-    config: ImportanceConfig, data: Dataset, curated: Curated, log_ratio: np.ndarray, q: np.ndarray
+    config: SupervisedConfig, data: Dataset, curated: Curated, log_ratio: np.ndarray, q: np.ndarray
 ) -> Preference:
     """What weights prefer among the episodes of a curated set.
 
@@ -76,14 +76,15 @@ def preference(
         q: the learned Q of every transition, (N,).
     """
     counts = np.bincount(curated.entries, minlength=len(curated.starts))
-    temperature = objectives.temperature_of(config, jnp.asarray(log_ratio), jnp.asarray(counts))
-    weights = objectives.importance_weights(config, jnp.asarray(log_ratio), jnp.asarray(counts), temperature)
+    temperature = objectives.temperature_of(config.importance, jnp.asarray(log_ratio), jnp.asarray(counts))
+    weights = objectives.importance_weights(config.importance, jnp.asarray(log_ratio), jnp.asarray(counts), temperature)
+    sizes = curated.lengths if config.policy.length_weighted else np.ones_like(curated.lengths)  # as fine-tuning draws
     episodes = data.episode_of[curated.starts]
     place, returns = episodes / (len(data.returns) - 1), data.returns[episodes]
     mean_q = curation.mean_values(q, curation.episode_units(data))[episodes]
 
     def of_draws(weights: np.ndarray) -> np.ndarray:
-        share = weights * counts * curated.lengths
+        share = weights * counts * sizes
         share = share / share.sum()
         mean = share @ place
         return np.array([mean, np.sqrt(share @ (place - mean) ** 2), share @ returns])
@@ -108,7 +109,7 @@ def of_run(config: WeightsConfig, task: str, seed: int, data: Dataset, store: St
     rows = Demonstrations(data.observations[curated.rows], data.actions[curated.rows])
     apart = supervised.log_probs(method, policy, rows) - supervised.log_probs(method, reference, rows)
     log_ratio = objectives.unit_means(apart, jnp.asarray(curated.unit_of_row), jnp.asarray(curated.lengths))
-    return preference(method.importance, data, curated, np.asarray(log_ratio), q)
+    return preference(method, data, curated, np.asarray(log_ratio), q)
 
 
 def rows_of(task: str, found: list[Preference]) -> list[list[str]]:

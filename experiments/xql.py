@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from iwsft_control.networks.mlp import TwinCritic, ValueFunction
 class XQLConfig(IQLConfig):
     """IQL's, but for the loss of V: ``beta`` is its temperature, ``alpha`` the policy's inverse one."""
 
+    expectile: ClassVar[float]  # type: ignore[misc]  # of IQL's loss alone: no option here
     beta: Annotated[float, POSITIVE] = 2.0
     alpha: Annotated[float, POSITIVE] = 3.0
     clip: Annotated[float, POSITIVE] = 5.0

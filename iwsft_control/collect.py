@@ -30,6 +30,7 @@ from iwsft_control.envs import tasks
 
 ENVIRONMENTS = ("hopper", "halfcheetah", "walker2d")
 CHOSEN = {"hopper": (2, 0.4), "halfcheetah": (18, 1.0), "walker2d": (16, 1.0)}  # seed and updates a step of accept's
+EXPERT_STEPS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ class CollectConfig:
     """Write no data set: make a replay for each of these seeds, candidates for a reconstruction, and compare them."""
     updates_per_step: Annotated[float | None, POSITIVE] = None
     """SAC updates per environment step; rlkit's by default, 1, where a seed is given."""
-    expert_steps: int = 1_000_000
-    """Environment steps after which SAC counts as finished (expert, medium-expert)."""
+    expert_steps: int | None = None
+    """Environment steps after which SAC counts as finished (expert, medium-expert); by default 1,000,000."""
     work: Path | None = None
     """Folder of checkpoints; a stopped collection continues from it. Default: ~/.cache/iwsft_control/collect."""
     unpack: bool = False
@@ -69,7 +70,10 @@ def main(config: CollectConfig) -> None:
     replay = task.level == "medium-replay"
     require(replay or not config.seeds, "--seeds is for medium-replay; leave it out or give --seed.")
     require(replay or config.embed is None, "--embed is for medium-replay; leave it out.")
-    for option, others in (("seeds", ("seed", "embed")), ("unpack", ("seeds", "seed", "updates_per_step", "embed"))):
+    trained = task.level in ("expert", "medium-expert")
+    require(trained or config.expert_steps is None, "--expert-steps is for expert and medium-expert; leave it out.")
+    no_use = {"seeds": ("seed", "embed"), "unpack": ("seeds", "seed", "updates_per_step", "expert_steps", "embed")}
+    for option, others in no_use.items():
         if getattr(config, option):
             idle = next((o for o in others if getattr(config, o) not in (None, ())), None)
             no_effect = f"--{idle} has no effect with --{option}; leave it out.".replace("_", "-")
@@ -86,7 +90,8 @@ def main(config: CollectConfig) -> None:
         seed = config.seed
         if seed is None:
             seed, updates = CHOSEN[name][0], updates or CHOSEN[name][1]
-        levels.make(task, levels.learner(updates), seed, config.expert_steps, work, config.embed, config.record)
+        steps = EXPERT_STEPS if config.expert_steps is None else config.expert_steps
+        levels.make(task, levels.learner(updates), seed, steps, work, config.embed, config.record)
 
 
 def cli() -> None:

@@ -42,8 +42,8 @@ class Pull:
 
     what: Annotated[str, tyro.conf.Positional]
     """hf://ORG/ID of a data set, or hf://ORG/NAME/FILE.safetensors of a policy."""
-    out: Path = Path(".")
-    """Folder of a policy; a data set goes into the local Minari root."""
+    out: Path | None = None
+    """Folder of a policy, by default the current one; a data set goes into the local Minari root."""
 
 
 def parts_of(address: str, least: int, form: str) -> list[str]:
@@ -145,15 +145,22 @@ def _push_policy(path: Path, to: str) -> str:
     return f"{SCHEME}{repository}/{path.name}"
 
 
-def pull(what: str, out: Path = Path(".")) -> Path:
+def pull(what: str, out: Path | None = None) -> Path:
     """Download a data set into the local Minari root, or a policy into a folder; where it is.
 
+    Args:
+        out: folder of a policy; by default the current one.
+
     Raises:
-        UserError: there is none at that address, it is there already, or it is damaged.
+        UserError: there is none at that address, it is there already, or it is damaged; or a data set has an ``out``.
     """
     organisation, group, *rest = parts_of(what, 2, "an address hf://ORG/ID")
     if what.endswith(".safetensors"):
-        return _pull_policy(f"{organisation}/{group}", "/".join(rest), what, out)
+        return _pull_policy(f"{organisation}/{group}", "/".join(rest), what, out or Path("."))
+    require(
+        out is None,
+        "--out is for policies; a data set goes into the local Minari root (MINARI_DATASETS_PATH); leave it out.",
+    )
     from iwsft_control.datasets import minari_files
 
     identity = "/".join([group, *rest])

@@ -17,7 +17,7 @@ from tests.conftest import SCORES, make_data, make_episodes
 from tests.test_run import ID, small
 
 BENCH = Path(__file__).parents[1] / "experiments" / "bench"
-NEW = ("all", "breakdown", "training", "shared", "command", "growth", "loading", "released", "sequences")
+NEW = tuple(path.stem for path in BENCH.glob("*.py") if path.stem != "__init__")
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,41 @@ def test_random_data_are_what_the_loaders_give():
 def test_what_runs_out_of_memory_is_told():
     with pytest.raises(MemoryError):
         bench("shared").alone(exec, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        ("training", {"methods": ("iw-sft-q",)}, "iw-sft-q starts from bc and critic, which this bench does not make"),
+        ("training", {"methods": ("iqll",)}, "unknown method 'iqll': did you mean iql"),
+        ("training", {"seconds": 0.0}, "--seconds must be positive"),
+        ("pool", {"methods": ("iqll",)}, "unknown method 'iqll': did you mean iql"),
+        ("pool", {"methods": ("one-step",)}, "one-step starts from sarsa, which"),
+        ("pool", {"methods": ()}, "--methods must name one or more different methods"),
+        ("pool", {"rounds": 0}, "--rounds must be positive"),
+        ("evaluation", {"episodes": 0}, "--episodes must be positive"),
+        ("growth", {"rows": (100,)}, "--rows must be at least 200, the rows of an episode"),
+        ("growth", {"base_rows": 100}, "--base-rows must be at least 200"),
+        ("growth", {"episodes": (500,), "base_rows": 400}, "--episodes must not be more than --base-rows"),
+        ("growth", {"methods": ("one-step",)}, "one-step starts from sarsa, which"),
+        ("growth", {"methods": ("decision-transformer",)}, "decision-transformer has no hidden layers that --grow"),
+        ("breakdown", {"steps": 0}, "--steps must be positive"),
+        ("startup", {"rounds": 0}, "--rounds must be positive"),
+        ("checkouts", {"other": Path(), "rounds": 0}, "--rounds must be positive"),
+        ("online", {"updates": 0}, "--updates must be positive"),
+        ("online", {"tasks": ("hoper-medium-replay",)}, "unknown task 'hoper-medium-replay': did you mean"),
+        ("accelerator", {"tasks": ()}, "--tasks must name one or more different tasks"),
+        ("released", {"hidden": (0,)}, "--hidden must be positive"),
+        ("sequences", {"corpus": 0}, "--corpus must be positive"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(monkeypatch, name, changes, sentence):
+    """In a sentence, before anything is measured."""
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None, raising=False)
+    module = bench(name)
+    kind = module.PoolConfig if name == "pool" else module.BenchConfig
+    with pytest.raises(UserError, match=sentence):
+        module.main(kind(**changes))
 
 
 # --- growth -----------------------------------------------------------------------------------------------------------
@@ -187,6 +222,8 @@ def test_sequences(capsys, monkeypatch):
     assert all(number(rate) > 0 for rate in found.values())
     with pytest.raises(UserError, match="iw-sft-q differ"):
         sequences.main(dataclasses.replace(config, methods=("iw-sft-q",)))
+    with pytest.raises(UserError, match=r"--model\.width must be positive"):
+        sequences.main(dataclasses.replace(config, model=sequences.ModelConfig(width=0)))
 
 
 # --- the parts of a step ----------------------------------------------------------------------------------------------

@@ -92,7 +92,8 @@ def test_fingerprint():
 )
 def test_fixed_policies(level, tiny, tmp_path):
     name = f"hopper-{level}"
-    collect.main(collect.CollectConfig(name, expert_steps=4000, work=tmp_path / "work"))
+    trained = {"expert_steps": 4000} if "expert" in level else {}
+    collect.main(collect.CollectConfig(name, work=tmp_path / "work", **trained))
     data = minari.load_dataset(f"iwsft/hopper/{level}-v1")
     assert data.total_steps == (4000 if level == "medium-expert" else 2000)
     assert load.load(tasks.parse_task(name)).origin == "reconstruction"
@@ -156,6 +157,24 @@ def test_a_replay_that_is_not_the_embedded_one_has_an_id_of_its_own(tiny, tmp_pa
         run.load(tmp_path / "Hopper-v2-seed3-u0.02-3000.safetensors")
 
 
+def test_only_the_embedded_replay_made_again_takes_the_embedded_id(tmp_path, monkeypatch):
+    """Beside it another replay has its own id, and may be made while the embedded one lies unpacked."""
+
+    def begins(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(levels, "_collect", begins)
+    minari_files.minari_path(HOPPER.reconstruction_id).mkdir(parents=True)
+    config = collect.CollectConfig("hopper-medium-replay", seed=77, work=tmp_path)
+    with pytest.raises(InterruptedError):
+        collect.main(config)
+    with pytest.raises(UserError, match=r"medium-replay-v1 exists already; delete it"):
+        collect.main(dataclasses.replace(config, seed=None))
+    minari_files.minari_path("iwsft/hopper/medium-replay-seed77-u1-v1").mkdir()
+    with pytest.raises(UserError, match=r"medium-replay-seed77-u1-v1 exists already; delete it"):
+        collect.main(config)
+
+
 def test_data_are_written_and_packed_alike(tiny, tmp_path, monkeypatch):
     record = tmp_path / "record"
     choose(record, pool.candidate(pool.grow("d4rl/Hopper-v2", TINY, 0, 3000, tmp_path / "work")))
@@ -186,11 +205,16 @@ def test_what_is_not_reconstructed(env):
         ({"seeds": (0, 1), "seed": 7}, "--seed has no effect with --seeds"),
         ({"seeds": (0,), "embed": Path("x")}, "--embed has no effect with --seeds"),
         ({"unpack": True, "updates_per_step": 0.5}, "--updates-per-step has no effect with --unpack"),
+        ({"unpack": True, "env": "hopper-expert", "expert_steps": 5000}, "--expert-steps has no effect with --unpack"),
+        ({"unpack": True, "expert_steps": 5000}, "--expert-steps is for expert and medium-expert; leave it out"),
+        ({"seeds": (0,), "expert_steps": 5000}, "--expert-steps is for expert"),
+        ({"env": "hopper-random", "expert_steps": 5000}, "--expert-steps is for expert"),
+        ({"env": "hopper-expert", "expert_steps": 0}, "--expert-steps must be a positive multiple of 1000"),
     ],
 )
 def test_an_option_without_an_effect_is_refused(changes, idle):
     with pytest.raises(UserError, match=idle):
-        collect.main(collect.CollectConfig("hopper-medium-replay", **changes))
+        collect.main(collect.CollectConfig(**{"env": "hopper-medium-replay"} | changes))
 
 
 # --- SAC ---------------------------------------------------------------------------------------------------------

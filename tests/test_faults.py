@@ -24,7 +24,7 @@ from minari.serialization import serialize_space
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from experiments import fuzz, sequences
+from experiments import fuzz, promises, sequences
 from iwsft_control import load_policy, run, sweep, table
 from iwsft_control.base import console, files, snapshot
 from iwsft_control.base.errors import UserError
@@ -1157,6 +1157,21 @@ def test_a_slice_of_the_fuzzer(tmp_path, capsys):
     config = fuzz.FuzzConfig(inputs=40, seed=0, targets=targets, faults=tmp_path / "faults")
     assert fuzz.main(config) == 0, capsys.readouterr().out
     assert not (tmp_path / "faults").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (promises.Kills(commands=("swep",)), "unknown command 'swep': did you mean sweep"),
+        (promises.Kills(commands=("run", "run")), "--commands must name one or more different commands"),
+        (promises.Kills(kills=0), "--kills must be positive"),
+        (promises.Soak(rounds=0), "--rounds must be positive"),
+        (promises.Constant(steps=0), "--steps must be positive"),
+    ],
+)
+def test_promises_that_cannot_be_measured_are_refused(config, sentence):
+    with pytest.raises(UserError, match=sentence):
+        promises.main(config)
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)

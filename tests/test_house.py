@@ -481,6 +481,7 @@ def test_the_example_method_runs_from_its_file(tmp_path, without_others):
     (path,) = (tmp_path / "results").rglob("*.json")
     result = results.read(path)
     assert result.method == "xql" and result.config["hidden"] == [16]
+    assert "expectile" not in result.config  # IQL's, which XQL's loss of V has no use for
     assert len(result.episode_returns) == 5
 
 

@@ -93,6 +93,13 @@ def test_a_policy_comes_back_as_it_was(api, tmp_path, monkeypatch, capsys):
     assert [p.name for p in new.iterdir()] == ["mine.safetensors"]
 
 
+def test_a_folder_for_a_data_set_is_refused(api, tmp_path):
+    """It goes into the Minari root, whatever the folder."""
+    with pytest.raises(UserError, match="--out is for policies; a data set goes into the local Minari root"):
+        hub.pull(f"hf://org/{ID}", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_is_no_policy_is_not_kept(api, tmp_path):
     place = api.root / "model/me/policies"
     place.mkdir(parents=True)

@@ -6,24 +6,29 @@ import pytest
 from experiments import weights
 from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.configs.importance import ImportanceConfig
-from iwsft_control.configs.supervised import PolicyConfig
+from iwsft_control.configs.supervised import PolicyConfig, SupervisedConfig
 from iwsft_control.learning import curation
 from tests.conftest import make_data
 
 
-def test_places_and_returns_count_by_weight_length_and_how_often():
+@pytest.mark.parametrize("length_weighted", [True, False])
+def test_places_and_returns_count_by_weight_length_and_how_often(length_weighted):
+    """By length where fine-tuning draws so."""
     data = make_data((10, 20, 30, 40, 50))
     entries = np.array([1, 2, 4, 4])  # three episodes, the last one twice
     curated = curation.curate(entries, curation.episode_units(data))
     q = np.repeat([9.0, 1.0, 3.0, 9.0, 2.0], data.lengths)
     log_ratio = np.log([1.0, 2.0, 4.0])
-    found = weights.preference(ImportanceConfig(None, temperature=1.0), data, curated, log_ratio, q)
+    config = SupervisedConfig(PolicyConfig(length_weighted=length_weighted), ImportanceConfig(None, temperature=1.0))
+    found = weights.preference(config, data, curated, log_ratio, q)
     assert found.episodes == 3
     order = np.argsort(np.argsort(data.returns[[1, 2, 4]]))
     returned = 1 - 6 * ((order - np.arange(3)) ** 2).sum() / 24  # Spearman's of ranks without ties
     np.testing.assert_allclose(found.correlations, [1.0, returned, 0.5], atol=1e-12)
     place = np.array([0.25, 0.5, 1.0])
-    for draws, share in ((found.plain, np.array([20, 30, 100])), (found.weighted, np.array([20, 60, 400]))):
+    times, lengths = np.array([1, 1, 2]), np.array([20, 30, 50]) if length_weighted else np.ones(3)
+    for draws, weight in ((found.plain, np.ones(3)), (found.weighted, np.array([1, 2, 4]))):
+        share = weight * times * lengths
         share = share / share.sum()
         mean = share @ place
         expected = [mean, np.sqrt(share @ (place - mean) ** 2), share @ data.returns[[1, 2, 4]]]

@@ -34,7 +34,6 @@ from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.settings import Settings
 from iwsft_control.benchmark.store import Store
 from iwsft_control.configs.supervised import KINDS
-from iwsft_control.envs import tasks
 from iwsft_control.learning import loop
 from iwsft_control.learning.method import Inputs
 from iwsft_control.methods import registry
@@ -155,8 +154,7 @@ def main(config: BenchConfig) -> None:
     """Run or compile everything and print a row for every stage."""
     checks.check_methods(config.methods)
     bounds.check(config, "")
-    for name in config.tasks:
-        tasks.parse_task(name)
+    checks.check_tasks(config.tasks)
     device = jax.devices()[0]
     console.console.print(f"{device.device_kind} ({device.platform}), {config.seeds} seeds as one program")
     cache_compiled_programs()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import training  # first: it keeps this process on one core before JAX starts its threads
 
@@ -28,7 +28,8 @@ import optax
 import shared
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.benchmark import settings
 from iwsft_control.learning import loop
 from iwsft_control.learning.method import Inputs
@@ -39,10 +40,10 @@ from iwsft_control.methods import critic
 class BenchConfig:
     """What to measure."""
 
-    steps: int = 200
+    steps: Annotated[int, POSITIVE] = 200
     """Gradient steps of one measurement."""
-    rounds: int = 9
-    transitions: int = 400_000
+    rounds: Annotated[int, POSITIVE] = 9
+    transitions: Annotated[int, POSITIVE] = 400_000
     """Rows of the random data."""
 
 
@@ -58,6 +59,7 @@ def gradients(config: critic.CriticConfig, state: critic.CriticState, batch: Any
 
 def main(config: BenchConfig) -> None:
     """Measure in turns, print a row for every part."""
+    bounds.check(config, "")
     shared.head()
     method, own, data = critic.METHOD, settings.make()["critic"], shared.random_data(config.transitions)
     prepared = method.prepare(own, Inputs(data, {}, None, (0,)))

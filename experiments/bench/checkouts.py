@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import shared
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +37,9 @@ class BenchConfig:
     """Folder of the other checkout."""
     methods: tuple[str, ...] = ("bc", "iql", "td3-bc", "rebrac")
     """Methods."""
-    steps: int = 3000
+    steps: Annotated[int, POSITIVE] = 3000
     """Gradient steps of a measurement; a multiple of 500."""
-    rounds: int = 7
+    rounds: Annotated[int, POSITIVE] = 7
     env: str = "hopper-medium-replay"
 
 
@@ -56,6 +58,7 @@ def seconds(checkout: Path, method: str, config: BenchConfig, cache: Path) -> fl
 
 def main(config: BenchConfig) -> None:
     """Measure in turns, print a row per method."""
+    bounds.check(config, "")
     require((config.other / "iwsft_control").is_dir(), f"{config.other} is not a checkout of this repository.")
     shared.pin()  # inherited by the processes that measure
     shared.head()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Annotated
 
 import jax
 import mujoco.rollout
@@ -18,7 +19,8 @@ import shared
 import threadpoolctl
 from rich.table import Table
 
-from iwsft_control.base import children, console
+from iwsft_control.base import bounds, children, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.envs import evaluation, tasks
 from iwsft_control.envs.batch import D4RLBatch
 from iwsft_control.methods import supervised
@@ -33,10 +35,10 @@ SPEED_UP = 1.8  # on two cores
 class BenchConfig:
     """What to measure."""
 
-    episodes: int = 100
-    steps: int = 1000
+    episodes: Annotated[int, POSITIVE] = 100
+    steps: Annotated[int, POSITIVE] = 1000
     """Environment steps of each episode (termination is ignored, so that both sides do the same work)."""
-    rounds: int = 5
+    rounds: Annotated[int, POSITIVE] = 5
 
 
 class EndlessBatch(D4RLBatch):
@@ -97,6 +99,7 @@ def open_loop(model, states: np.ndarray, controls: np.ndarray, config: BenchConf
 
 def main(config: BenchConfig) -> None:
     """Measure and print the shares."""
+    bounds.check(config, "")
     shared.head()
     table = Table(
         "environment", "open loop, 1 core", "evaluation, 1 core", "share", "wanted", "2 cores", "speed-up", "wanted"

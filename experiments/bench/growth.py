@@ -32,7 +32,8 @@ import shared
 from rich.table import Table
 
 from iwsft_control.base import bounds, console
-from iwsft_control.base.bounds import POSITIVE
+from iwsft_control.base.bounds import POSITIVE, Bounds
+from iwsft_control.base.errors import require
 from iwsft_control.benchmark import settings
 from iwsft_control.datasets.transitions import Table as PackedTable
 from iwsft_control.learning.method import Inputs, Prepared
@@ -40,6 +41,8 @@ from iwsft_control.methods import registry
 
 Dimension = Literal["rows", "episodes", "seeds", "width"]
 MB = 1 << 20
+LENGTH = 200  # rows of an episode
+EPISODE = Bounds(LENGTH, sentence=f"must be at least {LENGTH}, the rows of an episode")
 PEAK = "VmHWM:"  # Linux's name of the peak of the resident memory
 
 
@@ -51,14 +54,14 @@ class BenchConfig:
     """Methods, or the critic."""
     grow: tuple[Dimension, ...] = ("rows", "episodes", "seeds", "width")
     """What grows, one at a time; the others are as below."""
-    rows: tuple[int, ...] = (100_000, 400_000, 1_000_000, 4_000_000)
-    episodes: tuple[int, ...] = (100, 1_000, 10_000, 100_000)
+    rows: Annotated[tuple[int, ...], EPISODE] = (100_000, 400_000, 1_000_000, 4_000_000)
+    episodes: Annotated[tuple[int, ...], POSITIVE] = (100, 1_000, 10_000, 100_000)
     """In as many rows as the base has."""
-    seeds: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    seeds: Annotated[tuple[int, ...], POSITIVE] = (1, 2, 4, 8, 16, 32)
     """In one program (vmap)."""
-    width: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    width: Annotated[tuple[int, ...], POSITIVE] = (64, 128, 256, 512, 1024)
     """Units of every hidden layer."""
-    base_rows: int = 400_000
+    base_rows: Annotated[int, EPISODE] = 400_000
     """Rows where something else grows; there are 200 to an episode, one seed and the method's own layers."""
     steps: Annotated[int, POSITIVE] = 100
     """Gradient steps of a compiled call; a method that refreshes its weights more often takes no more than that."""
@@ -89,10 +92,10 @@ class Measured(NamedTuple):
 
 def cases(config: BenchConfig, method: str, grows: Dimension) -> dict[int, Case]:
     """The measurements of a method in which one thing grows, by its size."""
-    base = Case(method, config.base_rows, config.base_rows // 200, 1, None, config.steps, config.rounds)
+    base = Case(method, config.base_rows, config.base_rows // LENGTH, 1, None, config.steps, config.rounds)
     sizes = getattr(config, grows)
     if grows == "rows":  # episodes as long as ever
-        return {n: base._replace(rows=n, episodes=n // 200) for n in sizes}
+        return {n: base._replace(rows=n, episodes=n // LENGTH) for n in sizes}
     return {n: base._replace(**{grows: n}) for n in sizes}
 
 
@@ -166,6 +169,13 @@ def growth(found: dict[int, Measured]) -> list[str]:
 def main(config: BenchConfig) -> None:
     """Measure every case, print them and how they grow."""
     bounds.check(config, "")
+    shared.check_methods(config.methods)
+    for name in config.methods if "width" in config.grow else ():
+        own = registry.get(name).config()
+        sized = hasattr(getattr(own, "policy", own), "hidden")  # a transformer has other sizes
+        require(sized, f"{name} has no hidden layers that --grow width could change; leave width out.")
+    fit = "episodes" not in config.grow or all(n <= config.base_rows for n in config.episodes)
+    require(fit, "--episodes must not be more than --base-rows: every episode has a row.")
     shared.pin()
     shared.head()
     table = Table("method", "grows", "size", "arrays, MB", "preparation, s", "step, ms", "peak, MB", "peak / arrays")

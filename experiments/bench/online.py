@@ -12,6 +12,7 @@ import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,10 @@ import shared
 from rich.table import Table
 
 from iwsft_control import finetune
-from iwsft_control.base import children, console
+from iwsft_control.base import bounds, children, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.files import cache_home
-from iwsft_control.benchmark import online, settings, stages
+from iwsft_control.benchmark import checks, online, settings, stages
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.benchmark.perform import perform
 from iwsft_control.benchmark.store import Store
@@ -39,7 +41,7 @@ class BenchConfig:
     """What to time."""
 
     tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
-    updates: int = 4
+    updates: Annotated[int, POSITIVE] = 4
     seed: int = 0
     stages: Path | None = None
     """Folder of finished stages, as of ``run``."""
@@ -100,6 +102,9 @@ def measure(config: BenchConfig, task: str) -> list[str]:
 
 def main(config: BenchConfig) -> None:
     """Print the table."""
+    checks.check_seeds((config.seed,))
+    checks.check_tasks(config.tasks)
+    bounds.check(config, "")
     console.cache_compiled_programs()
     shared.head()
     table = Table("task", "steps", "physics alone, steps/s", "rollouts", "rollouts and updates", "share of physics")

@@ -14,13 +14,15 @@ import multiprocessing
 import os
 import time
 from multiprocessing import connection
+from typing import Annotated
 
 import jax
 import numpy as np
 import shared
 from rich.table import Table
 
-from iwsft_control.base import children, console
+from iwsft_control.base import bounds, children, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.benchmark import settings
 from iwsft_control.learning import loop
 from iwsft_control.learning.method import Inputs
@@ -35,10 +37,10 @@ class PoolConfig:
 
     methods: tuple[str, ...] = ("bc", "critic", "iql", "td3-bc", "cql")
     """Methods."""
-    seconds: float = 2.0
+    seconds: Annotated[float, POSITIVE] = 2.0
     """Of one measurement."""
-    rounds: int = 3
-    transitions: int = 200_000
+    rounds: Annotated[int, POSITIVE] = 3
+    transitions: Annotated[int, POSITIVE] = 200_000
     """Rows of the random data."""
 
 
@@ -50,7 +52,8 @@ def serve(pipe: connection.Connection, config: PoolConfig) -> None:
         method = registry.get(name)
         own = settings.make().of(method)
         if name not in made:
-            inputs = Inputs(data, shared.stand_ins(method, own, data, 1), None, (0,))
+            stand_ins = shared.stand_ins(method, own, data, 1)
+            inputs = Inputs(data, stand_ins, "q" if method.by_quality else None, (0,))
             made[name] = loop.begin(method, own, method.prepare(own, inputs), (0,))
         carry, packed, keys = made.pop(name)
         steps, began = 0, time.perf_counter()
@@ -82,6 +85,8 @@ def measure(pipes: list[connection.Connection], name: str, seconds: float) -> fl
 
 def main(config: PoolConfig) -> None:
     """Measure in turns, print a row per method and number of processes."""
+    bounds.check(config, "")
+    shared.check_methods(config.methods)
     shared.head()
     cores = children.usable_cores()
     several, one = start(config, cores, cores), start(config, cores, 1)

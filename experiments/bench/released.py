@@ -48,7 +48,7 @@ class BenchConfig:
     """Task."""
     dataset: str | None = None
     """Id of a data set in the local Minari root instead."""
-    hidden: tuple[int, ...] = (256, 256, 256)
+    hidden: Annotated[tuple[int, ...], POSITIVE] = (256, 256, 256)
     """Layers of the policy."""
     steps: Annotated[int, POSITIVE] = 3
     """Steps of whole trajectories in a round; the default recipe takes as many calls of 100."""

@@ -43,7 +43,7 @@ class BenchConfig:
     methods: tuple[str, ...] = ("bc", "iw-sft")
     """Methods whose training is measured: bc, sft or a form of iw-sft."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    corpus: int = 8192
+    corpus: Annotated[int, POSITIVE] = 8192
     """Answers that are trained on."""
     rounds: Annotated[int, POSITIVE] = 20
     """Compiled calls after the first: 50 steps of training, or the answers of a batch."""
@@ -91,6 +91,7 @@ def measure(config: BenchConfig, cores: int) -> dict[str, float]:
 def main(config: BenchConfig) -> None:
     """Measure, print a row for everything."""
     bounds.check(config, "")
+    bounds.check(config.model, "model")
     check_length(config.model, task.parse(config.task))
     runs.check_methods(config.methods)
     graded = [name for name in config.methods if METHODS[name].by_quality]

@@ -6,7 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -21,6 +21,9 @@ from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import loop
 from iwsft_control.learning.loop import Trained
 from iwsft_control.learning.method import Artefact, Method, Prepared
+from iwsft_control.methods import registry
+
+STAND_INS = ("bc", "critic")  # stages that stand_ins has something for
 
 
 def pin(cores: int = 1) -> int:
@@ -70,17 +73,37 @@ def resized(config: Any, steps: int | None = None, **sizes: Any) -> Any:
     return dataclasses.replace(config, **sizes, **({} if steps is None else {"steps": steps}))
 
 
+def check_methods(names: Sequence[str], made: Collection[str] = STAND_INS) -> None:
+    """Refuse unknown, repeated and no methods; the critics are methods here.
+
+    Args:
+        made: the stages that a method may start from.
+
+    Raises:
+        UserError: in these cases; or a method starts from another stage.
+    """
+    for method in map(registry.get, names):
+        other = [name for name in _dependencies(method) if name not in made]
+        sentence = f"{method.name} starts from {' and '.join(other)}, which this bench does not make; "
+        require(not other, f"{sentence}choose other --methods.")
+    require(len(set(names)) == len(names) > 0, "--methods must name one or more different methods.")
+
+
+def _dependencies(method: Method) -> Sequence[str]:
+    return method.dependencies("q" if method.by_quality else None)
+
+
 def stand_ins(method: Method, config: Any, data: Dataset, seeds: int) -> dict[str, Artefact]:
     """In place of what the stages made that a method starts from: BC's fresh parameters, random Q and V."""
     dims, rng = (data.observations.shape[1], data.actions.shape[1]), np.random.default_rng(0)
     found = {}
-    for name in method.dependencies("q" if method.by_quality else None):
+    for name in _dependencies(method):
         if name == "bc":
             keys = jax.random.split(jax.random.key(0), seeds)
             policies = jax.vmap(lambda key: method.create(config, *dims, key).policy)(keys)
             found[name] = Artefact({"params": jax.tree.map(np.asarray, policies)}, {})
         else:
-            require(name == "critic", f"{method.name} starts from {name}, which has no stand-in; choose other methods.")
+            assert name == "critic", name
             shape = seeds, len(data.rewards)
             found[name] = Artefact({k: rng.standard_normal(shape, np.float32) for k in ("q", "v")}, {})
     return found

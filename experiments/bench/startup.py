@@ -11,11 +11,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+from typing import Annotated
 
 import shared
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 
 RUN = ("-m", "iwsft_control.run", "--env")
 SWEEP, TABLE, FINETUNE, D4RL, PUSH, PULL, VIDEO = (
@@ -57,7 +59,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 class BenchConfig:
     """What to measure."""
 
-    rounds: int = 5
+    rounds: Annotated[int, POSITIVE] = 5
 
 
 def processor_seconds(arguments: tuple[str, ...]) -> float:
@@ -70,6 +72,7 @@ def processor_seconds(arguments: tuple[str, ...]) -> float:
 
 def main(config: BenchConfig) -> None:
     """Measure each in turn, print the least."""
+    bounds.check(config, "")
     shared.head()
     table = Table("command", "processor seconds")
     for name, arguments in COMMANDS.items():

@@ -26,7 +26,7 @@ import typing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 if hasattr(os, "sched_setaffinity"):  # before JAX starts its threads
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -38,7 +38,8 @@ import shared
 import unifloral
 from rich.table import Table
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.benchmark import settings
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.learning import loop
@@ -56,11 +57,11 @@ class BenchConfig:
     """What to measure."""
 
     methods: tuple[str, ...] = ("bc", "critic", "iql", "td3-bc", "awac", "rebrac", "cql")
-    """Methods."""
-    seconds: float = 2.0
+    """Methods that train on the data alone."""
+    seconds: Annotated[float, POSITIVE] = 2.0
     """Of one measurement."""
-    rounds: int = 5
-    transitions: int = 400_000
+    rounds: Annotated[int, POSITIVE] = 5
+    transitions: Annotated[int, POSITIVE] = 400_000
     """Rows of the random data."""
     unifloral: Path | None = None
     """A clone of unifloral, to measure its loops too."""
@@ -147,6 +148,8 @@ def _resized(config: Any) -> Any:
 
 def main(config: BenchConfig) -> None:
     """Measure in turns, print one row per method and size."""
+    bounds.check(config, "")
+    shared.check_methods(config.methods, made=())
     shared.head()
     data = shared.random_data(config.transitions)
     defaults = settings.make()

@@ -5,7 +5,8 @@
 
 Where a baseline lands far from its paper, this tells a mistake of ours from a property of the data: another group's
 program, its own settings (but ReBRAC's batch, learning rate and weights, which are ours), on the same transitions,
-evaluated like ours. Curves go to results/curves beside those of experiments/learning_curve.py.
+evaluated like ours. Curves go to results/curves beside those of experiments/learning_curve.py; a curve that is whole is
+not made again, one that was killed begins anew.
 
 unifloral's algorithms are read from a clone and run as they are. They import D4RL, Gym and Weights & Biases for
 evaluation and logging; none of that is used here, so empty modules stand in for packages that no longer install.
@@ -17,18 +18,19 @@ import dataclasses
 import importlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwsft_control.base import console
+from iwsft_control.base import bounds, console
+from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import UserError, require
-from iwsft_control.benchmark import settings
+from iwsft_control.benchmark import checks, settings
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import tasks
@@ -50,12 +52,12 @@ class PeerConfig:
     """Tasks."""
     methods: tuple[Method, ...] = ("iql", "td3-bc")
     """Its algorithms."""
-    steps: int = 200_000
+    steps: Annotated[int, POSITIVE] = 200_000
     """Gradient steps of the critics."""
     every: int = 10_000
     """Steps between two evaluations."""
     seed: int = 100
-    episodes: int = 25
+    episodes: Annotated[int, POSITIVE] = 25
     out: Path = Path("results/curves")
 
 
@@ -143,13 +145,19 @@ def load(checkout: Path, method: str, data: Any, steps: int = 1_000_000, seed: i
     return Loop(step, (key, state), critic_steps, dataclasses.asdict(arguments))
 
 
+def _critic_steps(its: Mapping[str, Any]) -> Any:
+    """Of a whole training, by its settings."""
+    return its.get("num_updates", 0) * its.get("num_critic_updates_per_step", 1)
+
+
 def _with_next_actions(config: Any, data: Dataset) -> Any:
     return rebrac.prepare(config, Inputs(data, {}, None, (0,))).shared
 
 
 def curve(config: PeerConfig, task: str, method: str) -> None:
     """Train one of its algorithms on one task, evaluating as it goes."""
-    data = DataSource(tasks.parse_task(task).name).load()
+    task = tasks.parse_task(task).name
+    data = DataSource(task).load()
     name = f"{method} (unifloral)"
     defaults = settings.make()
     ours = defaults["rebrac"]
@@ -165,6 +173,9 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
     theirs = {k: v for k, v in loop.settings.items() if k not in ("dataset", "log") and "wandb" not in k}
     record = curves.begin(task, name, config.seed, theirs, data, config.episodes)
     path = config.out / f"{task}-unifloral-{method}-seed{config.seed}.json"
+    if curves.is_there(path, record, _critic_steps):
+        console.console.print(f"{path} is there")
+        return
     carry = loop.carry
     for step in range(config.every, config.steps + 1, config.every):
         carry = loop.run(config.every, carry)
@@ -178,7 +189,10 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
 
 
 def main(config: PeerConfig) -> None:
-    """Every curve, one after another, then the figure of all that are there."""
+    """Every curve that is missing, one after another, then the figure of all that are there."""
+    checks.check_seeds((config.seed,))
+    checks.check_tasks(config.tasks)
+    bounds.check(config, "")
     require(config.every % 2 == 0 < config.every, "--every must be even: its steps are of two critic steps.")
     require(config.steps % config.every == 0, "--steps must be a multiple of --every.")
     console.writable(config.out)

@@ -52,11 +52,14 @@ def make(
     whole = expert_steps > 0 and expert_steps % ITERATION_STEPS == 0
     require(whole, f"--expert-steps must be a positive multiple of {ITERATION_STEPS}.")
     identity, own = task.reconstruction_id, _own_id(task, config, seed)
-    for place in map(minari_files.minari_path, (own, identity)):
+    places = [minari_files.minari_path(own)]
+    if own != identity and (folder is not None or _may_be_embedded(task, config, seed)):
+        places.append(minari_files.minari_path(identity))
+    for place in places:
         require(not place.exists(), f"{place} exists already; delete it to collect {task.name} again.")
     chosen = None if folder is None else _to_pack(task, config, seed, record)
     console.cache_compiled_programs()
-    for each in (work, place.parent, *([] if folder is None else [folder])):
+    for each in (work, places[0].parent, *([] if folder is None else [folder])):
         console.writable(each)
     if folder is not None:
         packed.read_manifest(folder / packed.MANIFEST)  # a damaged one is said before the replay is made
@@ -95,6 +98,12 @@ def _own_id(task: Task, config: sac.SACConfig, seed: int) -> str:
         return task.reconstruction_id
     stem, _, number = task.reconstruction_id.rpartition("-v")
     return f"{stem}-{pool.replay_name(seed, config.updates_per_step)}-v{number}"
+
+
+def _may_be_embedded(task: Task, config: sac.SACConfig, seed: int) -> bool:
+    """Whether a replay has the seed and the updates of the embedded one: on its kind of processor it is that one."""
+    known = packed.read_metadata(packed.embedded_file(task.reconstruction_id)[0])
+    return (known["seed"], known["generation_config"]["updates_per_step"]) == (seed, config.updates_per_step)
 
 
 def _embedded_sha256(task: Task) -> str:

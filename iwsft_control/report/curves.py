@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,26 @@ def begin(task: str, method: str, seed: int, config: Mapping[str, Any], data: Da
         "first_reset_seed": FIRST_RESET_SEED,
         **results.provenance(),
     }
+
+
+def is_there(path: Path, record: Mapping[str, Any], steps: Callable[[Mapping[str, Any]], Any]) -> bool:
+    """Whether a file holds this very curve, whole: nothing is left to do.
+
+    Args:
+        record: the curve without points.
+        steps: of a whole curve, by its configuration.
+
+    Raises:
+        UserError: it holds a whole curve of other settings or data, which the new one would replace.
+    """
+    if not path.is_file():
+        return False
+    known, wanted = read_record(path), files.through_json(record)
+    whole = known["step"][-1] == steps(known["config"])
+    same = all(known[k] == wanted[k] for k in ("config", "dataset", "episodes"))
+    sentence = f"{path} is a whole curve of other settings or data; move it, or give another --out."
+    require(same or not whole, sentence)
+    return whole
 
 
 def score(record: Mapping[str, Any], exported: Exported, data: Dataset) -> tuple[float, float]:
