@@ -5,6 +5,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from iwsft_control.base.errors import RunError
 from iwsft_control.envs import evaluation
 from iwsft_control.envs.batch import D4RLBatch, GymnasiumBatch, make_batch
 from iwsft_control.envs.evaluation import PolicyError, evaluate
@@ -271,3 +272,19 @@ def test_an_environment_that_truncates_itself_has_ended():
     spec = gym.envs.registration.EnvSpec("Truncating-v0", entry_point=Truncating, max_episode_steps=50)
     returns = evaluate(lambda o: np.zeros((len(o), 1), np.float32), spec, 3)
     np.testing.assert_array_equal(returns, 5.0)
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_told(reward):
+    """A score of NaN would name no cause."""
+
+    class Broken(Truncating):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, reward if self.steps == 3 else 1.0, *rest
+
+    spec = gym.envs.registration.EnvSpec("Broken-v0", entry_point=Broken, max_episode_steps=5)
+    with pytest.raises(
+        RunError, match=r"mine, reset seed 1000000 \+ 0: the environment's reward at step 2 is (nan|inf),"
+    ):
+        evaluate(lambda o: np.zeros((len(o), 1), np.float32), spec, 2, name="mine")

@@ -123,6 +123,7 @@ def evaluate(
 
     Raises:
         PolicyError: an action is NaN, infinite, outside [-1, 1] or of another shape; names policy, episode and step.
+        RunError: a reward is not finite.
     """
     if episodes > TOGETHER and recorder is None:
         options: dict[str, Any] = {"name": name, "threads": threads, "on_lane": on_lane}
@@ -166,6 +167,12 @@ def _play(
         actions, carry = policy.act(carry, observations.astype(np.float32), key)
         actions = check_actions(actions, batch.action_dim, active, name, step)
         observations, rewards, terminated, truncated = batch.step(active, actions)
+        if not np.isfinite(rewards).all():
+            worst = int(np.argmin(np.isfinite(rewards)))
+            raise RunError(
+                f"{name}{active[worst]}: the environment's reward at step {step} is {rewards[worst]}, which gives no "
+                "score; mend the environment."
+            )
         ended = terminated | truncated
         if recorder is not None:
             recorder.add(batch, active, actions, observations, rewards, terminated, ended)
