@@ -47,7 +47,7 @@ Command = (
 def main(config: Download | Import) -> None:
     """Download or import one data set."""
     if isinstance(config, Import):
-        require(config.file.is_file(), f"{config.file} does not exist; check the path.")
+        require(config.file.is_file(), f"{config.file} does not exist or is no file; check the path.")
     name = config.task if config.task is not None else Path(getattr(config, "file", "")).stem
     task = tasks.parse_task(name)
     from iwsft_control.datasets import d4rl_files, minari_files  # here: help and a mistake need none of HDF5 and Minari

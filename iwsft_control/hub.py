@@ -130,7 +130,7 @@ def _check_free(identity: str) -> None:
 def _push_policy(path: Path, to: str) -> str:
     organisation, name, *more = parts_of(to, 2, "the address of a repository of policies, hf://ORG/NAME")
     require(not more, f"{to} is not the address of a repository of policies, hf://ORG/NAME.")
-    require(path.is_file(), f"{path} does not exist; check the path.")
+    require(path.is_file(), f"{path} does not exist or is no file; check the path.")
     from iwsft_control.networks.policies import load_policy
 
     load_policy(path)  # what is uploaded can be read

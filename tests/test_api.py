@@ -305,7 +305,9 @@ def test_a_policy_comes_with_the_package(task, monkeypatch):
 
 def test_a_wrong_observation_names_both_sizes(policy_file):
     policy = iwsft_control.load_policy(policy_file)
-    assert policy(np.zeros((2, 11))).shape == (2, 3) and policy(np.zeros(11)).shape == (3,)
+    assert policy(np.zeros((2, 11))).shape == (2, 3) and policy(np.zeros(11)).shape == policy([0.0] * 11).shape == (3,)
+    with pytest.raises(UserError, match="a policy is loaded from a file, or by the name of a task, not from None"):
+        iwsft_control.load_policy(None)
     for observations in (np.zeros(17), np.zeros((2, 17))):
         with pytest.raises(UserError, match="observations of 11 numbers, these have 17"):
             policy(observations)
@@ -452,6 +454,11 @@ def test_what_cannot_be_drawn_is_one_sentence(policy_file, tmp_path, monkeypatch
             raise RuntimeError("no display")
         return make(*arguments, **options)
 
+    with monkeypatch.context() as without:
+        told = "got an unexpected keyword argument 'render_mode'"
+        without.setattr(rendering, "_drawable", lambda *_: (_ for _ in ()).throw(TypeError(told)))
+        with pytest.raises(UserError, match=r"render_mode'\); it must have the render mode rgb_array\.$"):
+            iwsft_control.record_video(policy, "d4rl/Hopper-v2", tmp_path / "a.gif")
     monkeypatch.setattr(rendering.gym, "make", without_display)
     with pytest.raises(UserError, match=r"nothing here draws d4rl/Hopper-v2 .*no display.*MUJOCO_GL"):
         iwsft_control.record_video(policy, "d4rl/Hopper-v2", tmp_path / "a.gif")

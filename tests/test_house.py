@@ -537,7 +537,7 @@ def test_a_method_file_may_be_imported_too_for_its_configuration(tmp_path, monke
 
 
 def test_a_method_file_that_is_not_there(tmp_path, without_others):
-    with pytest.raises(UserError, match=r"mine\.py does not exist; check the path"):
+    with pytest.raises(UserError, match=r"mine\.py does not exist or is no file; check the path"):
         registry.load_file(tmp_path / "mine.py")
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UserError, match=r"mine\.txt is not a Python file"):

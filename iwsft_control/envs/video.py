@@ -117,7 +117,9 @@ def play(
 
 def _undrawn(environment: str | EnvSpec, error: Exception) -> UserError:
     absent = isinstance(error, gym.error.DependencyNotInstalled)  # a package that the environment draws with
-    remedy = "install EGL or OSMesa (libegl1, libosmesa6), or set MUJOCO_GL"
+    remedy = "try a smaller size, install EGL or OSMesa (libegl1, libosmesa6), or set MUJOCO_GL"
+    if "render_mode" in str(error) or "render mode" in str(error):
+        absent, remedy = False, "it must have the render mode rgb_array"
     return UserError(
         f"nothing here draws {id_of(environment)} ({type(error).__name__}: {error}); "
         f"{'install that' if absent else remedy}."

@@ -140,7 +140,7 @@ def load_file(path: Path) -> None:
     children.one_thread()  # before the file may begin JAX
     name = f"iwsft_method_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two files may share a name
     spec = importlib.util.spec_from_file_location(name, path)
-    require(path.is_file(), f"{path} does not exist; check the path.")
+    require(path.is_file(), f"{path} does not exist or is no file; check the path.")
     require(spec is not None and spec.loader is not None, f"{path} is not a Python file; its name must end in .py.")
     assert spec is not None and spec.loader is not None
     if str(path.parent) not in sys.path:

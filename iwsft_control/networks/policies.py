@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -277,7 +278,7 @@ class TrainedPolicy:
         if not callable(self.acting):
             raise UserError(f"a policy of kind {self.kind} has a memory or is random: use its initial() and act().")
         self._check(observations)
-        return self.acting(observations)
+        return self.acting(np.asarray(observations))
 
     def _check(self, observations: np.ndarray) -> None:
         given, wanted = np.shape(observations)[-1:], self.observation_dim
@@ -300,6 +301,8 @@ def load_policy(path: str | Path) -> TrainedPolicy:
     Raises:
         UserError: no such file, it is damaged, or it is not a policy of this project.
     """
+    named = isinstance(path, str | os.PathLike)
+    require(named, f"a policy is loaded from a file, or by the name of a task, not from {path!r:.60}.")
     path = Path(path)
     own = SHIPPED / f"{path}.safetensors"
     if not path.exists() and own.is_file():
