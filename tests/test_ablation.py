@@ -70,7 +70,7 @@ def test_the_mean_over_tasks_is_paired_by_seed():
     assert cells["ess 0.5"]["mean of the tasks"] == rows[2][-4] and rows[2][-3].startswith("+12.5")  # +10 and +15
     assert rows[2][-2].startswith("-2.5") and rows[3][-2] == "-"  # 30 - 30 and 35 - 40; the default itself
     assert header[-1] == "minus the released iw-SFT(Q)" and rows[2][-1] == "-"  # which has no second task
-    assert rows[0][:4] == ["BC, where they start", "-", "2", "7.0 [7.0, 7.0]"]
+    assert rows[0][:4] == ["BC, where they start", "-", "2", "7.0 [all equal]"]
     assert [cells[w]["seeds"] for w in ("none", "ess 0.5")] == ["2", "2"]  # with all tasks
     assert {len(row) for row in rows} == {len(header)}
 
@@ -114,7 +114,10 @@ def test_a_table_keeps_the_groups_that_were_not_run(tmp_path, monkeypatch):
     run = SimpleNamespace(normalised_score=1.0, diagnostics={"bc_start": {"normalised_score": 0.0}, "training": {}})
     found = {"hopper-medium-replay": {7: run}}
     monkeypatch.setattr(ablation, "read", lambda config, variant: found if variant.group in there else {})
+    compared = []
+    monkeypatch.setattr(ablation.runs, "require_alike", lambda variants: compared.append([v for v in variants if v]))
     config = ablation.AblationConfig(("hopper-medium-replay",), groups=("return, episodes",), out=tmp_path)
     ablation.main(config)
+    assert all(each is found for each in compared[0]) and len(compared[0]) > 2  # runs that may not be compared end it
     groups = {line.split(" | ")[0].strip("| ") for line in (tmp_path / "ablation.md").read_text().splitlines()[3:]}
     assert groups == {"Q - V, segments", "return, episodes"}
