@@ -63,9 +63,8 @@ def update(
 def method(beta: float) -> Method:
     """iw-SFT(Q) with an anchor of this strength."""
     name = f"iw-sft-q-kl-{beta:g}"
-    own: dict[str, Any] = {"name": name.replace(".", "-"), "published": None}
     # The runs in results/tuning drew from the stream of the name with its point, which no name may have any more.
-    own["stream"] = zlib.crc32(name.encode())
+    own: dict[str, Any] = {"name": name.replace(".", "-"), "stream": zlib.crc32(name.encode()), "published": None}
     return dataclasses.replace(FREE, **own, sample=sample, update=partial(update, beta))
 
 

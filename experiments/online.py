@@ -76,9 +76,9 @@ def main(config: OnlineConfig) -> None:
     for each in wanted:  # a mistake is told before hours are spent
         finetune.validate(each)
         finetune.check_offline(each)
-        if not config.only_report:
-            _check_there(each)
     online_methods.check_effects(config.methods, config.rewards, config.ppo, config.prefix)
+    if not config.only_report:
+        _check_there(config)
     failed = console.each(finetune.main, () if config.only_report else wanted)
     found = online.find(config.out)
     count = len(online.compared(found))
@@ -95,24 +95,21 @@ def main(config: OnlineConfig) -> None:
         raise SystemExit(1)
 
 
-def _check_there(config: finetune.FinetuneConfig) -> None:
-    """See that the runs of its task, reward and budget in the folder have the settings that it has.
+def _check_there(config: OnlineConfig) -> None:
+    """See that the runs in the folder, of these tasks, rewards and budget, have the settings that the others will have.
 
     Raises:
         UserError: one has others.
     """
-    folder = config.results
-    assert folder is not None and config.env is not None
     groups = {k: dataclasses.asdict(getattr(config, k)) for k in ("ppo", "prefix")}
     wanted = through_json({"start": config.start, **groups})
-    panel = online.Panel(tasks.parse_task(config.env).name, config.reward, config.steps)
-    there = online.find(folder).get(panel, {}) if grouped.result_files(folder) else {}
-    for run in (run for each in there.values() for run in each):
-        other = next((k for k in wanted if run.config[k] != wanted[k]), None)
-        require(
-            other is None,
-            f"{folder} holds runs of {panel.task} ({panel.reward}) with another --{other}; choose another --out.",
-        )
+    names = {tasks.parse_task(task).name for task in config.tasks}
+    for panel, methods in online.find(config.out).items() if grouped.result_files(config.out) else ():
+        if panel.task in names and panel.reward in config.rewards and panel.budget == config.steps:
+            for run in (run for each in methods.values() for run in each):
+                other = next((k for k in wanted if run.config[k] != wanted[k]), None)
+                which = f"{panel.task} ({panel.reward}) with another --{other}"
+                require(other is None, f"{config.out} holds runs of {which}; choose another --out.")
 
 
 if __name__ == "__main__":

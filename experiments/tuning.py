@@ -93,8 +93,7 @@ ROUNDS: dict[str, Knobs] = {
     "parts": IN_PARTS,  # fifth: whether parts of episodes do better by their Q
     "advantage": BY_ADVANTAGE,  # sixth: whether better actions inside of episodes should count for more
 }
-EVERY = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
-TASKS = {"spread": EVERY[:1], "parts": EVERY[:1], "advantage": EVERY[:1]}
+TASKS = dict.fromkeys(("spread", "parts", "advantage"), tasks.MEDIUM_REPLAY[:1])
 """Of the rounds that are not of all tasks: the third has its own reason, the last two were stopped there."""
 
 
@@ -121,7 +120,7 @@ class TuningConfig:
 
 def main(config: TuningConfig) -> None:
     """Run every row, then write the table."""
-    chosen = TASKS.get(config.round, EVERY) if config.tasks is None else config.tasks
+    chosen = TASKS.get(config.round, tasks.MEDIUM_REPLAY) if config.tasks is None else config.tasks
     checks.check_tasks(chosen)
     checks.check_seeds(config.seeds)
     knobs = ROUNDS[config.round]

@@ -9,6 +9,7 @@ import shlex
 import sys
 import tomllib
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,19 +105,17 @@ def commands():
                     yield page.name, words[2].removeprefix("iwsft_control."), words[3:]
 
 
-def test_the_commands_of_the_baselines_make_the_committed_runs():
+def test_the_commands_of_the_baselines_make_the_committed_runs(monkeypatch):
     """These and no others; results/README.md tells the commands."""
     told = set()
     for line in (ROOT / "results" / "README.md").read_text().splitlines():
         if "--results results/baselines" in line:
-            words, options = shlex.split(line), {}
-            for word in words[3:]:
-                if word.startswith("--"):
-                    values = options.setdefault(word, [])
-                else:
-                    values.append(word)
-            for task in options.get("--tasks", MEDIUM_REPLAY):
-                told |= {(task, m, int(s)) for m in options["--methods"] for s in options["--seeds"]}
+            plans = []
+            monkeypatch.setattr(sys, "argv", shlex.split(line)[2:])
+            options = partial(settings.command_line, sweep.PlanOptions, "methods", "qualities")
+            console.command(options, plans.append, "sweep", "", "tasks")
+            (plan,) = plans
+            told |= {(t, m, s) for t in plan.tasks or MEDIUM_REPLAY for m in plan.methods for s in plan.seeds}
     there = [results.read(path) for path in (ROOT / "results" / "baselines").rglob("*.json")]
     assert {(run.task, run.method, run.seed) for run in there} == told
 

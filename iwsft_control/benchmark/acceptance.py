@@ -143,14 +143,15 @@ def _known(config: Any, task: Task) -> Scores:
     path = config.out / f"{task.name}.json"
     if not path.is_file():
         return {}
+    remedy = "delete it, or choose another --out"
+    record = files.read_json(path, "accept's record", remedy)
     try:
-        record = files.parse_json(path.read_text(encoding="utf-8"))
         scores = {
             name: {m: {int(s): math.nan if x is None else float(x) for s, x in of.items()} for m, of in each.items()}
             for name, each in record["scores"].items()
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, or choose another --out.") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}.") from error
     methods = {method for each in scores.values() for method in each}
     seeds = {seed for each in scores.values() for of in each.values() for seed in of}
     require(

@@ -119,8 +119,8 @@ def train(
     path = export.result_path(folder, skeleton)
     if path.is_file() and path.with_suffix(".safetensors").is_file():
         try:
-            found, scored = results.read(path), ("ref_min_score", "ref_max_score")
-            if all(found.evaluation[k] == skeleton.evaluation[k] for k in scored):  # no part of its name
+            found = results.read(path)
+            if all(found.evaluation[k] == skeleton.evaluation[k] for k in results.REFERENCES):  # no part of its name
                 return found, path
         except UserError:  # damaged: it is made again
             pass

@@ -22,10 +22,11 @@ from iwsft_control.datasets.types import Dataset
 
 SCHEMA = 1
 NO_PHYSICS = "none"  # in the place of MuJoCo's version, of a task that a verifier judges
+REFERENCES = ("ref_min_score", "ref_max_score")  # returns that score 0 and 100, among what a result says of evaluation
 KEYS: dict[str, dict[str, str]] = {  # that tables and figures read, and what they are
     "dataset": {"id": "str", "sha256": "str", "origin": "str", "transitions": "int", "episodes": "int"},
     "physics": {"environment": "str", "mujoco": "str", "corrections": "list"},
-    "evaluation": {"ref_min_score": "float", "ref_max_score": "float"},
+    "evaluation": dict.fromkeys(REFERENCES, "float"),
     "diagnostics": {"training": "dict"},
     "versions": {"jax": "str"},
 }

@@ -52,16 +52,16 @@ def find(folder: Path, quick: bool = False) -> Online:
     if not found:
         raise UserError(f"no online results in {folder}; make some with python -m iwsft_control.finetune.")
     for panel, methods in found.items():
-        every = [run for runs in methods.values() for run in runs]
-        for what, of in (
-            ("data sets", lambda run: run.dataset),
-            ("physics", lambda run: run.physics),
-            ("reference scores", lambda run: [run.evaluation[name] for name in grouped.REFERENCES]),
-            ("evaluation protocols", lambda run: [run.evaluation["first_reset_seed"], len(run.episode_returns)]),
-            ("configurations", lambda run: run.config),
-        ):
-            if any(of(run) != of(every[0]) for run in every):
-                raise UserError(f"runs of {panel.task} ({panel.reward}) in {folder} have different {what}; part them.")
+        first: dict[str, Any] = {}
+        for run in (run for runs in methods.values() for run in runs):
+            for what, value in (
+                ("data sets", run.dataset),
+                *((what, value) for what, _, value in grouped.circumstances(run, panel.task)),
+                ("configurations", run.config),
+            ):
+                alike = first.setdefault(what, value) == value
+                which = f"runs of {panel.task} ({panel.reward}) in {folder}"
+                require(alike, f"{which} have different {what}; part them.")
         for name, runs in methods.items():
             runs.sort(key=lambda run: run.seed)
             for one, other in itertools.pairwise(runs):

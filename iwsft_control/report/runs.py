@@ -11,7 +11,7 @@ import numpy as np
 
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError, near, require
-from iwsft_control.benchmark.results import NO_PHYSICS, RunResult, read
+from iwsft_control.benchmark.results import NO_PHYSICS, REFERENCES, RunResult, read
 from iwsft_control.datasets.types import describe_origin
 from iwsft_control.envs.specs import NO_MUJOCO
 from iwsft_control.methods import registry
@@ -20,7 +20,6 @@ from iwsft_control.report.published import PUBLISHED_TASKS
 from iwsft_control.report.statistics import Estimate
 
 SCORES_FILE = "scores.json"  # the matrices for rliable
-REFERENCES = ("ref_min_score", "ref_max_score")  # what scores are normalised by
 NORMALISED = "normalised score"  # what scores are, unless a run says otherwise
 
 
@@ -115,9 +114,7 @@ def require_alike(variants: Iterable[Mapping[str, Mapping[int, RunResult]]]) -> 
     for run in (run for of_task in variants for of_seed in of_task.values() for run in of_seed.values()):
         for what, group, value in (
             ("data sets", run.task, [run.dataset["id"], run.dataset["sha256"]]),
-            ("physics", run.task, run.physics),
-            *_mujoco(run),
-            ("evaluation protocols", run.task, [*map(run.evaluation.get, REFERENCES), _protocol(run)]),
+            *circumstances(run, run.task),
         ):
             known, other = first.setdefault((what, group), (value, run))
             if known != value:
@@ -180,10 +177,7 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
         dataset, row = run.dataset["id"], Row(run.method, run.quality)
         for what, group, value in (
             ("data sets (sha256)", dataset, run.dataset["sha256"]),
-            ("physics", dataset, run.physics),
-            ("reference scores", dataset, [run.evaluation[name] for name in REFERENCES]),
-            *_mujoco(run),  # means over data sets are of one
-            ("evaluation protocols", "", _protocol(run)),
+            *circumstances(run, dataset),
             ("configurations", f"{dataset} {row.label}", run.config),
         ):
             known, other = first.setdefault((what, group), (value, path))
@@ -210,9 +204,22 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
     return Report(dict(runs), scores, datasets, baseline, focus, list(failed))
 
 
+def circumstances(run: RunResult, group: str) -> list[tuple[str, str, Any]]:
+    """What must be alike among runs of a group (of a task, or a data set), but for data and settings: for each what it
+    is, the group that it must be alike in ("": all, since means are over groups), and its value in a run."""
+    return [
+        ("physics", group, run.physics),
+        ("reference scores", group, [run.evaluation[name] for name in REFERENCES]),
+        *_mujoco(run),
+        ("evaluation protocols", "", _protocol(run)),
+    ]
+
+
 def _protocol(run: RunResult) -> dict[str, Any]:
-    # What of the policy was evaluated belongs to the method: TD3+BC's paper has no average of parameters.
-    protocol = {k: v for k, v in run.evaluation.items() if k not in (*REFERENCES, "policy")}
+    # What of the policy was evaluated belongs to the method: TD3+BC's paper has no average of parameters. How long an
+    # online training took belongs to the run.
+    own = (*REFERENCES, "policy", "simulator_steps")
+    protocol = {k: v for k, v in run.evaluation.items() if k not in own}
     return protocol | {"episodes": len(run.episode_returns)}
 
 
