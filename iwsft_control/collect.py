@@ -28,7 +28,6 @@ from iwsft_control.base.errors import require
 from iwsft_control.benchmark import checks
 from iwsft_control.envs import tasks
 
-ENVIRONMENTS = ("hopper", "halfcheetah", "walker2d")
 CHOSEN = {"hopper": (2, 0.4), "halfcheetah": (18, 1.0), "walker2d": (16, 1.0)}  # seed and updates a step of accept's
 EXPERT_STEPS = 1_000_000
 
@@ -53,8 +52,9 @@ class CollectConfig:
     """Collect nothing: write the embedded reconstruction of this task into the local Minari root."""
     embed: Path | None = None
     """Also pack the replay into this folder and its manifest (how the embedded data are made)."""
-    record: Path = Path("results/reconstruction")
-    """Folder of accept's record: only the replay that it chose is packed."""
+    record: Path | None = None
+    """Folder of accept's record, for --embed: only the replay that it chose is packed. By default
+    results/reconstruction."""
 
 
 def main(config: CollectConfig) -> None:
@@ -62,8 +62,8 @@ def main(config: CollectConfig) -> None:
     task = tasks.parse_task(config.env)
     name, updates = task.environment.name, config.updates_per_step
     require(
-        name in ENVIRONMENTS and task.level != "full-replay",
-        f"{task.name} is not reconstructed here; use one of {', '.join(ENVIRONMENTS)} with random, medium, expert, "
+        task.can_be_collected,
+        f"{task.name} is not reconstructed here; use one of {', '.join(CHOSEN)} with random, medium, expert, "
         "medium-replay or medium-expert.",
     )
     bounds.check(config, "")
@@ -72,7 +72,13 @@ def main(config: CollectConfig) -> None:
     require(replay or config.embed is None, "--embed is for medium-replay; leave it out.")
     trained = task.level in ("expert", "medium-expert")
     require(trained or config.expert_steps is None, "--expert-steps is for expert and medium-expert; leave it out.")
-    no_use = {"seeds": ("seed", "embed"), "unpack": ("seeds", "seed", "updates_per_step", "expert_steps", "embed")}
+    require(config.embed is not None or config.record is None, "--record is for --embed; leave it out.")
+    learns = task.level != "random"
+    require(learns or updates is None, "--updates-per-step has no effect on random, whose policy never learns.")
+    no_use = {
+        "seeds": ("seed", "embed"),
+        "unpack": ("seeds", "seed", "updates_per_step", "expert_steps", "embed", "work"),
+    }
     for option, others in no_use.items():
         if getattr(config, option):
             idle = next((o for o in others if getattr(config, o) not in (None, ())), None)
@@ -82,6 +88,7 @@ def main(config: CollectConfig) -> None:
     from iwsft_control.reconstruction import levels  # here: help and a mistake in an option need none of JAX
 
     work = config.work or files.cache_home() / "collect"
+    record = config.record or Path("results/reconstruction")
     if config.unpack:
         levels.unpack(task)
     elif config.seeds:
@@ -91,7 +98,7 @@ def main(config: CollectConfig) -> None:
         if seed is None:
             seed, updates = CHOSEN[name][0], updates or CHOSEN[name][1]
         steps = EXPERT_STEPS if config.expert_steps is None else config.expert_steps
-        levels.make(task, levels.learner(updates), seed, steps, work, config.embed, config.record)
+        levels.make(task, levels.learner(updates), seed, steps, work, config.embed, record)
 
 
 def cli() -> None:

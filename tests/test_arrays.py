@@ -117,6 +117,11 @@ def test_arrays_whose_episodes_or_values_cannot_be(data):
     rewards[9] = np.nan
     with pytest.raises(UserError, match=r"rewards hold a NaN or infinity \(row 9\)"):
         made(data, rewards=rewards)
+    rewards[9] = 1e38
+    with pytest.raises(UserError, match=r"rewards hold a number that float32 cannot hold \(row 9\)"):
+        made(data, rewards=np.array(rewards, float) * 10)
+    with pytest.raises(UserError, match="have 11 and 2 columns, those of its environment d4rl/Hopper-v2 11 and 3"):
+        made(data, actions=data.actions[:, :2])
     with pytest.raises(UserError, match=r"the action of row 0 lies outside \[-1, 1\]; scale"):
         made(data, actions=data.actions + 3)
     with pytest.raises(UserError, match="has no transitions"):

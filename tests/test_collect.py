@@ -209,6 +209,9 @@ def test_what_is_not_reconstructed(env):
         ({"unpack": True, "expert_steps": 5000}, "--expert-steps is for expert and medium-expert; leave it out"),
         ({"seeds": (0,), "expert_steps": 5000}, "--expert-steps is for expert"),
         ({"env": "hopper-random", "expert_steps": 5000}, "--expert-steps is for expert"),
+        ({"unpack": True, "work": Path("x")}, "--work has no effect with --unpack"),
+        ({"record": Path("x")}, "--record is for --embed"),
+        ({"env": "hopper-random", "updates_per_step": 0.5}, "--updates-per-step has no effect on random"),
         ({"env": "hopper-expert", "expert_steps": 0}, "--expert-steps must be a positive multiple of 1000"),
     ],
 )
@@ -268,6 +271,7 @@ def test_the_first_rows_are_the_untrained_policys_and_learning_begins_after_the_
     assert not np.array_equal(jax.tree.leaves(before)[0], jax.tree.leaves(run.learner.policy)[0])
 
 
+@pytest.mark.slow
 def test_sac_solves_a_bandit():
     """One-step episodes whose reward is -(a - 0.6)^2: the policy's mean goes there."""
     config = sac.SACConfig(hidden=(32, 32), learning_rate=3e-3, batch_size=128)

@@ -149,8 +149,11 @@ def test_d4rl_goes_before_the_reconstruction():
 
 
 def test_no_data_says_how_to_get_it():
-    with pytest.raises(UserError, match="d4rl download hopper-expert"):
+    with pytest.raises(UserError, match=r"d4rl download hopper-expert' .*collect --env hopper-expert'"):
         load.resolve(tasks.parse_task("hopper-expert"))
+    for name in ("ant-medium", "hopper-full-replay"):  # what collect would refuse is not advised
+        with pytest.raises(UserError, match=rf"d4rl download {name}' \(D4RL's own\)\.$"):
+            load.resolve(tasks.parse_task(name))
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -16,7 +16,7 @@ import pytest
 from experiments import pages
 from iwsft_control import table
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, apart
 from iwsft_control.benchmark import results
 from iwsft_control.envs import video
 from iwsft_control.report import figures, formats, looks, statistics, tables
@@ -119,9 +119,18 @@ def test_runs_of_variants_are_of_one_task(tmp_path):
     for i, (changes, sentence) in enumerate(
         [
             ({"dataset": first.dataset | {"sha256": "f" * 64}}, "have different data sets; make a table of each"),
-            ({"physics": first.physics | {"mujoco": "3.0.0"}}, "have different physics"),
-            ({"evaluation": first.evaluation | {"first_reset_seed": 5}}, "have different evaluation protocols"),
-            ({"config": {"policy": {"steps": 6}}}, "runs of other settings"),
+            (
+                {"physics": first.physics | {"mujoco": "3.0.0"}},
+                r"have different physics, first in mujoco \('\S+' and '3.0.0'\)",
+            ),
+            (
+                {"evaluation": first.evaluation | {"first_reset_seed": 5}},
+                "evaluation protocols, first in first_",
+            ),
+            (
+                {"config": {"policy": {"steps": 6}}},
+                r"other settings .*, first in policy.steps \(5 and 6\); part",
+            ),
         ]
     ):
         other = dataclasses.replace(first, seed=2, **changes)
@@ -374,6 +383,17 @@ def test_no_mean_over_data_sets_of_other_physics_or_protocol(tmp_path):
         other = make_run("walker2d-medium-replay", **change)
         with pytest.raises(UserError, match=f"a.json and b.json have different {what}"):
             grouped.collect({Path("a.json"): make_run(), Path("b.json"): other}, BC, BC)
+
+
+def test_settings_that_differ_are_named():
+    """Also those that one of the two lacks, and deep within."""
+    one, other = ({"policy": {"steps": 5, **more}, "quick": False} for more in ({}, {"hidden": [256, 256]}))
+    runs = {Path("a.json"): make_run(config=one), Path("b.json"): make_run(seed=9, config=other)}
+    said = r"have different configurations, first in policy.hidden \(None and \[256, 256\]\); make"
+    with pytest.raises(UserError, match=said):
+        grouped.collect(runs, BC, BC)
+    assert apart(one, other) and not apart(one, other, shared=True)
+    assert apart(one, one | {"quick": True}, shared=True) == ["quick (False and True)"]
 
 
 def test_environments_without_mujoco_stand_beside_others():

@@ -87,16 +87,23 @@ def check_repeated(arguments: Sequence[str]) -> None:
 
 
 def with_ranges(arguments: Sequence[str]) -> list[str]:
-    """A command line on which ``--seeds 0-9 20`` has every seed."""
+    """A command line on which ``--seeds 0-9 20`` has every seed.
+
+    Raises:
+        UserError: a range that ends before it begins, or is too long.
+    """
     found: list[str] = []
     option = ""
     for argument in arguments:
         name, equals, value = argument.partition("=")
         option = name if argument.startswith("--") else option
         ends = re.fullmatch(r"(\d{1,9})-(\d{1,9})", value if equals else argument) if option == "--seeds" else None
-        if ends is None or not 0 <= int(ends[2]) - int(ends[1]) < MAX_RANGE:
+        if ends is None:
             found.append(argument)
         else:
+            count = int(ends[2]) - int(ends[1]) + 1
+            require(count > 0, f"--seeds {ends[0]} ends before it begins; give the lower seed first.")
+            require(count <= MAX_RANGE, f"--seeds {ends[0]} are {count:,} seeds; give {MAX_RANGE:,} at most.")
             found += [*([name] if equals else []), *map(str, range(int(ends[1]), int(ends[2]) + 1))]
     return found
 

@@ -242,6 +242,15 @@ def load_arrays(path: Path, sealed: bool = False) -> tuple[dict[str, np.ndarray]
         raise UserError(f"{path} is damaged ({error}); delete it and make it again.") from error
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and :func:`load_arrays` reads it."""
+    try:
+        load_arrays(path)
+    except UserError:
+        return False
+    return True
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """Only the metadata of a file that :func:`save_pytree` wrote, not verified; empty if it is damaged."""
     try:

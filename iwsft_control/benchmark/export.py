@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError
+from iwsft_control.base.errors import UserError, told_apart
 from iwsft_control.benchmark import results, store
 from iwsft_control.benchmark.stages import Stage, configuration, dependencies
 from iwsft_control.datasets.types import Dataset
@@ -113,16 +113,16 @@ def _named(folder: Path, task: str, method: str, quality: str | None, seed: int,
     return folder / task.replace("/", "-") / f"{stem}.json"
 
 
-def with_other_settings(folder: Path, stage: Stage, task: str) -> list[Path]:
+def with_other_settings(folder: Path, stage: Stage, task: str) -> dict[Path, str]:
     """Results in the folder of a stage's method, quality and seeds that have another configuration (or other code of
-    one's own), and so would stand beside what the stage makes."""
-    wanted, found = whole_configuration(stage), []
+    one's own), and so would stand beside what the stage makes; with where they differ."""
+    wanted, found = whole_configuration(stage), {}
     for seed in stage.seeds:
         pattern = _named(folder, task, stage.method, stage.quality, seed, "*")
         for path in sorted(pattern.parent.glob(pattern.name)):
             with contextlib.suppress(UserError):  # what cannot be read is told where it is asked for
-                if results.read(path).config != wanted:
-                    found.append(path)
+                if (config := results.read(path).config) != wanted:
+                    found[path] = told_apart(config, wanted)
     return found
 
 
@@ -135,7 +135,7 @@ def write_results(
     for s, result in enumerate(run_results(stage, data, task, inputs, artefact)):
         path = result_path(folder, result)
         paths.append(path)
-        if path.with_suffix(".safetensors").is_file() and results.holds(path, result):
+        if files.is_whole(path.with_suffix(".safetensors")) and results.holds(path, result):
             continue
         params = jax.tree.map(lambda x, s=s: x[s], artefact.arrays)
         write_policy(path, result, params["params"], described, data)

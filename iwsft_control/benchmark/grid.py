@@ -84,11 +84,14 @@ def run(plan: Any, chosen: Settings) -> None:
     guess = seconds_left(missing, slots, Seen())
     if plan.ray is None:
         console.console.print(f"estimate: {duration(guess)} with {slots} at a time; results in {folder}")
-    others = [path for job in wanted for path in export.with_other_settings(folder, job.stage, job.source.task)]
+    others: dict[Path, str] = {}
+    for job in wanted:
+        others |= export.with_other_settings(folder, job.stage, job.source.task)
     if others:  # told before hours are spent: a sweep is there for a table
+        path, apart = next(iter(others.items()))
         console.console.print(
-            f"results of the same methods and seeds with other settings are there ({len(others)}, as {others[0]}): no "
-            "table takes both. Choose another --results, or remove them."
+            f"results of the same methods and seeds with other settings are there ({len(others)}, as {path}{apart}): "
+            "no table takes both. Choose another --results, or remove them."
         )
     if plan.dry_run:
         return

@@ -117,7 +117,7 @@ def train(
     stage = stages.method_stage(config.start, "q", (seed,), chosen, source.task)
     skeleton = _skeleton(config, data, source.task, name, seed, export.whole_configuration(stage))
     path = export.result_path(folder, skeleton)
-    if path.is_file() and path.with_suffix(".safetensors").is_file():
+    if path.is_file() and files.is_whole(path.with_suffix(".safetensors")):
         try:
             found = results.read(path)
             if all(found.evaluation[k] == skeleton.evaluation[k] for k in results.REFERENCES):  # no part of its name

@@ -12,7 +12,7 @@ from iwsft_control.base.errors import UserError, is_finite, require
 from iwsft_control.datasets.load import ROUNDING, identity
 from iwsft_control.datasets.types import Dataset, Episodes, content_sha256
 from iwsft_control.envs import specs
-from iwsft_control.envs.batch import bounds_of
+from iwsft_control.envs.batch import make_batch
 from iwsft_control.envs.tasks import ENVIRONMENTS, TASK_NAMES, environment_of
 
 
@@ -45,8 +45,9 @@ def from_arrays(
         reference_scores: returns that score 0 and 100; by default those of the environment in D4RL.
 
     Raises:
-        UserError: shapes that disagree, values that are not finite, actions outside [-1, 1], an episode that goes on
-            where its next observation does not follow, no such environment, or no reference scores.
+        UserError: shapes that disagree or are not the environment's, values that are not finite in float32, actions
+            outside [-1, 1], an episode that goes on where its next observation does not follow, no such environment,
+            or no reference scores.
     """
     require(
         isinstance(id, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", id) is not None,
@@ -86,7 +87,13 @@ def from_arrays(
         "own box to [-1, 1].",
     )
     place = environment_of(environment) if isinstance(environment, str) else environment
-    box = bounds_of(place, acted.shape[1])  # makes it, so that a module that it names ("mine:Env-v0") is imported
+    batch = make_batch(place, 1)  # so that a module that it names ("mine:Env-v0") is imported
+    given, wanted = (states.shape[1], acted.shape[1]), (batch.observation_dim, batch.action_dim)
+    require(
+        given == wanted,
+        f"{id}: observations and actions have {given[0]} and {given[1]} columns, those of its environment "
+        f"{specs.id_of(place)} {wanted[0]} and {wanted[1]}.",
+    )
     place = place.rpartition(":")[2] if isinstance(place, str) else specs.reduced(place)
     low, high = _reference_scores(id, place, reference_scores)
     rows = np.flatnonzero(ends)
@@ -99,7 +106,7 @@ def from_arrays(
         truncations=cut,
         starts=starts,
     )
-    scaled = None if box.is_unit else box
+    scaled = None if batch.action_box.is_unit else batch.action_box
     return Dataset(
         id=id,
         sha256=identity(content_sha256(whole), place, scaled),
@@ -128,10 +135,12 @@ def _numbers(id: str, name: str, given: Any, axes: int) -> np.ndarray:
     whole = array.ndim == axes and (axes == 1 or array.shape[1] > 0)
     require(whole, f"{id}: {name} are of shape {array.shape}; give {shape}.")
     require(array.dtype.kind in "biuf", f"{id}: {name} are no numbers ({array.dtype}).")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         found = array.astype(np.float32)
-    finite = np.isfinite(found)
-    require(bool(finite.all()), f"{id}: {name} hold a NaN or infinity (row {np.argwhere(~finite)[:1, :1].sum()}).")
+    bad = np.argwhere(~np.isfinite(found))
+    if len(bad):
+        what = "a number that float32 cannot hold" if np.isfinite(array[tuple(bad[0])]) else "a NaN or infinity"
+        raise UserError(f"{id}: {name} hold {what} (row {bad[0, 0]}).")
     return found
 
 

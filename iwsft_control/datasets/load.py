@@ -46,9 +46,10 @@ def resolve(task: Task | None, dataset_id: str | None = None) -> str:
     for candidate in (task.d4rl_id, task.reconstruction_id):
         if candidate in local or candidate in embedded:
             return candidate
+    collect = f" or 'python -m iwsft_control.collect --env {task.name}' (a reconstruction)"
     raise UserError(
-        f"no data for {task.name} yet: run 'python -m iwsft_control.d4rl download {task.name}' (D4RL's own) or "
-        f"'python -m iwsft_control.collect --env {task.name}' (a reconstruction)."
+        f"no data for {task.name} yet: run 'python -m iwsft_control.d4rl download {task.name}' (D4RL's own)"
+        + (f"{collect}." if task.can_be_collected else ".")
     )
 
 

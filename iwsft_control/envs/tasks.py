@@ -48,6 +48,11 @@ class Task:
         return f"{self.environment.name}-{self.level}"
 
     @property
+    def can_be_collected(self) -> bool:
+        """Whether ``collect`` reconstructs its data: that stops at D4RL's medium level, which must be known."""
+        return self.environment.medium_return is not None and self.level != "full-replay"
+
+    @property
     def d4rl_id(self) -> str:
         """Minari id of D4RL's own data, once imported."""
         return f"D4RL/{self.environment.name}/{self.level}-v2"

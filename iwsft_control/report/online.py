@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from iwsft_control.base.errors import UserError, is_finite, require
+from iwsft_control.base.errors import UserError, is_finite, require, told_apart
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.online.methods import METHODS
@@ -59,9 +59,9 @@ def find(folder: Path, quick: bool = False) -> Online:
                 *((what, value) for what, _, value in grouped.circumstances(run, panel.task)),
                 ("configurations", run.config),
             ):
-                alike = first.setdefault(what, value) == value
+                known = first.setdefault(what, value)
                 which = f"runs of {panel.task} ({panel.reward}) in {folder}"
-                require(alike, f"{which} have different {what}; part them.")
+                require(known == value, f"{which} have different {what}{told_apart(known, value)}; part them.")
         for name, runs in methods.items():
             runs.sort(key=lambda run: run.seed)
             for one, other in itertools.pairwise(runs):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError, near, require
+from iwsft_control.base.errors import UserError, apart, near, require, told_apart
 from iwsft_control.benchmark.results import NO_PHYSICS, REFERENCES, RunResult, read
 from iwsft_control.datasets.types import describe_origin
 from iwsft_control.envs.specs import NO_MUJOCO
@@ -97,8 +97,9 @@ def by_seed(folder: Path, quick: bool = False) -> dict[str, dict[int, RunResult]
             require(first is run, f"{path.parent} holds two runs of seed {run.seed}; remove one.")
             one = next(iter(found[run.task].values()))
             require(
-                _agree(one.config, run.config),
-                f"{path.parent} holds runs of other settings (seeds {one.seed} and {run.seed}); part them.",
+                not apart(one.config, run.config, shared=True),  # older records lack the settings that came later
+                f"{path.parent} holds runs of other settings (seeds {one.seed} and {run.seed})"
+                f"{told_apart(one.config, run.config, shared=True)}; part them.",
             )
     require_alike([found])
     return found
@@ -119,14 +120,9 @@ def require_alike(variants: Iterable[Mapping[str, Mapping[int, RunResult]]]) -> 
             known, other = first.setdefault((what, group), (value, run))
             if known != value:
                 two = " and ".join(f"{each.method} with seed {each.seed}" for each in (other, run))
-                raise UserError(f"{two} ({run.task}) have different {what}; make a table of each.")
-
-
-def _agree(one: Any, other: Any) -> bool:
-    """Whether two configurations have the same values; older records lack the settings that came later."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return all(_agree(one[key], other[key]) for key in one.keys() & other.keys())
-    return bool(one == other)
+                raise UserError(
+                    f"{two} ({run.task}) have different {what}{told_apart(known, value)}; make a table of each."
+                )
 
 
 def bc_start(run: RunResult) -> float:
@@ -182,7 +178,9 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
         ):
             known, other = first.setdefault((what, group), (value, path))
             if known != value:
-                raise UserError(f"{other} and {path} have different {what}; make a table of each.")
+                raise UserError(
+                    f"{other} and {path} have different {what}{told_apart(known, value)}; make a table of each."
+                )
         twin = seen.setdefault((row, dataset, run.seed), path)
         if twin != path:
             raise UserError(f"{twin} and {path} are the same run; remove one.")
