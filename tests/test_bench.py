@@ -188,6 +188,7 @@ def test_released(capsys):
     assert float(re.search(r"after a step: (\S+) of", printed)[1]) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_wrong_rendering_would_be_told(monkeypatch):
     """The difference after a step is one where the weights are not those of the released code."""
     released = bench("released")

@@ -144,6 +144,7 @@ sweep.cli()
 """
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow_are_one_sentence(tmp_path):
     """A quota, as far as a process can have one: no file larger than 500 bytes."""
     where = ["--results", tmp_path / "results", "--stages", tmp_path / "stages", "--workers", "1", "--seeds", "0"]

@@ -1109,6 +1109,7 @@ def test_a_configuration_without_steps_is_tabled(tmp_path, undrawn):
     assert "| bc | 2 | - |" in texts["table.md"]
 
 
+@pytest.mark.slow
 def test_files_are_utf8_whatever_the_locale(tmp_path):
     results.write(tmp_path / "runs/a.json", make_run(device="Prozessor für Ähnliches"))
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -53,6 +53,7 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     assert (tmp_path / "curves.svg").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_curve_goes_on_where_it_was(tmp_path, narrow, monkeypatch):
     path = tmp_path / "killed" / "hopper-medium-replay-td3-bc-seed100.json"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

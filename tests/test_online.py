@@ -403,6 +403,7 @@ def same(a, b, one_program=True):
 FAST = {"policy_learning_rate": 0.02, "critic_learning_rate": 0.02, "target_kl": 0.5, "kl_weight": 0.0}
 
 
+@pytest.mark.slow
 def test_a_point_learns_to_reach_its_goal():
     found = teach("prefix-rft", 8_000, ppo=FAST)
     assert np.mean(found.points[-1]["returns"]) > 9  # the demonstrations' are 14 to 16, a standing point's 0

@@ -141,6 +141,7 @@ def test_reward_scale():
     assert transitions.reward_scale(make_data((5,))) == 1.0
 
 
+@pytest.mark.slow
 def test_learned_advantage_finds_the_better_action():
     """A one-step bandit in which the reward is the first action: its rank is the advantage's rank."""
     data = make_data((1,) * 400)

@@ -147,9 +147,9 @@ def test_cores_are_those_that_the_process_may_use():
 @pytest.mark.parametrize(
     ("variables", "threads", "name"),
     [
-        ({}, 1, "cpu, one thread"),
+        pytest.param({}, 1, "cpu, one thread", marks=pytest.mark.slow),
         ({"NPROC": "8"}, 1, "cpu, one thread"),  # as some clusters set it
-        ({"PJRT_NPROC": "4"}, 4, "cpu, several threads"),
+        pytest.param({"PJRT_NPROC": "4"}, 4, "cpu, several threads", marks=pytest.mark.slow),
     ],
 )
 def test_xla_has_one_thread_unless_told_otherwise(variables, threads, name):

@@ -250,7 +250,7 @@ def one_by_one(batch):
     return [Demonstrations(*(x[i : i + 1] for x in batch)) for i in range(len(batch.actions))]
 
 
-@pytest.mark.parametrize("name", ["iw-sft", "iw-sft-token", "iw-sft-sum"])
+@pytest.mark.parametrize("name", ["iw-sft", *(pytest.param(n, marks=pytest.mark.slow) for n in LOSSES[2:4])])
 def test_any_batch_is_weighted_right(name):
     """A batch of B answers, B batches of one (by their share of tokens), and more padding: one loss.
 
@@ -278,7 +278,7 @@ def test_any_batch_has_one_gradient():
     assert_close(gradient(params, batch), summed)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [n if n == "iw-sft" else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES])
 def test_any_packing_is_weighted_right(name):
     """Padding left out and answers end to end, in another order: the same loss."""
     batch = some_batch(6)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import gymnasium as gym
+import pytest
 
 import iwsft_control
 from iwsft_control.__main__ import COMMANDS
@@ -124,6 +125,7 @@ def test_what_needs_no_heavy_package_imports_none():
     assert not wrong
 
 
+@pytest.mark.slow
 def test_a_heavy_package_would_be_seen():
     """In a fork as in a process of its own; and a command alone, without what the forks have imported before."""
     arguments = json.dumps([["sweep", "--dry-run", "--methods", "bc", "--tasks", "hopper-medium-replay"]])
