@@ -2,6 +2,7 @@
 
     python experiments/learning_curve.py --methods iql td3-bc awac --steps 300000
     python experiments/learning_curve.py --methods cql --steps 100000 --every 5000
+    python experiments/learning_curve.py --methods iql --datasets mine/hopper/noisy-v0
 
 One process per core; a file per task and method in results/curves, written as the curve grows and not made again when
 it is whole; a killed curve goes on where it was; then a figure of all that are there. The scores are of 25 episodes on
@@ -29,6 +30,7 @@ from iwsft_control.benchmark import checks, settings, stages
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.envs import tasks
+from iwsft_control.envs.tasks import MEDIUM_REPLAY
 from iwsft_control.learning import loop
 from iwsft_control.learning.defaults import CALL_STEPS
 from iwsft_control.learning.method import Inputs
@@ -40,8 +42,10 @@ from iwsft_control.report import curves
 class CurveConfig:
     """What to draw."""
 
-    tasks: tuple[str, ...] = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
-    """Tasks."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks. By default hopper-, halfcheetah- and walker2d-medium-replay; none where --datasets is given."""
+    datasets: tuple[str, ...] = ()
+    """Ids of data sets in the local Minari root, each evaluated in the environment that it declares."""
     methods: tuple[str, ...] = ("iql", "td3-bc", "awac", "rebrac", "cql")
     """Methods that train from scratch, on the data alone."""
     steps: Annotated[int, POSITIVE] = 300_000
@@ -59,14 +63,21 @@ def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
     checks.check_methods(config.methods)
     checks.check_seeds((config.seed,))
-    checks.check_tasks(config.tasks)
+    names = config.tasks if config.tasks is not None else () if config.datasets else MEDIUM_REPLAY
+    if config.tasks is not None:
+        checks.check_tasks(config.tasks)
+    require(len(set(config.datasets)) == len(config.datasets), "--datasets must name different data sets.")
     bounds.check(config, "")
     alone = {name: method for name, method in registry.every().items() if not method.dependencies(None)}
     possible = [name for name in registry.names() if name in alone and alone[name].group is not None]
     require(set(config.methods) <= set(possible), f"--methods must be among {', '.join(possible)}.")
     require(config.every % CALL_STEPS == 0 < config.every, f"--every must be a multiple of {CALL_STEPS}.")
     console.writable(config.out)
-    jobs = [(config, tasks.parse_task(task).name, method) for method in config.methods for task in config.tasks]
+    sources = [DataSource(tasks.parse_task(name).name) for name in names]
+    sources += [DataSource(None, dataset) for dataset in config.datasets]
+    for source in sources:
+        checks.check_environment(source.load())
+    jobs = [(config, source, method) for method in config.methods for source in sources]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(config.workers, len(jobs)), context, children.end_with_parent) as pool:
         for future in as_completed([pool.submit(curve, *job) for job in jobs]):
@@ -74,15 +85,16 @@ def main(config: CurveConfig) -> None:
     curves.draw(config.out)
 
 
-def curve(config: CurveConfig, task: str, name: str) -> str:
-    """Train one method on one task, evaluating as it goes; returns a line for the log."""
+def curve(config: CurveConfig, source: DataSource, name: str) -> str:
+    """Train one method on one data set, evaluating as it goes; returns a line for the log."""
     console.cache_compiled_programs()
-    path = config.out / f"{task}-{name}-seed{config.seed}.json"
+    task = source.task
+    path = config.out / f"{task.replace('/', '-')}-{name}-seed{config.seed}.json"
     method, defaults = registry.get(name), settings.make()
     longer = defaults.with_config(method, dataclasses.replace(defaults.of(method), steps=config.steps))
     chosen = settings.validate(longer)
     stage = stages.method_stage(name, "q", (config.seed,), chosen, task)
-    own, data, export = stage.config, DataSource(task).load(), method.export
+    own, data, export = stage.config, source.load(), method.export
     assert export is not None
     record = curves.begin(task, name, config.seed, stages.configuration(stage), data, config.episodes)
     if curves.is_there(path, record, lambda its: its.get("steps")):

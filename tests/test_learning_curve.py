@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,15 @@ from experiments import learning_curve
 from iwsft_control.base import snapshot as snapshots
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark import settings
+from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.learning import loop
 from iwsft_control.methods import td3_bc
 from iwsft_control.report import curves, figures
+from tests.conftest import write_hopper
+
+HOPPER = DataSource("hopper-medium-replay")
+
+ID = "test/hopper/small-v0"
 
 
 def config(tmp_path, **changes):
@@ -29,19 +36,19 @@ def narrow(monkeypatch):
 
 def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     chosen = config(tmp_path)
-    line = learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
+    line = learning_curve.curve(chosen, HOPPER, "td3-bc")
     assert line.startswith("hopper-medium-replay td3-bc: ")
     path = tmp_path / "hopper-medium-replay-td3-bc-seed100.json"
     record = json.loads(path.read_text())
     assert record["step"] == [500, 1000] and record["config"]["steps"] == 1000
     assert np.isfinite(record["normalised_score"]).all() and record["seconds"] == sorted(record["seconds"])
-    assert learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc") == f"{path} is there"
+    assert learning_curve.curve(chosen, HOPPER, "td3-bc") == f"{path} is there"
     with pytest.raises(UserError, match="is a whole curve of other settings or data; move it"):
-        learning_curve.curve(config(tmp_path, steps=500), "hopper-medium-replay", "td3-bc")
+        learning_curve.curve(config(tmp_path, steps=500), HOPPER, "td3-bc")
     assert json.loads(path.read_text()) == record
     unfinished = {k: v[:1] if isinstance(v, list) else v for k, v in record.items()}
     path.write_text(json.dumps(unfinished))
-    learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
+    learning_curve.curve(chosen, HOPPER, "td3-bc")
     again = json.loads(path.read_text())
     assert again["normalised_score"] == record["normalised_score"]
     other = again | {"task": "walker2d-medium-replay", "method": "iql"}
@@ -51,6 +58,22 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
     assert [axis.get_title() for axis in figure.axes] == ["hopper-medium-replay", "walker2d-medium-replay"]
     figures.save(figure, tmp_path, "curves")
     assert (tmp_path / "curves.svg").is_file()
+
+
+def test_a_curve_of_ones_own_data(tmp_path, narrow, monkeypatch):
+    """In the place of the tasks, or beside those that are named."""
+    write_hopper(ID)
+    asked = []
+    monkeypatch.setattr(learning_curve, "ProcessPoolExecutor", lambda count, *_: ThreadPoolExecutor(count))
+    with monkeypatch.context() as idle:
+        idle.setattr(learning_curve, "curve", lambda _, source, name: asked.append(source) or name)
+        idle.setattr(curves, "draw", lambda folder: None)
+        learning_curve.main(config(tmp_path, datasets=(ID,)))
+        learning_curve.main(config(tmp_path, tasks=None, datasets=(ID,)))
+    assert asked == [HOPPER, DataSource(None, ID), DataSource(None, ID)]
+    learning_curve.main(config(tmp_path, tasks=None, datasets=(ID,)))
+    record = json.loads((tmp_path / "test-hopper-small-v0-td3-bc-seed100.json").read_text())
+    assert record["task"] == record["dataset"]["id"] == ID and record["step"] == [500, 1000]
 
 
 @pytest.mark.slow
@@ -69,7 +92,7 @@ def test_a_killed_curve_goes_on_where_it_was(tmp_path, narrow, monkeypatch):
         return score(*arguments)
 
     def draw(folder):
-        learning_curve.curve(config(tmp_path / folder, steps=2000), "hopper-medium-replay", "td3-bc")
+        learning_curve.curve(config(tmp_path / folder, steps=2000), HOPPER, "td3-bc")
         return json.loads((tmp_path / folder / path.name).read_text())
 
     monkeypatch.setattr(curves, "score", dying)
@@ -91,12 +114,12 @@ def test_a_curve_that_other_code_began_begins_anew(tmp_path, narrow, monkeypatch
     chosen, score = config(tmp_path), curves.score
     monkeypatch.setattr(curves, "score", lambda *x: score(*x) if not list(tmp_path.glob("*.json")) else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
+        learning_curve.curve(chosen, HOPPER, "td3-bc")
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["step"] == [500] and list(tmp_path.glob("*.unfinished"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"git_commit": "another"}))
     monkeypatch.setattr(curves, "score", score)
-    learning_curve.curve(chosen, "hopper-medium-replay", "td3-bc")
+    learning_curve.curve(chosen, HOPPER, "td3-bc")
     assert json.loads(path.read_text())["step"] == [500, 1000]
 
 
@@ -107,7 +130,7 @@ def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_pa
         small = settings.make(td3_bc=own)
         monkeypatch.setattr(settings, "make", lambda small=small: small)
         folder = tmp_path / str(decay)
-        learning_curve.curve(config(folder), "hopper-medium-replay", "td3-bc")
+        learning_curve.curve(config(folder), HOPPER, "td3-bc")
         records.append(json.loads((folder / "hopper-medium-replay-td3-bc-seed100.json").read_text()))
         monkeypatch.undo()
     plain, averaged = records
@@ -129,6 +152,8 @@ def test_a_curve_scores_what_the_method_evaluates_and_the_other_beside_it(tmp_pa
         ({"tasks": ()}, "--tasks must name one or more different tasks"),
         ({"tasks": ("hopper-medium-replay",) * 2}, "--tasks must name one or more different tasks"),
         ({"tasks": ("hoper-medium-replay",)}, "unknown task"),
+        ({"tasks": None, "datasets": ("a/b", "a/b")}, "--datasets must name different data sets"),
+        ({"tasks": None, "datasets": ("a/b",)}, "no data set 'a/b'"),
     ],
 )
 def test_user_errors(tmp_path, changes, sentence):
@@ -158,6 +183,8 @@ def test_quarters_are_means_of_the_points_in_them():
         "| t | m | 2 | 800 | 4 | 7 | 6 | 10 |",
     ]
     assert curves.averages([record, other, better]).splitlines()[2:] == []
+    short = record | {"step": [4, 8], "normalised_score": [3, 6]}  # two points, and four quarters
+    assert curves.quarters([short]).splitlines()[2:] == ["| t | m | 1 | 8 | - | 3 | - | 6 |"]
     both = [
         r | {"averaged_score": [0] * 7 + [4], "last_iterate_score": r["normalised_score"]} for r in (record, better)
     ]

@@ -118,7 +118,7 @@ def quarters(records: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for (task, method, steps), same in _grouped(records).items():
         means = np.mean([_means(r["step"], r["normalised_score"], 4) for r in same], axis=0)
-        rows.append([task, method, str(len(same)), f"{steps[-1]:,}", *(f"{mean:.0f}" for mean in means)])
+        rows.append([task, method, str(len(same)), f"{steps[-1]:,}", *map(_shown, means)])
     header = ["task", "method", "seeds", "updates", "first quarter", "second", "third", "last"]
     return formats.markdown_table(header, rows)
 
@@ -131,7 +131,7 @@ def averages(records: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for (task, method, _), same in _grouped([r for r in records if "averaged_score" in r]).items():
         columns = ([_means(r["step"], r[k], 2)[1] for r in same] for k in AVERAGES)
-        rows.append([task, method, *(", ".join(f"{mean:.0f}" for mean in column) for column in columns)])
+        rows.append([task, method, *(", ".join(map(_shown, column)) for column in columns)])
     return formats.markdown_table(["task", "method", "last parameters", "their average"], rows)
 
 
@@ -149,7 +149,12 @@ def _grouped(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, tuple
 
 
 def _means(steps: Sequence[int], scores: Sequence[float], parts: int) -> list[float]:
-    """Mean score of each of equal parts of training; a point counts for the part that it ends."""
+    """Mean score of each of equal parts of training, NaN without a point in it; a point counts for the part that it
+    ends."""
     x, y = np.array(steps), np.array(scores)
     part = np.ceil(x * parts / x[-1])
-    return [y[part == i + 1].mean() for i in range(parts)]
+    return [y[part == i + 1].mean() if (part == i + 1).any() else np.nan for i in range(parts)]
+
+
+def _shown(mean: float) -> str:
+    return "-" if np.isnan(mean) else f"{mean:.0f}"
