@@ -5,6 +5,7 @@ Each stands between two comments that name its source; the text around it is wri
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from iwsft_control.base import console
 from iwsft_control.base.errors import require
 from iwsft_control.base.files import write_text
 from iwsft_control.benchmark import results
@@ -217,7 +219,20 @@ def filled(page: str, source: str, text: str, folder: Path) -> str:
     return found
 
 
-if __name__ == "__main__":
+@dataclasses.dataclass(frozen=True)
+class PagesConfig:
+    """What the pages show."""
+
+    results: Path = ROOT / "results"
+    """Folder of the committed results."""
+
+
+def main(config: PagesConfig) -> None:
+    """Make every table anew."""
     for page, source in TABLES:
         path = ROOT / page
-        write_text(path, filled(page, source, path.read_text(encoding="utf-8"), ROOT / "results"))
+        write_text(path, filled(page, source, path.read_text(encoding="utf-8"), config.results))
+
+
+if __name__ == "__main__":
+    console.command(lambda: PagesConfig, main, "python experiments/pages.py", __doc__)
