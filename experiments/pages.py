@@ -93,17 +93,18 @@ def beside_published(folder: Path) -> str:
     return formats.markdown_table(["task", "score", *METHODS.values()], rows)
 
 
-def on_d4rls_policies(folder: Path) -> str:
-    """The same on data of D4RL's own medium policies (results/d4rl-medium)."""
-    tasks = [task.replace("-replay", "") for task in PUBLISHED_TASKS]
-    found = {task: added({}, folder / "d4rl-medium" / task) for task in tasks}
+def other_level(folder: Path, name: str) -> str:
+    """The same of the tasks of another level, whose runs a folder of results has by task."""
+    bodies = [task.split("-")[0] for task in PUBLISHED_TASKS]
+    tasks = sorted((path.name for path in (folder / name).iterdir()), key=lambda task: bodies.index(task.split("-")[0]))
+    found = {task: added({}, folder / name / task) for task in tasks}
     rows = [row for task in tasks for row in rows_of(task, REFERENCE_METHODS, found[task])]
     return formats.markdown_table(["task", "score", *(METHODS[m] for m in REFERENCE_METHODS)], rows)
 
 
-def every_method_on_d4rls_policies(folder: Path) -> str:
+def every_method(folder: Path, name: str) -> str:
     """Mean over seeds with its interval of every method on these data, whether or not anything is published of it."""
-    report = runs.collect(runs.find([folder / "d4rl-medium"]), runs.Row("bc", None), runs.Row("iw-sft-q", "q"))
+    report = runs.collect(runs.find([folder / name]), runs.Row("bc", None), runs.Row("iw-sft-q", "q"))
     scores, *_ = tables.sections(report)
     kept = [i for i, title in enumerate(scores.header) if title not in ("updates", "IQM")]
     return formats.markdown_table([scores.header[i] for i in kept], [[row[i] for i in kept] for row in scores.rows])
@@ -191,8 +192,8 @@ def sequence_tuning(folder: Path) -> str:
 TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("README.md", "results/short.md"): partial(whole, name="short.md"),
     ("docs/data.md", "results/reconstruction, results/baselines"): beside_published,
-    ("docs/data.md", "results/d4rl-medium"): on_d4rls_policies,
-    ("docs/data.md", "results/d4rl-medium, every method"): every_method_on_d4rls_policies,
+    ("docs/data.md", "results/d4rl-medium"): partial(other_level, name="d4rl-medium"),
+    ("docs/data.md", "results/d4rl-medium, every method"): partial(every_method, name="d4rl-medium"),
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
     ("docs/difference.md", "results/ablation/released-recipe-temperature-10"): released,
     ("docs/difference.md", "results/critic"): critics,
