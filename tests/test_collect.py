@@ -105,6 +105,20 @@ def test_fixed_policies(level, tiny, tmp_path):
         collect.main(collect.CollectConfig(name, work=tmp_path / "work"))
 
 
+def test_an_expert_that_is_none_is_told():
+    """SAC's return rises and falls: the policy of the last step may be no better than the medium one."""
+    episodes, task = make_episodes((1000,)), tasks.parse_task("hopper-medium-expert")
+    for mean, level, said in (
+        (3200.0, "expert", "expert policy: mean return 3200, D4RL's 3511"),
+        (1381.0, "expert", "expert policy: mean return 1381, D4RL's 3511: NO EXPERT."),
+        (900.0, "medium", "medium policy: mean return 900, D4RL's 1422"),
+        (18.0, "random", "random policy: mean return 18"),
+    ):
+        episodes.rewards[:] = mean / 1000
+        line = levels.beside_d4rl(task, level, episodes)
+        assert line.startswith(said) and ("--expert-steps" in line) == ("NO EXPERT" in said)
+
+
 def choose(record, chosen):
     """What accept writes of its choice."""
     files.write_json(record / "hopper-medium-replay.json", {"chosen": chosen.name})

@@ -21,6 +21,7 @@ class Environment:
     ref_min_score: float
     ref_max_score: float
     medium_return: float | None  # mean return of the published medium-v2 data: D4RL's "medium level"
+    expert_return: float | None  # of expert-v2
     levels: tuple[str, ...] = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
     """Of its data; another environment may have others ("umaze")."""
 
@@ -28,10 +29,10 @@ class Environment:
 ENVIRONMENTS = {
     e.name: e
     for e in (
-        Environment("hopper", "d4rl/Hopper-v2", -20.272305, 3234.3, 1422.0),
-        Environment("halfcheetah", "d4rl/HalfCheetah-v2", -280.178953, 12135.0, 4770.0),
-        Environment("walker2d", "d4rl/Walker2d-v2", 1.629008, 4592.3, 2852.0),
-        Environment("ant", "d4rl/Ant-v2", -325.6, 3879.7, None),
+        Environment("hopper", "d4rl/Hopper-v2", -20.272305, 3234.3, 1422.0, 3511.0),
+        Environment("halfcheetah", "d4rl/HalfCheetah-v2", -280.178953, 12135.0, 4770.0, 10656.0),
+        Environment("walker2d", "d4rl/Walker2d-v2", 1.629008, 4592.3, 2852.0, 4921.0),
+        Environment("ant", "d4rl/Ant-v2", -325.6, 3879.7, None, None),
     )
 }
 

@@ -27,6 +27,7 @@ from iwsft_control.reconstruction.portraits import fingerprint
 
 ROLLOUT_STEPS = 1_000_000  # transitions of random, medium and expert data
 STREAMS = {"random": 1, "medium": 2, "expert": 3}  # random streams of the fixed policies' data
+EXPERT_SHARE = 0.9  # of the mean return of D4RL's expert data, below which a policy is told to be none
 SAC = sac.SACConfig()
 
 
@@ -140,7 +141,9 @@ def _collect(
             steps = medium_steps if level == "medium" else expert_steps
             run = _train(env_id, config, seed, steps, medium_steps, work)
             policy = jax.tree.map(np.asarray, run.learner.policy)
-        return play(env_id, policy, level, seed, ROLLOUT_STEPS), run
+        episodes = play(env_id, policy, level, seed, ROLLOUT_STEPS)
+        console.console.print(beside_d4rl(task, level, episodes))
+        return episodes, run
 
     if task.level == "medium-replay":
         replay = _train(env_id, config, seed, medium_steps, medium_steps, work)
@@ -149,6 +152,16 @@ def _collect(
         (medium, _), (expert, run) = fixed("medium"), fixed("expert")
         return concatenate(medium, expert), run
     return fixed(task.level)
+
+
+def beside_d4rl(task: Task, level: str, episodes: Episodes) -> str:
+    """The mean return of a fixed policy's episodes beside that of D4RL's; whether an expert's is far from it."""
+    environment, mean = task.environment, float(episodes.returns.mean())
+    wanted = {"medium": environment.medium_return, "expert": environment.expert_return}.get(level)
+    line = f"{level} policy: mean return {mean:.0f}" + ("" if wanted is None else f", D4RL's {wanted:.0f}")
+    if level != "expert" or wanted is None or mean >= EXPERT_SHARE * wanted:
+        return line
+    return f"{line}: NO EXPERT. SAC's return rises and falls; --expert-steps takes it on from here, or ends it earlier."
 
 
 def play(env_id: str, policy: Any | None, level: str, seed: int, transitions: int) -> Episodes:
