@@ -506,7 +506,9 @@ def train(name, seeds=(0,), config=None, data=DATA, decay=0.9, **options):
     return loop.train(method, config, prepared(method, config, data, seeds=seeds), seeds, **options)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(  # the loop is the same for all: without random updates, and with
+    "name", [n if n in ("iql", "td3-bc") else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS]
+)
 def test_training_repeats_bit_for_bit_and_seeds_differ(name):
     _, first, logs = train(name)
     again, other = train(name).policy, train(name, (1,)).policy
@@ -610,7 +612,8 @@ def test_a_vmap_over_seeds_is_the_seeds_one_by_one(name):
             np.testing.assert_allclose(a[i], b[0], rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", [n if n == "iql" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_baseline_prefers_better_actions_to_frequent_ones(name):
     """One-step episodes, actions uniform in the box, reward highest at 0.4: cloning the data would answer 0."""
     rng, n = np.random.default_rng(0), 4096

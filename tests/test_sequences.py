@@ -267,6 +267,7 @@ def test_any_batch_is_weighted_right(name):
     assert whole == pytest.approx(float(the_loss(name, *policies, longer)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_any_batch_has_one_gradient():
     batch = some_batch(6)
     params, q, reference = some_params(0, spread=2.0), some_params(1, spread=1.3), some_params(2, spread=1.2)

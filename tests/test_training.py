@@ -64,7 +64,7 @@ def leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("source", ["q", "return"])
+@pytest.mark.parametrize("source", ["q", pytest.param("return", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", KINDS)
 def test_every_method_changes_every_parameter_and_repeats_bit_for_bit(method, source):
     start = bc()
