@@ -26,11 +26,9 @@ from iwsft_control.base import bounds, children, console, files
 from iwsft_control.base.bounds import POSITIVE
 from iwsft_control.base.errors import require
 from iwsft_control.base.snapshot import Snapshot
-from iwsft_control.benchmark import checks, settings, stages
+from iwsft_control.benchmark import checks, jobs, settings, stages
 from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.configs.supervised import PolicyConfig
-from iwsft_control.envs import tasks
-from iwsft_control.envs.tasks import MEDIUM_REPLAY
 from iwsft_control.learning import loop
 from iwsft_control.learning.defaults import CALL_STEPS
 from iwsft_control.learning.method import Inputs
@@ -63,7 +61,6 @@ def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
     checks.check_methods(config.methods)
     checks.check_seeds((config.seed,))
-    names = config.tasks if config.tasks is not None else () if config.datasets else MEDIUM_REPLAY
     if config.tasks is not None:
         checks.check_tasks(config.tasks)
     require(len(set(config.datasets)) == len(config.datasets), "--datasets must name different data sets.")
@@ -73,14 +70,13 @@ def main(config: CurveConfig) -> None:
     require(set(config.methods) <= set(possible), f"--methods must be among {', '.join(possible)}.")
     require(config.every % CALL_STEPS == 0 < config.every, f"--every must be a multiple of {CALL_STEPS}.")
     console.writable(config.out)
-    sources = [DataSource(tasks.parse_task(name).name) for name in names]
-    sources += [DataSource(None, dataset) for dataset in config.datasets]
+    sources = jobs.sources(config.tasks, config.datasets)
     for source in sources:
         checks.check_environment(source.load())
-    jobs = [(config, source, method) for method in config.methods for source in sources]
+    wanted = [(config, source, method) for method in config.methods for source in sources]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.workers, len(jobs)), context, children.end_with_parent) as pool:
-        for future in as_completed([pool.submit(curve, *job) for job in jobs]):
+    with ProcessPoolExecutor(min(config.workers, len(wanted)), context, children.end_with_parent) as pool:
+        for future in as_completed([pool.submit(curve, *each) for each in wanted]):
             console.console.print(future.result())
     curves.draw(config.out)
 

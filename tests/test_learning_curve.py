@@ -16,11 +16,9 @@ from iwsft_control.benchmark.jobs import DataSource
 from iwsft_control.learning import loop
 from iwsft_control.methods import td3_bc
 from iwsft_control.report import curves, figures
-from tests.conftest import write_hopper
+from tests.test_run import ID, small
 
 HOPPER = DataSource("hopper-medium-replay")
-
-ID = "test/hopper/small-v0"
 
 
 def config(tmp_path, **changes):
@@ -62,7 +60,7 @@ def test_a_curve_has_its_points_and_is_made_once(tmp_path, narrow):
 
 def test_a_curve_of_ones_own_data(tmp_path, narrow, monkeypatch):
     """In the place of the tasks, or beside those that are named."""
-    write_hopper(ID)
+    small()
     asked = []
     monkeypatch.setattr(learning_curve, "ProcessPoolExecutor", lambda count, *_: ThreadPoolExecutor(count))
     with monkeypatch.context() as idle:

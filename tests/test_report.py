@@ -125,11 +125,11 @@ def test_runs_of_variants_are_of_one_task(tmp_path):
             ),
             (
                 {"evaluation": first.evaluation | {"first_reset_seed": 5}},
-                "evaluation protocols, first in first_",
+                "have different evaluation protocols, first in first_reset_seed",
             ),
             (
                 {"config": {"policy": {"steps": 6}}},
-                r"other settings .*, first in policy.steps \(5 and 6\); part",
+                r"runs of other settings .*, first in policy.steps \(5 and 6\); part",
             ),
         ]
     ):
@@ -393,7 +393,7 @@ def test_settings_that_differ_are_named():
     with pytest.raises(UserError, match=said):
         grouped.collect(runs, BC, BC)
     assert apart(one, other) and not apart(one, other, shared=True)
-    assert apart(one, one | {"quick": True}, shared=True) == ["quick (False and True)"]
+    assert apart(one, one | {"quick": True}, shared=True) == "quick (False and True)"
 
 
 def test_environments_without_mujoco_stand_beside_others():

@@ -126,13 +126,13 @@ def test_a_range_of_seeds_is_every_one_of_them(given, meant):
     assert console.with_ranges(given) == meant
 
 
-def test_a_range_that_is_none_is_told(capsys):
-    for given, sentence in (
-        ("2-1", "ends before it begins; give the lower"),
-        ("0-999999999", "are 1,000,000,000 seeds"),
-    ):
-        with pytest.raises(UserError, match=f"--seeds {given} {sentence}"):
-            console.with_ranges([f"--seeds={given}"])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [("2-1", "ends before it begins; give the lower"), ("0-999999999", "are 1,000,000,000 seeds")],
+)
+def test_a_range_that_is_none_is_told(given, sentence):
+    with pytest.raises(UserError, match=f"--seeds {given} {sentence}"):
+        console.with_ranges([f"--seeds={given}"])
 
 
 def test_shared_stages_are_made_once():

@@ -37,24 +37,24 @@ def near(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(matches)}?" if matches else f"choose one of {', '.join(known)}."
 
 
-def apart(one: object, other: object, shared: bool = False, path: str = "") -> list[str]:
-    """Where two values of JSON differ: ["policy.bc_steps (5 and 10)"], an object's entries one by one.
+def apart(one: object, other: object, shared: bool = False, path: str = "") -> str | None:
+    """Where two values of JSON first differ: "policy.bc_steps (5 and 10)"; None where they do not.
 
     Args:
         shared: whether what one of two objects lacks is no difference.
         path: of the values, within those that are compared.
     """
     if isinstance(one, dict) and isinstance(other, dict):
-        names = [k for k in one if k in other] if shared else list(dict.fromkeys([*one, *other]))
+        names = [k for k in one if k in other] if shared else dict.fromkeys([*one, *other])
         each = (apart(one.get(k), other.get(k), shared, f"{path}.{k}" if path else k) for k in names)
-        return [line for lines in each for line in lines]
-    return [] if one == other else [f"{path} ({one!r:.40} and {other!r:.40})".lstrip()]
+        return next((found for found in each if found is not None), None)
+    return None if one == other else f"{path} ({one!r:.40} and {other!r:.40})".lstrip()
 
 
-def told_apart(one: object, other: object, shared: bool = False) -> str:
+def told_apart(one: object, other: object) -> str:
     """What a sentence that two objects differ ends in: ", first in policy.bc_steps (5 and 10)"; nothing of others."""
-    found = apart(one, other, shared) if isinstance(one, dict) and isinstance(other, dict) else []
-    return f", first in {found[0]}" if found else ""
+    found = apart(one, other) if isinstance(one, dict) and isinstance(other, dict) else None
+    return f", first in {found}" if found else ""
 
 
 IN_PYTHON = {  # options that are no argument of the same name

@@ -14,32 +14,26 @@ from iwsft_control.base.errors import require
 from iwsft_control.base.progress import duration
 from iwsft_control.benchmark import checks, export, jobs, processes, ray_pool, results, stages
 from iwsft_control.benchmark.board import Board, Seen, seconds_left
-from iwsft_control.benchmark.jobs import DataSource, Failure, InProcessPool, Job
+from iwsft_control.benchmark.jobs import Failure, InProcessPool, Job
 from iwsft_control.benchmark.settings import Settings
-from iwsft_control.envs import tasks
-from iwsft_control.envs.tasks import MEDIUM_REPLAY
 from iwsft_control.methods import registry
 
 
 def plan_jobs(plan: Any, chosen: Settings) -> list[Job]:
     """The runs of a plan, seed by seed, so that a sweep that is cut short has whole seeds."""
-    sources = _sources(plan)
+    sources = jobs.sources(
+        plan.tasks,
+        plan.datasets,
+        checks.reference_scores(plan.ref_min_score, plan.ref_max_score),
+        trust_environment=plan.trust_environment,
+        flatten_observations=plan.flatten_observations,
+    )
     return [
         Job(source, stages.method_stage(method, quality, group, chosen, source.task))
         for group in jobs.groups(plan.seeds, None if plan.ray is None else plan.gpus_per_stage > 0)
         for source in sources
         for method in plan.methods
         for quality in (plan.qualities if registry.card(method).by_quality else ("q",))
-    ]
-
-
-def _sources(plan: Any) -> list[DataSource]:
-    names = plan.tasks if plan.tasks is not None else () if plan.datasets else MEDIUM_REPLAY
-    allowed = {"trust_environment": plan.trust_environment, "flatten_observations": plan.flatten_observations}
-    scores = checks.reference_scores(plan.ref_min_score, plan.ref_max_score)
-    return [
-        *(DataSource(tasks.parse_task(name).name, **allowed) for name in names),
-        *(DataSource(None, dataset, scores, **allowed) for dataset in plan.datasets or ()),
     ]
 
 
@@ -84,11 +78,10 @@ def run(plan: Any, chosen: Settings) -> None:
     guess = seconds_left(missing, slots, Seen())
     if plan.ray is None:
         console.console.print(f"estimate: {duration(guess)} with {slots} at a time; results in {folder}")
-    others: dict[Path, str] = {}
-    for job in wanted:
-        others |= export.with_other_settings(folder, job.stage, job.source.task)
+    unlike = (export.with_other_settings(folder, job.stage, job.source.task) for job in wanted)
+    others = [each for found in unlike for each in found.items()]
     if others:  # told before hours are spent: a sweep is there for a table
-        path, apart = next(iter(others.items()))
+        path, apart = others[0]
         console.console.print(
             f"results of the same methods and seeds with other settings are there ({len(others)}, as {path}{apart}): "
             "no table takes both. Choose another --results, or remove them."

@@ -20,6 +20,7 @@ from iwsft_control.benchmark.store import Store
 from iwsft_control.datasets import load, minari_files
 from iwsft_control.datasets.types import Dataset
 from iwsft_control.envs import tasks
+from iwsft_control.envs.tasks import MEDIUM_REPLAY
 
 children.one_thread()  # on import, since the first question to JAX begins its threads
 
@@ -64,6 +65,24 @@ def _load(source: DataSource, minari_root: Path) -> Dataset:
         trust_environment=source.trust_environment,
         flatten_observations=source.flatten_observations,
     )
+
+
+def sources(
+    names: Sequence[str] | None,
+    datasets: Sequence[str] | None,
+    reference_scores: tuple[float, float] | None = None,
+    trust_environment: bool = False,
+    flatten_observations: bool = False,
+) -> list[DataSource]:
+    """What ``--tasks`` and ``--datasets`` name: the benchmark's three tasks where there is neither.
+
+    Args:
+        reference_scores: of the data sets; the others are :class:`DataSource`'s, of all of them.
+    """
+    chosen = names if names is not None else () if datasets else MEDIUM_REPLAY
+    named = [(tasks.parse_task(name).name, None, None) for name in chosen]
+    local = [(None, dataset, reference_scores) for dataset in datasets or ()]
+    return [DataSource(*each, trust_environment, flatten_observations) for each in [*named, *local]]
 
 
 def begin(sources: Iterable[DataSource], results: Path, kept: Path | None, quiet: bool = False) -> Store:

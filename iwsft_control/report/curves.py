@@ -153,7 +153,8 @@ def _means(steps: Sequence[int], scores: Sequence[float], parts: int) -> list[fl
     ends."""
     x, y = np.array(steps), np.array(scores)
     part = np.ceil(x * parts / x[-1])
-    return [y[part == i + 1].mean() if (part == i + 1).any() else np.nan for i in range(parts)]
+    parted = (y[part == i + 1] for i in range(parts))
+    return [points.mean() if len(points) else np.nan for points in parted]
 
 
 def _shown(mean: float) -> str:

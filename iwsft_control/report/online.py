@@ -60,8 +60,9 @@ def find(folder: Path, quick: bool = False) -> Online:
                 ("configurations", run.config),
             ):
                 known = first.setdefault(what, value)
-                which = f"runs of {panel.task} ({panel.reward}) in {folder}"
-                require(known == value, f"{which} have different {what}{told_apart(known, value)}; part them.")
+                if known != value:
+                    which = f"runs of {panel.task} ({panel.reward}) in {folder}"
+                    raise UserError(f"{which} have different {what}{told_apart(known, value)}; part them.")
         for name, runs in methods.items():
             runs.sort(key=lambda run: run.seed)
             for one, other in itertools.pairwise(runs):

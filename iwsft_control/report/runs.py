@@ -96,10 +96,11 @@ def by_seed(folder: Path, quick: bool = False) -> dict[str, dict[int, RunResult]
             first = found.setdefault(run.task, {}).setdefault(run.seed, run)
             require(first is run, f"{path.parent} holds two runs of seed {run.seed}; remove one.")
             one = next(iter(found[run.task].values()))
+            other = apart(one.config, run.config, shared=True)  # older records lack the settings that came later
             require(
-                not apart(one.config, run.config, shared=True),  # older records lack the settings that came later
-                f"{path.parent} holds runs of other settings (seeds {one.seed} and {run.seed})"
-                f"{told_apart(one.config, run.config, shared=True)}; part them.",
+                other is None,
+                f"{path.parent} holds runs of other settings (seeds {one.seed} and {run.seed}), first in {other}; "
+                "part them.",
             )
     require_alike([found])
     return found
