@@ -11,9 +11,11 @@ Not rlkit's: the updates per step where ``--updates-per-step`` says other than 1
 sums in another order. D4RL's authors do not say which version of rlkit they ran, nor their seed.
 
 ``medium-replay`` is every transition from the first until the policy reaches the medium level (D4RL's sizes),
-``medium`` are episodes of the policy at that point, ``expert`` those of the finished one. What comes out is a
-reconstruction, not D4RL's own data. Which replay is embedded, ``python -m iwsft_control.accept`` decides. On another
-kind of processor a seed gives another run; the command says so, and a replay then has an id of its own.
+``medium`` are episodes of the policy at that point. ``expert`` are episodes of the best policy after it: SAC's return
+rises and falls to the end, so every 2,000 steps the policy plays ten episodes, and that of the highest mean return is
+taken (D4RL's authors say only that theirs is "trained to completion"). What comes out is a reconstruction, not D4RL's
+own data. Which replay is embedded, ``python -m iwsft_control.accept`` decides. On another kind of processor a seed
+gives another run; the command says so, and a replay then has an id of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class CollectConfig:
     updates_per_step: Annotated[float | None, POSITIVE] = None
     """SAC updates per environment step; rlkit's by default, 1, where a seed is given."""
     expert_steps: int | None = None
-    """Environment steps after which SAC counts as finished (expert, medium-expert); by default 1,000,000."""
+    """Environment steps in which SAC looks for an expert (expert, medium-expert); by default 1,000,000."""
     work: Path | None = None
     """Folder of checkpoints; a stopped collection continues from it. Default: ~/.cache/iwsft_control/collect."""
     unpack: bool = False

@@ -14,7 +14,7 @@ from iwsft_control import collect
 from iwsft_control.base import files
 from iwsft_control.base.errors import UserError
 from iwsft_control.datasets import facts, load, minari_files, packed, transitions, types
-from iwsft_control.envs import tasks
+from iwsft_control.envs import evaluation, tasks
 from iwsft_control.networks.policies import TanhGaussianPolicy
 from iwsft_control.reconstruction import collection, levels, pool, portraits, sac
 from tests.conftest import make_episodes
@@ -51,6 +51,41 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
     second.iterate()
     same(whole.record, second.record)
     same(whole.learner, second.learner)
+
+
+def test_the_best_policy_tried_is_kept(tmp_path, monkeypatch):
+    """SAC's return rises and falls: the expert is the best policy tried, not the last; trying changes no run."""
+    trials = iter([[3.0, 5.0], [9.0, 1.0], [4.0, 4.0]])  # mean returns 4, 5, 4
+    monkeypatch.setattr(collection, "evaluate", lambda *_, **__: np.array(next(trials)))
+    run, alone = (collection.Run("d4rl/Hopper-v2", TINY, 3, 4000) for _ in range(2))
+    policies = []
+    for _ in range(3):
+        run.iterate()
+        policies.append(jax.tree.map(np.asarray, run.learner.policy))
+        run.try_policy()
+        alone.iterate()
+    same(run.record, alone.record)
+    same(run.learner, alone.learner)
+    assert (run.best.mean_return, run.best.steps) == (5.0, 2000)
+    same(run.best.policy, policies[1])
+    run.save(tmp_path / "x.safetensors")
+    again = collection.Run("d4rl/Hopper-v2", TINY, 3, 4000)
+    again.load(tmp_path / "x.safetensors")
+    assert again.best[1:] == run.best[1:]
+    same(again.best.policy, run.best.policy)
+    same(again.learner, run.learner)
+
+
+def test_a_trial_plays_sampled_actions():
+    """Ten episodes of the untrained policy, whose mean hardly moves: its return comes from the samples' spread."""
+    run = collection.Run("d4rl/Hopper-v2", TINY, 3, 1000)
+    run.try_policy()
+    first = run.best.mean_return
+    run.best = None
+    run.try_policy()
+    assert run.best.mean_return == first
+    still = evaluation.evaluate(lambda o: np.zeros((len(o), 3), np.float32), "d4rl/Hopper-v2", 10, first_seed=2_000_000)
+    assert abs(first - still.mean()) > 5
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

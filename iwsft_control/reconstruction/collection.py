@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,10 +18,13 @@ from iwsft_control.datasets import transitions
 from iwsft_control.datasets.types import Episodes
 from iwsft_control.envs import physics
 from iwsft_control.envs.batch import D4RLBatch
+from iwsft_control.envs.evaluation import evaluate
 from iwsft_control.reconstruction import sac
 
 ITERATION_STEPS = 1000  # rlkit's num_expl_steps_per_train_loop
 ROLLOUT_LANES = 40  # environments that share them, each for 25,000 steps
+TRIAL_EPISODES = 10  # of a policy that may be a run's best
+TRIAL_RESET_SEED = 2_000_000  # of their first; none of the episodes that score a policy
 
 
 def columns(rows: int, o: int, a: int, nq: int, nv: int) -> dict[str, np.ndarray]:
@@ -94,6 +97,14 @@ def provenance(env_id: str) -> dict[str, Any]:
     return {"physics": physics.describe(env_id), "versions": versions, "device": jax.devices()[0].device_kind}
 
 
+class Best(NamedTuple):
+    """The best of a run's policies that were tried."""
+
+    policy: Any  # NumPy parameters
+    mean_return: float  # over its trial
+    steps: int  # of the run, before it
+
+
 class Run:
     """A SAC run that can be stopped and continued: learner, replay buffer and recorded states.
 
@@ -114,6 +125,8 @@ class Run:
         self.steps = 0
         self.made = provenance(env_id)
         """What it was made with; of a continued run, what it was begun with and what continued it."""
+        self.best: Best | None = None
+        """The best policy by :meth:`try_policy`, if any was tried."""
         self._replay: Any = None
 
     def iterate(self) -> None:
@@ -122,6 +135,21 @@ class Run:
         iteration = start // ITERATION_STEPS
         self.write(block(self.batch, jax.tree.map(np.asarray, self.learner.policy), self.seed, iteration))
         self._learn(start, stop, iteration)
+
+    def try_policy(self) -> None:
+        """Play the present policy for ten episodes, sampled; it becomes the best if none had a higher mean return.
+
+        No random number of the run is touched.
+        """
+        policy = jax.tree.map(np.asarray, self.learner.policy)
+        rng, width = np.random.default_rng([self.seed, self.steps, 1]), self.batch.action_dim
+
+        def act(observations: np.ndarray) -> np.ndarray:
+            return sac.act(policy, observations, rng.standard_normal((len(observations), width), np.float32))
+
+        returns = evaluate(act, self.env_id, TRIAL_EPISODES, name="SAC", first_seed=TRIAL_RESET_SEED)
+        if self.best is None or returns.mean() > self.best.mean_return:
+            self.best = Best(policy, float(returns.mean()), self.steps)
 
     def write(self, rows: dict[str, np.ndarray]) -> None:
         """Record the next rows."""
@@ -154,7 +182,11 @@ class Run:
     def save(self, path: Path) -> None:
         """Write a checkpoint that :meth:`load` continues from, bit for bit."""
         tree = {"learner": self.learner, "record": {k: v[: self.steps] for k, v in self.record.items()}}
-        files.save_pytree(path, tree, {"steps": self.steps, "made": self.made, **self._identity()})
+        metadata: dict[str, Any] = {"steps": self.steps, "made": self.made, **self._identity()}
+        if self.best is not None:
+            tree["best"] = self.best.policy
+            metadata["best"] = {"mean_return": self.best.mean_return, "steps": self.best.steps}
+        files.save_pytree(path, tree, metadata)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -175,8 +207,14 @@ class Run:
         self.steps = metadata["steps"]
         for name, column in self.record.items():
             column[: self.steps] = arrays[f"record/{name}"][: len(column)]
-        names = files.flatten({"learner": self.learner})
-        self.learner = jax.tree.unflatten(jax.tree.structure(self.learner), [arrays[n] for n in names])
+
+        def stored(prefix: str, like: Any) -> Any:
+            names = files.flatten({prefix: like})
+            return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in names])
+
+        self.learner = stored("learner", self.learner)
+        if (best := metadata.get("best")) is not None:
+            self.best = Best(stored("best", self.learner.policy), **best)
 
     def _identity(self) -> dict[str, Any]:
         config = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()}

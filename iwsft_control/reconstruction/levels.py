@@ -27,6 +27,7 @@ from iwsft_control.reconstruction.portraits import fingerprint
 
 ROLLOUT_STEPS = 1_000_000  # transitions of random, medium and expert data
 STREAMS = {"random": 1, "medium": 2, "expert": 3}  # random streams of the fixed policies' data
+TRY_STEPS = 2_000  # environment steps between the policies that may become the expert
 EXPERT_SHARE = 0.9  # of the mean return of D4RL's expert data, below which a policy is told to be none
 SAC = sac.SACConfig()
 
@@ -139,8 +140,11 @@ def _collect(
         run, policy = None, None
         if level != "random":
             steps = medium_steps if level == "medium" else expert_steps
-            run = _train(env_id, config, seed, steps, medium_steps, work)
+            run = _train(env_id, config, seed, steps, medium_steps, work, tries=level == "expert")
             policy = jax.tree.map(np.asarray, run.learner.policy)
+            if level == "expert" and run.best is not None:
+                policy = run.best.policy
+                console.console.print(f"expert: the policy after {run.best.steps:,} steps is the best of those tried")
         episodes = play(env_id, policy, level, seed, ROLLOUT_STEPS)
         console.console.print(beside_d4rl(task, level, episodes))
         return episodes, run
@@ -161,7 +165,7 @@ def beside_d4rl(task: Task, level: str, episodes: Episodes) -> str:
     line = f"{level} policy: mean return {mean:.0f}" + ("" if wanted is None else f", D4RL's {wanted:.0f}")
     if level != "expert" or wanted is None or mean >= EXPERT_SHARE * wanted:
         return line
-    return f"{line}: NO EXPERT. SAC's return rises and falls; --expert-steps takes it on from here, or ends it earlier."
+    return f"{line}: NO EXPERT. No policy of the run came nearer; a larger --expert-steps takes it on from here."
 
 
 def play(env_id: str, policy: Any | None, level: str, seed: int, transitions: int) -> Episodes:
@@ -171,17 +175,27 @@ def play(env_id: str, policy: Any | None, level: str, seed: int, transitions: in
         return rollout(env_id, policy, transitions, [seed, STREAMS[level]], lambda n: bar.advance(line, n))
 
 
-def _train(env_id: str, config: sac.SACConfig, seed: int, steps: int, medium_steps: int, work: Path) -> Run:
-    """SAC's run up to ``steps``; its checkpoint at the medium level is kept."""
+def _train(
+    env_id: str, config: sac.SACConfig, seed: int, steps: int, medium_steps: int, work: Path, tries: bool = False
+) -> Run:
+    """SAC's run up to ``steps``; its checkpoint at the medium level is kept. ``tries``: from there on policies are
+    tried, and the run keeps its best."""
     with console.progress_bar() as bar:
         line = bar.add_task(f"SAC, seed {seed}", total=steps)
 
         def tell(run: Run) -> None:
             returns = run.returns()[-10:]
             text = f"SAC, seed {seed}, last 10 returns {returns.mean():.0f}"
+            if tries and run.steps > medium_steps and run.steps % TRY_STEPS == 0:
+                run.try_policy()
+            if run.best is not None:
+                text += f", best policy {run.best.mean_return:.0f}"
             bar.update(line, completed=run.steps, description=text)
 
-        return pool.grow(env_id, config, seed, steps, work, tell, keep_at=(medium_steps,))
+        run = pool.grow(env_id, config, seed, steps, work, tell, keep_at=(medium_steps,))
+        if tries and run.best is None:  # a checkpoint of before, or no more steps than the medium level's
+            run.try_policy()
+        return run
 
 
 def _train_together(env_id: str, config: sac.SACConfig, seeds: Sequence[int], steps: int, work: Path) -> list[Run]:
