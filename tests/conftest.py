@@ -33,9 +33,14 @@ SHARED = Path(os.environ.get("IWSFT_SHARED", Path(__file__).parents[2] / "shared
 def pytest_configure():
     gc.set_threshold(100_000, 50, 50)  # tracing makes many objects and hardly a cycle: looking for them took its share
     # Compiled programs are kept between runs of the tests, apart from the user's.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    kept = {
+        "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in kept.items():
+        chosen = os.environ.setdefault(name.upper(), str(value))  # for processes that begin now
+        jax.config.update(name, type(value)(chosen))  # for this one (-n 0), which has imported JAX
     # One thread in every process of the tests (these inherit it): threads wait for one another by spinning.
     for name in ("PJRT_NPROC", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
