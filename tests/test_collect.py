@@ -132,6 +132,8 @@ def test_fixed_policies(level, tiny, tmp_path):
     data = minari.load_dataset(f"iwsft/hopper/{level}-v1")
     assert data.total_steps == (4000 if level == "medium-expert" else 2000)
     assert load.load(tasks.parse_task(name)).origin == "reconstruction"
+    expert = json.loads((minari_files.minari_path(f"iwsft/hopper/{level}-v1") / "data/metadata.json").read_text())
+    assert (expert.get("expert", {}).get("steps") == 4000) == ("expert" in level)
     if level == "random":
         actions = load.load(tasks.parse_task(name)).actions
         assert actions.min() < -0.99

@@ -75,6 +75,8 @@ def make(
         described |= {"run": run.made, "replay_sha256": replay}
         if task.level == "medium-replay":
             described |= run.made
+        if run.best is not None:
+            described |= {"expert": {"steps": run.best.steps, "trial_mean_return": run.best.mean_return}}
         if folder is None and replay != _embedded_sha256(task):
             identity = own
             console.console.print(
