@@ -194,6 +194,8 @@ TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("docs/data.md", "results/reconstruction, results/baselines"): beside_published,
     ("docs/data.md", "results/d4rl-medium"): partial(other_level, name="d4rl-medium"),
     ("docs/data.md", "results/d4rl-medium, every method"): partial(every_method, name="d4rl-medium"),
+    ("docs/data.md", "results/medium-expert"): partial(other_level, name="medium-expert"),
+    ("docs/data.md", "results/medium-expert, every method"): partial(every_method, name="medium-expert"),
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
     ("docs/difference.md", "results/ablation/released-recipe-temperature-10"): released,
     ("docs/difference.md", "results/critic"): critics,
