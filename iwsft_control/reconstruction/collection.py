@@ -207,14 +207,10 @@ class Run:
         self.steps = metadata["steps"]
         for name, column in self.record.items():
             column[: self.steps] = arrays[f"record/{name}"][: len(column)]
-
-        def stored(prefix: str, like: Any) -> Any:
-            names = files.flatten({prefix: like})
-            return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in names])
-
-        self.learner = stored("learner", self.learner)
+        names = files.flatten({"learner": self.learner})
+        self.learner = jax.tree.unflatten(jax.tree.structure(self.learner), [arrays[n] for n in names])
         if (best := metadata.get("best")) is not None:
-            self.best = Best(stored("best", self.learner.policy), **best)
+            self.best = Best(files.nest(arrays)["best"], **best)
 
     def _identity(self) -> dict[str, Any]:
         config = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()}
