@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import resource
+import tempfile
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
@@ -112,8 +115,21 @@ def make_episodes(lengths=(30, 5, 17, 40), seed=0, observation_dim=11, action_di
 
 def write_hopper(dataset_id: str) -> None:
     """Thirty random episodes of Hopper's shape in the local Minari root."""
+    folder = minari_files.minari_path(dataset_id) / "data"
+    folder.mkdir(parents=True)
+    hdf5, metadata = hopper_files()
+    (folder / "main_data.hdf5").write_bytes(hdf5)
+    (folder / "metadata.json").write_text(json.dumps(metadata | {"dataset_id": dataset_id}))
+
+
+@cache
+def hopper_files() -> tuple[bytes, dict[str, Any]]:
+    """What ``write_hopper`` writes: two hundred small HDF5 arrays, made once in a process of the tests."""
     lengths = np.random.default_rng(0).integers(5, 40, 30)
-    minari_files.write_minari(dataset_id, make_episodes(tuple(lengths)), "d4rl/Hopper-v2", SCORES)
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", root)
+        made = minari_files.write_minari("a/b-v0", make_episodes(tuple(lengths)), "d4rl/Hopper-v2", SCORES) / "data"
+        return (made / "main_data.hdf5").read_bytes(), json.loads((made / "metadata.json").read_text())
 
 
 def in_this_process(kept, progress, count):

@@ -279,7 +279,7 @@ def test_folders_may_be_text_and_an_environment_a_task(tmp_path):
     small()
     data = iwsft_control.load(dataset=ID)
     folders = {"store": str(tmp_path / "stages"), "results": str(tmp_path / "results")}
-    small_policy = PolicyConfig(hidden=(16,), bc_steps=20, batch_size=16)
+    small_policy = PolicyConfig(hidden=(8,), bc_steps=20, batch_size=16)
     (run,) = iwsft_control.train("bc", data, quick=True, quiet=True, policy=small_policy, iql=IQLConfig(), **folders)
     assert list((tmp_path / "results").rglob("*.json")) and list((tmp_path / "stages").iterdir())
     returns = iwsft_control.evaluate(run.policy, "hopper-medium-replay", episodes=2)

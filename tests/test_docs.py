@@ -143,7 +143,7 @@ def test_commands_are_understood(page, name, arguments, monkeypatch, own_method)
 def test_the_own_method_of_the_page_runs(own_method, monkeypatch):
     """As it is printed, on small data and in a few steps; and its weights are what its docstring says."""
     small()
-    options = "--weighted-bc.steps 20 --weighted-bc.hidden 16 --weighted-bc.batch-size 16".split()
+    options = "--weighted-bc.steps 20 --weighted-bc.hidden 8 --weighted-bc.batch-size 16".split()
     monkeypatch.setattr(sys, "argv", ["run", "--dataset", ID, "--method-file", own_method.name, "--quick", *options])
     sys.argv += ["--method", "weighted-bc", "--results", "results"]
     run.cli()
@@ -172,7 +172,7 @@ def test_own_data_of_the_page(tmp_path, one_process, monkeypatch, capsys):
     made = {}
     exec(relabel.partition("runs = ")[0], made)
     assert made["tall"].returns.mean() > made["data"].returns.mean() + 200
-    quick = "--method bc sft --seeds 0 1 --quick --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.hidden 16"
+    quick = "--method bc sft --seeds 0 1 --quick --policy.bc-steps 20 --policy.fine-tune-steps 10 --policy.hidden 8"
     monkeypatch.setattr(sys, "argv", ["run", "--dataset", "my/hopper/noisy-v0", "--results", "my-data", *quick.split()])
     run.cli()
     monkeypatch.setattr(sys, "argv", ["table", "my-data", "--out", "my-data-table", "--focus", "sft", "--quick"])

@@ -472,7 +472,7 @@ def test_the_example_method_learns(without_others):
 
 def test_the_example_method_runs_from_its_file(tmp_path, without_others):
     small()
-    options = {"hidden": (16,), "steps": 20, "batch_size": 16}
+    options = {"hidden": (8,), "steps": 20, "batch_size": 16}
     registry.load_file(XQL)
     own = sys.modules[registry.get("xql").config.__module__].XQLConfig(**options)
     wider = settings.with_options(run.RunOptions)
@@ -480,7 +480,7 @@ def test_the_example_method_runs_from_its_file(tmp_path, without_others):
     run.main(wider(**base | {"method": ("xql",), "xql": own, "method_file": (XQL,)}))
     (path,) = (tmp_path / "results").rglob("*.json")
     result = results.read(path)
-    assert result.method == "xql" and result.config["hidden"] == [16]
+    assert result.method == "xql" and result.config["hidden"] == [8]
     assert "expectile" not in result.config  # IQL's, which XQL's loss of V has no use for
     assert len(result.episode_returns) == 5
 
@@ -555,7 +555,7 @@ def test_two_versions_of_ones_own_method_are_two_configurations(tmp_path, withou
         registry._files.clear()
         registry._cards.pop("xql", None)
         registry.load_file(file)
-        own = sys.modules[registry.get("xql").config.__module__].XQLConfig(hidden=(16,), steps=20, batch_size=16)
+        own = sys.modules[registry.get("xql").config.__module__].XQLConfig(hidden=(8,), steps=20, batch_size=16)
         changes = {"method": ("xql",), "xql": own, "method_file": (file,), "seeds": (seed,)}
         run.main(settings.with_options(run.RunOptions)(**base | changes))
         (written,) = (tmp_path / "results").rglob(f"xql-seed{seed}-*.json")
@@ -579,7 +579,7 @@ def test_the_python_api(tmp_path, capfd):
     small()
     data = iwsft_control.load(dataset=ID)
     policy = settings.make()["policy"]
-    own = dataclasses.replace(policy, hidden=(16,), bc_steps=20, batch_size=16)
+    own = dataclasses.replace(policy, hidden=(8,), bc_steps=20, batch_size=16)
     runs = iwsft_control.train("bc", data, seeds=[0, 1], quick=True, policy=own, store=tmp_path / "stages")
     assert [r.result.seed for r in runs] == [0, 1]
     returns = iwsft_control.evaluate(runs[0].policy, data, episodes=5)

@@ -572,7 +572,7 @@ def config(tmp_path, **changes):
             "results": tmp_path / "results",
             "stages": tmp_path / "stages",
             "ppo": PPOConfig(groups=1, group_size=2, minibatch=64, critic_hidden=(8,), spread_steps=5),
-            "policy": PolicyConfig(hidden=(8,), bc_steps=20),
+            "policy": PolicyConfig(hidden=(8,), bc_steps=20, batch_size=16),
         }
         | changes
     )

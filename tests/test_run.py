@@ -25,8 +25,8 @@ from iwsft_control.methods.critic import CriticConfig
 from tests.conftest import make_episodes, write_hopper
 
 ID = "test/hopper/small-v0"
-POLICY = PolicyConfig(hidden=(16,), bc_steps=20, fine_tune_steps=10, batch_size=16)
-CRITIC = CriticConfig(steps=20, hidden=(16,), batch_size=16)
+POLICY = PolicyConfig(hidden=(8,), bc_steps=20, fine_tune_steps=10, batch_size=16)
+CRITIC = CriticConfig(steps=20, hidden=(8,), batch_size=16)
 
 
 def small():
@@ -38,7 +38,7 @@ def config(tmp_path, **changes):
     return run.RunConfig(**options | changes)
 
 
-SMALL = {"hidden": (16,), "steps": 20, "batch_size": 16}
+SMALL = {"hidden": (8,), "steps": 20, "batch_size": 16}
 BASELINE_CONFIGS = {
     "iql": iql.IQLConfig(**SMALL),
     "td3_bc": td3_bc.TD3BCConfig(**SMALL),
