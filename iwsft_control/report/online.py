@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from iwsft_control.base.errors import UserError, is_finite, require, told_apart
+from iwsft_control.base.errors import UserError, is_finite, require
 from iwsft_control.benchmark import results
 from iwsft_control.benchmark.results import RunResult
 from iwsft_control.online.methods import METHODS
@@ -52,17 +52,9 @@ def find(folder: Path, quick: bool = False) -> Online:
     if not found:
         raise UserError(f"no online results in {folder}; make some with python -m iwsft_control.finetune.")
     for panel, methods in found.items():
-        first: dict[str, Any] = {}
-        for run in (run for runs in methods.values() for run in runs):
-            for what, value in (
-                ("data sets", run.dataset),
-                *((what, value) for what, _, value in grouped.circumstances(run, panel.task)),
-                ("configurations", run.config),
-            ):
-                known = first.setdefault(what, value)
-                if known != value:
-                    which = f"runs of {panel.task} ({panel.reward}) in {folder}"
-                    raise UserError(f"{which} have different {what}{told_apart(known, value)}; part them.")
+        if differ := grouped.unlike((("", run) for runs in methods.values() for run in runs), _alike):
+            which = f"runs of {panel.task} ({panel.reward}) in {folder}"
+            raise UserError(f"{which} have {differ[2]}; part them.")
         for name, runs in methods.items():
             runs.sort(key=lambda run: run.seed)
             for one, other in itertools.pairwise(runs):
@@ -70,6 +62,10 @@ def find(folder: Path, quick: bool = False) -> Online:
                 require(one.seed != other.seed, f"{folder} holds {same}; remove one.")
     order = list(METHODS)
     return {panel: dict(sorted(found[panel].items(), key=lambda pair: order.index(pair[0]))) for panel in sorted(found)}
+
+
+def _alike(run: RunResult) -> list[tuple[str, str, Any]]:
+    return [("data sets", "", run.dataset), *grouped.circumstances(run, ""), ("configurations", "", run.config)]
 
 
 def _check(path: Path, run: RunResult) -> None:

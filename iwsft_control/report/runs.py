@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from iwsft_control.report.statistics import Estimate
 
 SCORES_FILE = "scores.json"  # the matrices for rliable
 NORMALISED = "normalised score"  # what scores are, unless a run says otherwise
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -112,18 +114,15 @@ def require_alike(variants: Iterable[Mapping[str, Mapping[int, RunResult]]]) -> 
     Raises:
         UserError: they may not.
     """
-    first: dict[tuple[str, str], tuple[Any, RunResult]] = {}
-    for run in (run for of_task in variants for of_seed in of_task.values() for run in of_seed.values()):
-        for what, group, value in (
-            ("data sets", run.task, [run.dataset["id"], run.dataset["sha256"]]),
-            *circumstances(run, run.task),
-        ):
-            known, other = first.setdefault((what, group), (value, run))
-            if known != value:
-                two = " and ".join(f"{each.method} with seed {each.seed}" for each in (other, run))
-                raise UserError(
-                    f"{two} ({run.task}) have different {what}{told_apart(known, value)}; make a table of each."
-                )
+
+    def alike(run: RunResult) -> list[tuple[str, str, Any]]:
+        data = [run.dataset["id"], run.dataset["sha256"]]
+        return [("data sets", run.task, data), *circumstances(run, run.task)]
+
+    every = (run for of_task in variants for of_seed in of_task.values() for run in of_seed.values())
+    if differ := unlike(((run, run) for run in every), alike):
+        two = " and ".join(f"{run.method} with seed {run.seed}" for run in differ[:2])
+        raise UserError(f"{two} ({differ[1].task}) have {differ[2]}; make a table of each.")
 
 
 def bc_start(run: RunResult) -> float:
@@ -167,21 +166,21 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
     Raises:
         UserError: two files clash (the sentence names them), or there is no run of the baseline.
     """
-    first: dict[tuple[str, str], tuple[Any, Path]] = {}
+
+    def alike(run: RunResult) -> list[tuple[str, str, Any]]:
+        dataset, row = run.dataset["id"], Row(run.method, run.quality)
+        return [
+            ("data sets (sha256)", dataset, run.dataset["sha256"]),
+            *circumstances(run, dataset),
+            ("configurations", f"{dataset} {row.label}", run.config),
+        ]
+
+    if differ := unlike(runs.items(), alike):
+        raise UserError(f"{differ[0]} and {differ[1]} have {differ[2]}; make a table of each.")
     scores: Scores = {}
     seen: dict[tuple[Row, str, int], Path] = {}
     for path, run in runs.items():
         dataset, row = run.dataset["id"], Row(run.method, run.quality)
-        for what, group, value in (
-            ("data sets (sha256)", dataset, run.dataset["sha256"]),
-            *circumstances(run, dataset),
-            ("configurations", f"{dataset} {row.label}", run.config),
-        ):
-            known, other = first.setdefault((what, group), (value, path))
-            if known != value:
-                raise UserError(
-                    f"{other} and {path} have different {what}{told_apart(known, value)}; make a table of each."
-                )
         twin = seen.setdefault((row, dataset, run.seed), path)
         if twin != path:
             raise UserError(f"{twin} and {path} are the same run; remove one.")
@@ -201,6 +200,24 @@ def collect(runs: Mapping[Path, RunResult], baseline: Row, focus: Row, failed: S
     place = {task: i for i, task in enumerate(PUBLISHED_TASKS)}
     datasets = sorted(tasks_of, key=lambda d: (place.get(tasks_of[d], len(place)), d))
     return Report(dict(runs), scores, datasets, baseline, focus, list(failed))
+
+
+def unlike(
+    runs: Iterable[tuple[T, RunResult]], alike: Callable[[RunResult], Iterable[tuple[str, str, Any]]]
+) -> tuple[T, T, str] | None:
+    """The names of the first two runs that differ in what must be alike, and the words for it.
+
+    Args:
+        runs: pairs of a run's name and the run.
+        alike: as :func:`circumstances` gives it, of a run.
+    """
+    first: dict[tuple[str, str], tuple[Any, T]] = {}
+    for name, run in runs:
+        for what, group, value in alike(run):
+            known, one = first.setdefault((what, group), (value, name))
+            if known != value:
+                return one, name, f"different {what}{told_apart(known, value)}"
+    return None
 
 
 def circumstances(run: RunResult, group: str) -> list[tuple[str, str, Any]]:
