@@ -22,7 +22,7 @@ from iwsft_control.benchmark.acceptance import mean_score
 from iwsft_control.configs.critic import CriticConfig
 from iwsft_control.datasets.facts import REFERENCE_METHODS, published_range
 from iwsft_control.methods import registry
-from iwsft_control.report import curves, formats, runs, tables
+from iwsft_control.report import curves, formats, runs, statistics, tables
 from iwsft_control.report.published import PUBLISHED_TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +91,29 @@ def beside_published(folder: Path) -> str:
     """
     rows = [row for task in PUBLISHED_TASKS for row in rows_of(task, METHODS, scores(task, folder))]
     return formats.markdown_table(["task", "score", *METHODS.values()], rows)
+
+
+def beside_ours(folder: Path) -> str:
+    """What has no row in the results table: means over runs, and iw-SFT(Q)'s mean by learned Q minus theirs.
+
+    Intervals of the differences are of runs that share no seeds, and corrected for their number.
+    """
+    focus = runs.Row("iw-sft-q", "q")
+    report = runs.collect(runs.find([folder / "sweep"]), runs.Row("bc", None), focus)
+    in_table = {row.method for row in report.scores}
+    by_task = [scores(task, folder) for task in PUBLISHED_TASKS]
+    found = {m: [np.array(list(by.get(m, {}).values())) for by in by_task] for m in METHODS if m not in in_table}
+    found = {method: each for method, each in found.items() if all(map(len, each))}
+    ours, several = runs.strata(report, focus), sum(min(map(len, each)) > 1 for each in found.values())
+    rows = []
+    for name, each in [("iw-SFT(Q)", ours), *((METHODS[method], each) for method, each in found.items())]:
+        apart = None if each is ours else statistics.unpaired(ours, each, several)
+        count = ", ".join(map(str, sorted({len(x) for x in each})))
+        mean, means = statistics.stratified_mean(each), [f"{x.mean():.1f}" for x in each]
+        rows.append([name, count, *means, tables.cell(mean), tables.cell(apart, signed=True)])
+    tasks = [task.removesuffix("-medium-replay") for task in PUBLISHED_TASKS]
+    header = ["method", "runs a task", *tasks, "mean of the tasks", "iw-SFT(Q) minus it"]
+    return formats.markdown_table(header, rows)
 
 
 def other_level(folder: Path, name: str) -> str:
@@ -196,6 +219,7 @@ TABLES: dict[tuple[str, str], Callable[[Path], str]] = {
     ("docs/data.md", "results/d4rl-medium, every method"): partial(every_method, name="d4rl-medium"),
     ("docs/data.md", "results/medium-expert"): partial(other_level, name="medium-expert"),
     ("docs/data.md", "results/medium-expert, every method"): partial(every_method, name="medium-expert"),
+    ("docs/difference.md", "results/sweep, results/reconstruction, results/baselines"): beside_ours,
     ("docs/difference.md", "results/ablation/ablation.md"): ablation,
     ("docs/difference.md", "results/ablation/released-recipe-temperature-10"): released,
     ("docs/difference.md", "results/critic"): critics,

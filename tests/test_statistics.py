@@ -34,6 +34,19 @@ def test_the_interval_of_a_mean_over_tasks_is_welchs(rng):
     np.testing.assert_allclose(found, ((x.mean() + y.mean()) / 2, welch.low / 2, welch.high / 2))
 
 
+def test_an_unpaired_difference_is_welchs(rng):
+    """Of one task as SciPy has it; of two, half the interval of one contrast of four groups."""
+    x, y = rng.normal(50, 10, 10), rng.normal(20, 3, 3)
+    welch = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+    np.testing.assert_allclose(statistics.unpaired([x], [y]), (x.mean() - y.mean(), *welch))
+    u, v = rng.normal(70, 5, 4), rng.normal(60, 9, 3)
+    variances = [z.var(ddof=1) / len(z) for z in (x, y, u, v)]
+    freedom = sum(variances) ** 2 / sum(s**2 / (len(z) - 1) for s, z in zip(variances, (x, y, u, v), strict=True))
+    half = stats.t.ppf(1 - 0.025 / 4, freedom) * np.sqrt(sum(variances)) / 2
+    value = (x.mean() - y.mean() + u.mean() - v.mean()) / 2
+    np.testing.assert_allclose(statistics.unpaired([x, u], [y, v], 4), (value, value - half, value + half))
+
+
 def test_the_interval_of_a_deviation_covers_the_truth(rng):
     found = [statistics.deviation(rng.normal(50, 10, 5)) for _ in range(2000)]
     assert 0.935 < np.mean([low < 10 < high for _, low, high in found]) < 0.965
