@@ -70,7 +70,7 @@ def origin(data: Dataset, rows: np.ndarray, probability: np.ndarray) -> list[str
 def main(config: CurationOptions) -> None:
     """Find or train the critics, curate, print and write the table."""
     checks.check_tasks(config.tasks)
-    checks.check_seeds((config.seed,))
+    checks.check_seeds((config.seed,), "--seed")
     chosen = settings.validate(settings.make(critic=config.critic))
     console.writable(config.out)
     store = Store(config.stages or files.cache_home() / "stages")

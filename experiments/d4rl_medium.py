@@ -6,8 +6,9 @@
         --method bc filtered-bc td3-bc iql --seeds 0 --results results/d4rl-medium
 
 D4RL's medium-v2 data are a million steps of one SAC policy with sampled actions, and its files hold the weights of that
-policy. Played in the suite's physics it gives data that differ from D4RL's by the draws of resets and actions alone. So
-this tries methods, settings and evaluation apart from any reconstruction. Needs what experiments/fidelity.py needs.
+policy. Played in the suite's physics it gives data that differ from D4RL's by the draws of resets and actions, and by
+episodes that are cut where the recording ends. So this tries methods, settings and evaluation apart from any
+reconstruction. Needs what experiments/fidelity.py needs.
 """
 
 from __future__ import annotations

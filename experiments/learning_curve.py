@@ -60,7 +60,7 @@ class CurveConfig:
 def main(config: CurveConfig) -> None:
     """Make the curves that are missing, then the figure."""
     checks.check_methods(config.methods)
-    checks.check_seeds((config.seed,))
+    checks.check_seeds((config.seed,), "--seed")
     if config.tasks is not None:
         checks.check_tasks(config.tasks)
     require(len(set(config.datasets)) == len(config.datasets), "--datasets must name different data sets.")

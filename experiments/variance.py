@@ -136,7 +136,7 @@ def main(config: VarianceConfig) -> None:
     kinds = [supervised.KINDS.get(m) for m in config.method]
     require(all(k is not None and k.fine_tunes for k in kinds), "--method must name methods that fine-tune.")
     bounds.check(config, "")
-    checks.check_seeds((config.first_seed, config.first_seed + config.runs))
+    checks.check_seeds((config.first_seed, config.first_seed + config.runs), "--first-seed")
     console.cache_compiled_programs()
     console.writable(config.out)
     data = api.load(None if config.dataset else config.env, dataset=config.dataset)

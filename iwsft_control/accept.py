@@ -42,8 +42,9 @@ class AcceptConfig:
     """Candidates that BC and 10%BC are trained on."""
     second: Annotated[int, POSITIVE] = 2
     """Candidates that IQL and TD3+BC are trained on at most: one that could not be the nearest any more is left out."""
-    second_seeds: tuple[int, ...] = (200,)
-    """Seeds of IQL and TD3+BC, which take most of the time, among which one is chosen; that one gets all seeds."""
+    second_seeds: tuple[int, ...] = ()
+    """Those of --seeds by which IQL and TD3+BC, which take most of the time, choose one; by default the first. The one
+    that is chosen gets all."""
     only_first: bool = False
     """Stop after BC and 10%BC."""
     out: Path = Path("results/my-reconstruction")
@@ -56,11 +57,23 @@ def main(config: AcceptConfig) -> None:
     task = tasks.parse_task(config.env)
     require(task.name in facts.PUBLISHED_SCORES, f"--env must be one of {', '.join(facts.PUBLISHED_SCORES)}.")
     checks.check_seeds(config.seeds)
-    checks.check_seeds(config.second_seeds)
+    second = config.second_seeds or config.seeds[:1]
+    checks.check_seeds(second, "--second-seeds")
+    require(set(second) <= set(config.seeds), "--second-seeds must be among --seeds.")
     bounds.check(config, "")
+    replay = task.level == "medium-replay"
+    for idle, options, sentence in (
+        (not replay, ("candidates", "first", "second", "second_seeds"), "is for medium-replay"),
+        (bool(config.candidates), ("first",), "has no effect with --candidates"),
+        (config.only_first, ("second", "second_seeds"), "has no effect with --only-first"),
+    ):
+        for name in options if idle else ():
+            untouched = getattr(config, name) == getattr(AcceptConfig, name)
+            require(untouched, f"--{name.replace('_', '-')} {sentence}; leave it out.")
+    config = dataclasses.replace(config, second_seeds=second)
     from iwsft_control.benchmark import acceptance  # here: help and a mistake in an option need none of JAX
 
-    (acceptance.choose if task.level == "medium-replay" else acceptance.compare)(config, task)
+    (acceptance.choose if replay else acceptance.compare)(config, task)
 
 
 def cli() -> None:

@@ -125,6 +125,11 @@ def _check_free(identity: str) -> None:
         identity not in packed.embedded_manifest(),
         f"{identity} comes with this package, and another would stand in its place; give other data another id.",
     )
+    require(
+        not identity.startswith("iwsft/"),
+        f"{identity} would stand for data that this package collects, unchecked; 'iwsft collect' makes these, and "
+        "other data go by another id.",
+    )
 
 
 def _push_policy(path: Path, to: str) -> str:

@@ -99,9 +99,11 @@ def test_what_is_given_is_copied(data):
         ({"environment": "Hopper-v5"}, r"no reference scores .* give reference_scores=\(low, high\)"),
         ({"reference_scores": (3, 1)}, r"two finite numbers, the lower one first: \(3, 1\)"),
         ({"reference_scores": 5}, r"two finite numbers"),
+        ({"reference_scores": (0, 10**400)}, r"two finite numbers"),
         ({"environment": None}, "environment must be a task, a Gymnasium id or its specification, not None"),
         ({"id": "hopper-medium-replay"}, "hopper-medium-replay is a task, and these are other data"),
         ({"rewards": [[1], [1, 2]]}, "rewards are no array"),
+        ({"truncations": [[0], [0, 1]]}, "truncations are no array"),
         ({"actions": np.zeros((5, 0))}, r"actions are of shape \(5, 0\); give \(N, D\)"),
     ],
 )

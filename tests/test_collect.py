@@ -137,6 +137,8 @@ def test_fixed_policies(level, tiny, tmp_path):
         actions = load.load(tasks.parse_task(name)).actions
         assert actions.min() < -0.99
         assert abs(actions.mean()) < 0.05
+        assert data.storage.metadata["algorithm_name"] == "uniform"
+        assert "generation_config" not in data.storage.metadata
     with pytest.raises(UserError, match="exists already"):
         collect.main(collect.CollectConfig(name, work=tmp_path / "work"))
 
@@ -263,6 +265,8 @@ def test_what_is_not_reconstructed(env):
         ({"record": Path("x")}, "--record is for --embed"),
         ({"env": "hopper-random", "updates_per_step": 0.5}, "--updates-per-step has no effect on random"),
         ({"env": "hopper-expert", "expert_steps": 0}, "--expert-steps must be a positive multiple of 1000"),
+        ({"seed": -1}, "--seed must lie between"),
+        ({"seeds": (-1,)}, "--seeds must lie between"),
     ],
 )
 def test_an_option_without_an_effect_is_refused(changes, idle):

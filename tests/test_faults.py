@@ -451,6 +451,22 @@ def test_states_that_are_not_one_for_each():
         load.load(None, ID).states()
 
 
+def test_what_else_a_file_holds_is_no_episode():
+    minari_files.write_minari(ID, make_episodes((30, 5)), "d4rl/Hopper-v2", SCORES)
+    with h5py.File(minari_files.minari_path(ID) / "data/main_data.hdf5", "a") as file:
+        file.create_group("notes")
+    data = load.load(None, ID)
+    assert len(data.states().qpos) == len(data.rewards) == 35
+
+
+def test_what_a_killed_writer_left_is_in_nobodys_way():
+    """In a container the next process often has the number of the one before."""
+    folder = minari_files.minari_path(ID)
+    (folder.with_name(f".{folder.name}.{os.getpid()}") / "data").mkdir(parents=True)
+    minari_files.write_minari(ID, make_episodes((30, 5)), "d4rl/Hopper-v2", SCORES)
+    assert len(load.load(None, ID).rewards) == 35
+
+
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 

@@ -121,6 +121,7 @@ def test_what_is_no_policy_is_not_kept(api, tmp_path):
         ("no.safetensors", "hf://org", "repository of policies"),
         ("D4RL/hopper/medium-v2", "hf://org", "would stand for D4RL's own data"),
         ("iwsft/walker2d/medium-replay-v1", "hf://org", "comes with this package"),
+        ("iwsft/walker2d/medium-v1", "hf://org", "would stand for data that this package collects"),
     ],
 )
 def test_what_cannot_be_pushed(api, what, to, sentence):
@@ -139,6 +140,7 @@ def test_what_cannot_be_pushed(api, what, to, sentence):
         ("hf://org/x.safetensors", "is not the address of a policy"),
         ("hf://org/D4RL/hopper/medium-replay-v2", "would stand for D4RL's own data, unchecked; 'iwsft d4rl download'"),
         ("hf://org/iwsft/hopper/medium-replay-v1", "comes with this package, and another would stand in its place"),
+        ("hf://org/iwsft/hopper/medium-v1", "would stand for data that this package collects, unchecked"),
     ],
 )
 def test_what_cannot_be_pulled(api, what, sentence):

@@ -1,5 +1,6 @@
 """Online fine-tuning: schedules, objectives, prefixes in the simulator, and a point that learns to reach its goal."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -323,6 +324,11 @@ def test_states_that_end_an_episode_at_once_are_no_starts():
         prefixes.curate(config, standing(terminal=(0, 30)), batch)
     with pytest.raises(UserError, match="holds no simulator states"):
         prefixes.curate(config, make_data(), batch)
+    batch.max_steps = 60
+    assert len(prefixes.curate(config, standing(), batch).lengths) == 2
+    batch.max_steps = 59
+    with pytest.raises(UserError, match="holds an episode of 60 steps, and one of its environment ends after 59"):
+        prefixes.curate(config, standing(), batch)
 
 
 # --- a point on a line ------------------------------------------------------------------------------------------------
@@ -822,6 +828,14 @@ def test_training_starts_from_what_another_method_learned(tmp_path):
     np.testing.assert_allclose(mean, wanted, rtol=1e-5)
     offline = export.whole_configuration(stage)
     assert {"critic", "importance", "curation"} <= set(offline) and offline["policy"]["bc_steps"] == 20
+
+
+def test_a_result_tells_an_environment_that_is_not_as_registered(tmp_path):
+    shorter = copy.deepcopy(gym.spec("d4rl/Hopper-v2"))  # else of the registry
+    shorter.max_episode_steps = 50
+    data = dataclasses.replace(make_data(), environment=shorter)
+    found = work._skeleton(config(tmp_path), data, "hopper", "uft", 0, {}).physics
+    assert found == store.environment(data) and found["specification"]["max_episode_steps"] == 50
 
 
 def test_other_environments_are_refused(tmp_path, monkeypatch):

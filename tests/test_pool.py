@@ -18,7 +18,7 @@ from iwsft_control.configs.supervised import PolicyConfig
 from iwsft_control.datasets import facts
 from iwsft_control.envs import tasks
 from iwsft_control.methods import iql, registry, td3_bc
-from iwsft_control.reconstruction import levels, pool, portraits, sac
+from iwsft_control.reconstruction import collection, levels, pool, portraits, sac
 from iwsft_control.report.published import PUBLISHED_TASKS
 from tests.conftest import SHARED, make_episodes
 
@@ -138,6 +138,35 @@ def test_seeds_that_grow_together(tmp_path, monkeypatch):
     assert os.environ.get("OMP_NUM_THREADS") == before
 
 
+def test_a_shorter_run_leaves_the_checkpoint_of_a_longer_one(tmp_path):
+    run = collection.Run(HOPPER.env_id, TINY, 3, 3000)
+    current = pool.checkpoint(tmp_path, run)
+    for steps, there in ((2000, 2000), (1000, 2000), (3000, 3000)):
+        run.steps = steps
+        pool._save(run, tmp_path, kept=False)
+        assert pool.steps_of(current) == there
+    run.steps = 1000
+    pool._save(run, tmp_path, kept=True)
+    assert pool.steps_of(pool.checkpoint(tmp_path, run, 1000)) == 1000 and pool.steps_of(current) == 3000
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"env": "hopper-medium", "first": 1}, "--first is for medium-replay; leave it out"),
+        ({"env": "hopper-medium", "second_seeds": (200,)}, "--second-seeds is for medium-replay"),
+        ({"candidates": ("x",), "first": 1}, "--first has no effect with --candidates"),
+        ({"only_first": True, "second": 1}, "--second has no effect with --only-first"),
+        ({"second_seeds": (300,)}, "--second-seeds must be among --seeds"),
+        ({"second_seeds": (-1,)}, "--second-seeds must lie between"),
+        ({"second_seeds": (1, 1)}, "--second-seeds must name one or more different seeds"),
+    ],
+)
+def test_options_of_acceptance_that_cannot_be(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        accept.main(accept.AcceptConfig(**{"env": "hopper-medium-replay", "work": tmp_path} | changes))
+
+
 def test_a_record_of_acceptance_loses_nothing(tmp_path):
     task = tasks.parse_task("hopper-medium-replay")
     committed = Path(__file__).parents[1] / "results/reconstruction/hopper-medium-replay.json"
@@ -193,7 +222,6 @@ def test_from_candidates_to_a_choice(tiny, tmp_path, monkeypatch, capsys):
         ({"env": "ant-medium-replay"}, "--env must be one of hopper-medium-replay"),
         ({"workers": 0}, "--workers must be positive"),
         ({"first": 0}, "--first must be positive"),
-        ({"second_seeds": (-1,)}, "--seeds must lie"),
     ):
         with pytest.raises(UserError, match=sentence):
             accept.main(dataclasses.replace(config, **changes))

@@ -203,7 +203,7 @@ def test_verdicts():
     assert tables.verdict(statistics.Estimate(1, 0.1, 2)) == "better"
     assert tables.verdict(statistics.Estimate(-1, -2, -0.1)) == "worse"
     assert tables.verdict(statistics.Estimate(1, -0.1, 2)) == "no difference shown"
-    assert "one seed" in tables.verdict(statistics.Estimate(1, np.nan, np.nan))
+    assert "too few seeds" in tables.verdict(statistics.Estimate(1, np.nan, np.nan))
 
 
 def test_published_numbers_stand_beside_and_apart(runs, tmp_path):
@@ -517,6 +517,8 @@ def test_the_message_comes_first_and_says_what_is_not_shown(runs, tmp_path):
     level += [make_run(method="sft-q", quality="return", seed=i, mean=50.0 + (i + 1) % 3) for i in range(4)]
     tied = grouped.collect({Path(str(i)): run for i, run in enumerate(level)}, BC, SFT)
     assert any("sft-q (return) is not shown to differ from bc" in line for line in tables.messages(tied))
+    few = grouped.collect({Path(str(i)): run for i, run in enumerate(level[:5])}, BC, SFT)
+    assert any("Too few seeds on some data set to compare sft-q (return) with bc (" in x for x in tables.messages(few))
     page = formats.to_html(found, [])
     assert (
         page.index("<h1>") < page.index("is shown to beat") < page.index('id="tables"') < page.index('id="provenance"')

@@ -102,7 +102,7 @@ def measure(config: BenchConfig, task: str) -> list[str]:
 
 def main(config: BenchConfig) -> None:
     """Print the table."""
-    checks.check_seeds((config.seed,))
+    checks.check_seeds((config.seed,), "--seed")
     checks.check_tasks(config.tasks)
     bounds.check(config, "")
     console.cache_compiled_programs()

@@ -190,7 +190,7 @@ def curve(config: PeerConfig, task: str, method: str) -> None:
 
 def main(config: PeerConfig) -> None:
     """Every curve that is missing, one after another, then the figure of all that are there."""
-    checks.check_seeds((config.seed,))
+    checks.check_seeds((config.seed,), "--seed")
     checks.check_tasks(config.tasks)
     bounds.check(config, "")
     require(config.every % 2 == 0 < config.every, "--every must be even: its steps are of two critic steps.")

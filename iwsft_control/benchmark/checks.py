@@ -33,16 +33,19 @@ def check_methods(methods: Sequence[str]) -> None:
     require(len(set(methods)) == len(methods) > 0, "name one or more different methods.")
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
+def check_seeds(seeds: Sequence[int], option: str = "--seeds") -> None:
     """Refuse repeated, negative and no seeds, and what is no whole number.
+
+    Args:
+        option: what gave them, for the sentence.
 
     Raises:
         UserError: in these cases.
     """
     require(all(type(s) is int for s in seeds), f"seeds must be whole numbers, as in seeds=[0, 1]: {seeds}.")
     told = " ".join(map(str, seeds)) or "none"
-    require(len(set(seeds)) == len(seeds) > 0, f"--seeds must name one or more different seeds, not {told:.80}.")
-    require(all(0 <= s < 2**31 for s in seeds), "--seeds must lie between 0 and 2147483647.")
+    require(len(set(seeds)) == len(seeds) > 0, f"{option} must name one or more different seeds, not {told:.80}.")
+    require(all(0 <= s < 2**31 for s in seeds), f"{option} must lie between 0 and 2147483647.")
 
 
 def check_tasks(names: Sequence[str]) -> None:

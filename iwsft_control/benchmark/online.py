@@ -234,7 +234,7 @@ def _skeleton(config: Any, data: Dataset, task: str, name: str, seed: int, offli
         seed=seed,
         quick=config.quick,
         dataset=results.describe_data(data),
-        physics=physics.describe(data.env_id),
+        physics=store.environment(data),
         evaluation=export.describe_evaluation(data, "mean action, last parameters"),
         episode_returns=[],
         normalised_score=0.0,

@@ -14,7 +14,7 @@ class CriticConfig:
     """Hyper-parameters of the learned Q-function (IQL's for locomotion)."""
 
     steps: Annotated[int, POSITIVE] = 25_000
-    """Gradient steps. More updates do not rank unseen episodes better (docs/difference.md)."""
+    """Gradient steps. More updates, up to 50,000, do not rank unseen episodes better (docs/difference.md)."""
     batch_size: Annotated[int, POSITIVE] = 256
     learning_rate: Annotated[float, POSITIVE] = 3e-4
     expectile: Annotated[float, SHARE] = 0.7

@@ -127,10 +127,7 @@ def from_arrays(
 
 def _numbers(id: str, name: str, given: Any, axes: int) -> np.ndarray:
     """An array of finite numbers as float32, a copy that nobody else writes to."""
-    try:
-        array = np.asarray(given)
-    except ValueError as error:  # rows of several lengths
-        raise UserError(f"{id}: {name} are no array ({error}).") from error
+    array = _array(id, name, given)
     shape = "(N, D)" if axes == 2 else "(N,)"
     whole = array.ndim == axes and (axes == 1 or array.shape[1] > 0)
     require(whole, f"{id}: {name} are of shape {array.shape}; give {shape}.")
@@ -144,8 +141,15 @@ def _numbers(id: str, name: str, given: Any, axes: int) -> np.ndarray:
     return found
 
 
+def _array(id: str, name: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except ValueError as error:  # rows of several lengths
+        raise UserError(f"{id}: {name} are no array ({error}).") from error
+
+
 def _flags(id: str, name: str, given: Any) -> np.ndarray:
-    flags = np.asarray(given)
+    flags = _array(id, name, given)
     require(flags.ndim == 1, f"{id}: {name} are of shape {flags.shape}; give (N,).")
     require(bool(((flags == 0) | (flags == 1)).all()), f"{id}: {name} are neither true nor false.")
     return flags.astype(bool)
@@ -158,7 +162,7 @@ def _reference_scores(id: str, environment: str | EnvSpec, given: tuple[float, f
         raise UserError(f"{id}: no reference scores of its environment are known; give reference_scores=(low, high).")
     try:
         low, high = map(float, scores)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low, high = np.nan, np.nan
     require(
         is_finite(low) and is_finite(high) and low < high,

@@ -53,11 +53,13 @@ def verify(path: Path, expected: OfficialFile) -> None:
     size = path.stat().st_size
     if size != expected.size:
         raise UserError(
-            f"{path} has {size:,} bytes, D4RL's has {expected.size:,}: it is truncated or another file; fetch it again."
+            f"{path} has {size:,} bytes, D4RL's has {expected.size:,}: it is truncated or another file; "
+            "delete it and fetch it again."
         )
     if files.sha256(path) != expected.sha256:
         raise UserError(
-            f"{path} does not have the sha256 of D4RL's file; it is damaged or another file: fetch it again."
+            f"{path} does not have the sha256 of D4RL's file; it is damaged or another file: "
+            "delete it and fetch it again."
         )
 
 

@@ -7,12 +7,14 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import h5py
 import numpy as np
 from minari.serialization import serialize_space
 
@@ -46,7 +48,8 @@ def write_minari(dataset_id: str, episodes: Episodes, environment: str, metadata
     folder = minari_path(dataset_id)
     if folder.exists():
         raise UserError(f"{dataset_id} is already in {folder}; delete that folder to write it again.")
-    data = folder.with_name(f".{folder.name}.{os.getpid()}") / "data"
+    # Not by the process's number: in a container it is often that of the one before, which may have been killed.
+    data = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}") / "data"
     try:
         data.mkdir(parents=True)
         _write_hdf5(data / "main_data.hdf5", episodes)
@@ -323,7 +326,7 @@ def _stored(parts: Mapping[str, int]) -> tuple[str, ...]:
 
 def _hdf5_episodes(path: Path, total: int, parts: Mapping[str, int], name: str) -> Iterator[dict[str, np.ndarray]]:
     with hdf5.open_file(path) as file:
-        there = sum(bool(re.fullmatch(r"episode_\d+", key)) for key in file)
+        there = _count(file)
         require(
             there == total,
             f"{name} declares {total:,} episodes, and its file holds {there:,}; it is damaged: fetch it again.",
@@ -334,6 +337,11 @@ def _hdf5_episodes(path: Path, total: int, parts: Mapping[str, int], name: str) 
             found = hdf5.arrays(group, _stored(parts), f"{name}, episode_{e}", room)
             room -= sum(x.nbytes for x in found.values())
             yield _flat(found, parts, f"{name}, episode_{e}")
+
+
+def _count(file: h5py.File) -> int:
+    """Episodes of a Minari file, which may hold other things beside them."""
+    return sum(bool(re.fullmatch(r"episode_\d+", key)) for key in file)
 
 
 def _arrow_episodes(
@@ -402,7 +410,7 @@ def read_states(dataset_id: str) -> tuple[np.ndarray, np.ndarray] | None:
     found: list[dict[str, np.ndarray]] = []
     try:
         with hdf5.open_file(path) as file:
-            groups = [hdf5.find(file, f"episode_{e}", dataset_id) for e in range(len(file))]
+            groups = [hdf5.find(file, f"episode_{e}", dataset_id) for e in range(_count(file))]
             if not all(hdf5.has(group, name) for group in groups for name in names):
                 return None
             for e, group in enumerate(groups):

@@ -64,10 +64,17 @@ def curate(config: PrefixConfig, data: Dataset, batch: RestartableBatch) -> Demo
     where a recorded velocity lies at D4RL's clip (it is not the simulator's).
 
     Raises:
-        UserError: the data set holds no simulator states, or no episode of the best may be started.
+        UserError: the data set holds no simulator states, no episode of the best may be started, or one of them is
+            longer than an episode of the environment.
     """
     states, scores = data.states(), curation.episode_returns(data)
     best = curation.above(scores, config.percentile)
+    longest = int(data.lengths[best].max())
+    require(
+        longest <= batch.max_steps,
+        f"{data.id} holds an episode of {longest:,} steps, and one of its environment ends after {batch.max_steps:,}; "
+        "choose data whose environment (eval_env_spec) lets an episode last as long.",
+    )
     clipped = (np.abs(states.qvel) == VELOCITY_LIMIT).any(axis=1)
     usable = ~batch.terminal(states.qpos.astype(np.float64), states.qvel.astype(np.float64)) & ~clipped
     rows, permitted, before, lengths = [], [], [], []

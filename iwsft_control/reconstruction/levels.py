@@ -69,15 +69,18 @@ def make(
     found = fingerprint(episodes)
     report(task, episodes, found)
     made = f"A reconstruction of D4RL's {task.name}-v2 by D4RL's protocol, not D4RL's own data."
-    described = metadata(task, seed, found, made) | {"generation_config": dataclasses.asdict(config)}
+    described = metadata(task, seed, found, made)
     if run is not None:
-        replay = content_sha256(run.episodes(facts.D4RL_MEDIUM_REPLAY[task.environment.name].transitions))
-        described |= {"run": run.made, "replay_sha256": replay}
+        described |= {"generation_config": dataclasses.asdict(config), "run": run.made}
         if task.level == "medium-replay":
             described |= run.made
         if run.best is not None:
             described |= {"expert": {"steps": run.best.steps, "trial_mean_return": run.best.mean_return}}
-        if folder is None and replay != _embedded_sha256(task):
+        level = facts.D4RL_MEDIUM_REPLAY[task.environment.name].transitions
+        replay = content_sha256(run.episodes(level)) if run.steps >= level else None  # of a short --expert-steps
+        if replay is not None:
+            described |= {"replay_sha256": replay}
+        if folder is None and replay not in (None, _embedded_sha256(task)):
             identity = own
             console.console.print(
                 f"The SAC run of these data is not that of the embedded {task.environment.name} data: a run is another "
@@ -256,7 +259,7 @@ def metadata(task: Task, seed: int, found: Fingerprint, description: str) -> dic
     return {
         "ref_min_score": task.environment.ref_min_score,
         "ref_max_score": task.environment.ref_max_score,
-        "algorithm_name": "SAC",
+        "algorithm_name": "uniform" if task.level == "random" else "SAC",
         "author": ["iwsft_control"],
         "description": description,
         "reconstruction": True,

@@ -58,11 +58,17 @@ def grow(
     while run.steps < steps:
         run.iterate()
         tell(run)
-        if run.steps in {steps, *keep_at}:
-            run.save(checkpoint(work, run, run.steps))
-        elif run.steps % CHECKPOINT_STEPS == 0:
-            run.save(checkpoint(work, run))
+        kept = run.steps in {steps, *keep_at}
+        if kept or run.steps % CHECKPOINT_STEPS == 0:
+            _save(run, work, kept)
     return run
+
+
+def _save(run: Run, work: Path, kept: bool) -> None:
+    """Write a run's checkpoint, unless it would replace that of a longer run which was stopped."""
+    path = checkpoint(work, run, run.steps if kept else None)
+    if kept or not path.is_file() or steps_of(path) <= run.steps:
+        run.save(path)
 
 
 def begin(env_id: str, config: sac.SACConfig, seed: int, steps: int, work: Path, keep_at: Sequence[int] = ()) -> Run:
@@ -107,7 +113,7 @@ def grow_together(
                 group, min((run.steps for run in runs if run.steps > behind), default=steps), processes, tell
             )
             for run in group:
-                run.save(checkpoint(work, run, run.steps if run.steps == steps else None))
+                _save(run, work, run.steps == steps)
     return runs
 
 

@@ -30,11 +30,13 @@ from iwsft_control.report.runs import (
 )
 from iwsft_control.report.statistics import Estimate
 
+TOO_FEW = "too few seeds"
+
 
 def verdict(difference: Estimate) -> str:
     """Whether an interval of differences excludes zero."""
     if np.isnan(difference.low):
-        return "one seed: no telling"
+        return TOO_FEW
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "no difference shown"
@@ -118,6 +120,8 @@ def messages(report: Report) -> list[str]:
     ):
         if outcome in found:
             lines.append(f"{subject} {words} {', '.join(found[outcome])}.")
+    if few := found.get(TOO_FEW):
+        lines.append(f"Too few seeds on some data set to compare {report.focus.label} with {', '.join(few)}.")
     return [*lines, *without_mean(report), caveat(report)]
 
 
