@@ -96,7 +96,7 @@ def beside_published(folder: Path) -> str:
 def beside_ours(folder: Path) -> str:
     """What has no row in the results table: means over runs, and iw-SFT(Q)'s mean by learned Q minus theirs.
 
-    Intervals of the differences are of runs that share no seeds, and corrected for their number.
+    The differences are not paired by seed, and their intervals are corrected for their number.
     """
     focus = runs.Row("iw-sft-q", "q")
     report = runs.collect(runs.find([folder / "sweep"]), runs.Row("bc", None), focus)

@@ -86,7 +86,8 @@ def main(config: CollectConfig) -> None:
             idle = next((o for o in others if getattr(config, o) not in (None, ())), None)
             no_effect = f"--{idle} has no effect with --{option}; leave it out.".replace("_", "-")
             require(idle is None, no_effect)
-    checks.check_seeds(config.seeds) if config.seeds else checks.check_seeds((config.seed or 0,), "--seed")
+    seeds, option = (config.seeds, "--seeds") if config.seeds else ((config.seed or 0,), "--seed")
+    checks.check_seeds(seeds, option)
     from iwsft_control.reconstruction import levels  # here: help and a mistake in an option need none of JAX
 
     work = config.work or files.cache_home() / "collect"

@@ -103,8 +103,8 @@ def stratified_mean(strata: Sequence[np.ndarray], comparisons: int = 1) -> Estim
 def unpaired(mine: Sequence[np.ndarray], theirs: Sequence[np.ndarray], comparisons: int = 1) -> Estimate:
     """Mean over tasks of a method's mean minus another's, from scores (n_k,) and (m_k,) per task, with its t interval.
 
-    For runs that share no seeds (Welch 1947): twice the :func:`stratified_mean` of 2 K strata, the other's scores with
-    their signs turned.
+    For runs that are not paired by seed (Welch 1947): twice the :func:`stratified_mean` of 2 K strata, the other's
+    scores with their signs turned.
     """
     return Estimate(*(2 * x for x in stratified_mean([*mine, *(-scores for scores in theirs)], comparisons)))
 
