@@ -8,7 +8,8 @@ sweep has done of them is used again. Kill it and start it again: finished runs 
 seed, its difference from the variant of its group that is not weighted (SFT(Q)) and, over all tasks, from the default
 (iw-SFT(Q) by learned Q) and from iw-SFT(Q) by the recipe of the paper's released code (``--released``); intervals of
 a column of differences are corrected for their number. The figure shows the score against the effective sample size
-of the weights. Both are of all results that are there, whichever groups were run.
+of the weights. Both are of all seeds and groups that are there, whichever were run, the released recipe's with
+``--released``.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class AblationConfig:
     """Effective sample sizes of the weights."""
     released: bool = False
     """The recipe of the paper's released code too: hours a run on one core."""
-    out: Path = Path("results/ablation")
+    out: Path | None = None
+    """By default results/ablation, of trials results/quick/ablation."""
     workers: int | None = None
     table_only: bool = False
     """Make table and figure of the results that are there; run nothing."""
@@ -119,6 +121,7 @@ def main(config: AblationConfig) -> None:
     unknown = sorted(set(config.groups) - set(known))
     require(not unknown, f"no group {', '.join(unknown)}; choose of {'; '.join(known)}.")
     chosen = [v for v in every if not config.groups or v.group in config.groups]
+    out = config.out or Path("results") / ("quick/ablation" if config.quick else "ablation")
 
     def run(variant: Variant) -> None:
         console.console.print(f"{variant.group}: weights {variant.weights}")
@@ -127,34 +130,27 @@ def main(config: AblationConfig) -> None:
             "methods": (variant.method,),
             "qualities": (variant.quality,),
             "seeds": config.seeds,
-            "results": config.out / variant.folder,
+            "results": out / variant.folder,
             "workers": config.workers,
             "quick": config.quick,
         }
         sweep.main(sweep.Plan(**options, **dict(variant.settings)))
 
     failed = console.each(run, () if config.table_only else chosen)
-    found = {v: read(config, v) for v in every}
-    require(any(found.values()), f"no results of these seeds in {config.out}: run them without --table-only.")
+    found = {v: runs.by_seed(out / v.folder, config.quick) for v in every}
+    require(any(found.values()), f"no results in {out}: run them without --table-only.")
     runs.require_alike(found.values())
     there = {v.group for v, by_task in found.items() if by_task}
     found = {v: by_task for v, by_task in found.items() if v.group in there}
     header, rows = table(config, found)
     console.print_table(header, rows)
-    files.write_text(config.out / "ablation.md", formats.markdown_table(header, rows) + "\n")
-    figures.save(figure(config, found), config.out, "effective-sample-size")
+    files.write_text(out / "ablation.md", formats.markdown_table(header, rows) + "\n")
+    figures.save(figure(config, found), out, "effective-sample-size")
     if failed:
         raise SystemExit(1)
 
 
 Found = Mapping[Variant, Mapping[str, Mapping[int, RunResult]]]  # variant -> task -> seed -> result
-
-
-def read(config: AblationConfig, variant: Variant) -> dict[str, dict[int, RunResult]]:
-    """The results of a variant."""
-    found = runs.by_seed(config.out / variant.folder, config.quick)
-    chosen = {task: {s: r for s, r in by_seed.items() if s in config.seeds} for task, by_seed in found.items()}
-    return {task: by_seed for task, by_seed in chosen.items() if by_seed}
 
 
 def scores(found: Mapping[int, RunResult], seeds: Sequence[int]) -> np.ndarray:

@@ -164,6 +164,12 @@ def main(config: CriticQualityConfig) -> None:
     data = api.load(None if config.dataset else config.env, dataset=config.dataset)
     learned, held_out = split(data)
     scale, rows = reward_scale(learned), Demonstrations(held_out.observations, held_out.actions)
+    for discount in config.discounts:
+        require(
+            bool(truth(held_out, scale, discount).known.any()),
+            f"no return of a held-out episode of {data.id} is known with --discounts {discount:g}: each is cut where "
+            "more of it would count; give a smaller one.",
+        )
     work = config.work or files.cache_home() / "critic-quality"
     console.writable(config.out)
     console.writable(work)

@@ -110,7 +110,7 @@ class TuningConfig:
     knobs: tuple[str, ...] = ()
     """Names of rows of the table, by default all of the round."""
     out: Path | None = None
-    """By default results/tuning/ROUND."""
+    """By default results/tuning/ROUND, of trials results/quick/tuning/ROUND."""
     workers: int | None = None
     table_only: bool = False
     """Make the table of the results that are there; run nothing."""
@@ -126,7 +126,7 @@ def main(config: TuningConfig) -> None:
     knobs = ROUNDS[config.round]
     unknown = sorted(set(config.knobs) - set(knobs))
     require(not unknown, f"no knob {', '.join(unknown)}; choose of {'; '.join(knobs)}.")
-    out = config.out or Path("results/tuning") / config.round
+    out = config.out or Path("results") / ("quick/tuning" if config.quick else "tuning") / config.round
 
     def run(name: str) -> None:
         console.console.print(name)

@@ -60,7 +60,8 @@ class VarianceConfig:
     """Runs of every component."""
     first_seed: int = 100
     """Tuning seeds: from here."""
-    out: Path = Path("results/variance")
+    out: Path | None = None
+    """By default results/variance, of trials results/quick/variance."""
     stages: Path | None = None
     """Folder of finished stages; by default ~/.cache/iwsft_control/stages."""
     quick: bool = False
@@ -138,11 +139,12 @@ def main(config: VarianceConfig) -> None:
     bounds.check(config, "")
     checks.check_seeds((config.first_seed, config.first_seed + config.runs), "--first-seed")
     console.cache_compiled_programs()
-    console.writable(config.out)
+    out = config.out or Path("results") / ("quick/variance" if config.quick else "variance")
+    console.writable(out)
     data = api.load(None if config.dataset else config.env, dataset=config.dataset)
     chosen = settings.validate(settings.make(config.quick))
     store = Store(config.stages or files.cache_home() / "stages")
-    path = config.out / f"{data.task.replace('/', '-')}.json"
+    path = out / f"{data.task.replace('/', '-')}.json"
     head = {
         "dataset": {"id": data.id, "sha256": data.sha256},
         "environment": files.through_json(environment(data)),

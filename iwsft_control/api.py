@@ -215,8 +215,9 @@ def evaluate(
         PolicyError: an action is not finite, outside [-1, 1] or of another shape.
         UserError: neither a task nor an id, no such environment, what does not act, or no episode.
     """
-    require(isinstance(episodes, int) and episodes > 0, f"episodes must be a whole number above zero: {episodes!r}.")
-    return evaluation.evaluate(policy, _environment(data), episodes, recorder=recorder)
+    whole = isinstance(episodes, int | np.integer) and not isinstance(episodes, bool)
+    require(whole and episodes > 0, f"episodes must be a whole number above zero: {episodes!r}.")
+    return evaluation.evaluate(policy, _environment(data), int(episodes), recorder=recorder)
 
 
 @_worded_for_python()

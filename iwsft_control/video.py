@@ -43,15 +43,17 @@ class VideoConfig:
 def main(config: VideoConfig) -> None:
     """Check, play, write."""
     bounds.check(config, "")
-    if not config.policy.exists():
+    if not config.policy.is_file():
         path = config.policy.suffix != "" or len(config.policy.parts) > 1
-        require(not path, f"{config.policy} does not exist; check the path.")
+        require(not path, f"{config.policy} does not exist or is no file; check the path.")
         tasks.parse_task(str(config.policy))  # of a policy that comes with the package
     if config.env is not None:
         tasks.environment_of(config.env)
     from iwsft_control.envs import evaluation, video  # here: help and a mistake need none of MuJoCo
     from iwsft_control.networks.policies import load_policy
 
+    last = 2**32 - 1 - evaluation.FIRST_RESET_SEED
+    require(config.episode <= last, f"--episode must be {last} at most, not {config.episode}.")
     if config.method_file is not None:
         registry.load_file(config.method_file)
     policy = load_policy(config.policy)

@@ -11,7 +11,7 @@ from experiments import ablation
 from iwsft_control.base.errors import UserError
 from iwsft_control.benchmark.settings import make
 from iwsft_control.configs.supervised import PolicyConfig
-from iwsft_control.report import formats
+from iwsft_control.report import formats, runs
 
 
 def test_variants_differ_in_one_factor():
@@ -35,7 +35,7 @@ def test_a_failed_run_stops_no_other_variant(tmp_path, monkeypatch):
         raise SystemExit(1)
 
     monkeypatch.setattr(ablation.sweep, "main", failing)
-    monkeypatch.setattr(ablation, "read", lambda config, variant: {"hopper-medium-replay": {}})
+    monkeypatch.setattr(ablation.runs, "by_seed", lambda folder, quick: {"hopper-medium-replay": {}})
     monkeypatch.setattr(ablation, "figure", lambda config, found: None)
     monkeypatch.setattr(ablation.figures, "save", lambda figure, folder, name: None)
     with pytest.raises(SystemExit):
@@ -76,11 +76,11 @@ def test_the_mean_over_tasks_is_paired_by_seed():
 
 
 def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
-    config = ablation.AblationConfig(out=Path(__file__).parents[1] / "results/ablation", table_only=True)
-    found = {v: ablation.read(config, v) for v in ablation.variants()}
+    config, out = ablation.AblationConfig(table_only=True), Path(__file__).parents[1] / "results/ablation"
+    found = {v: runs.by_seed(out / v.folder) for v in ablation.variants()}
     header, rows = ablation.table(config, found)
-    assert formats.markdown_table(header, rows) == (config.out / "ablation.md").read_text(encoding="utf-8").rstrip()
-    with pytest.raises(UserError, match=r"no results of these seeds in .*: run them without --table-only"):
+    assert formats.markdown_table(header, rows) == (out / "ablation.md").read_text(encoding="utf-8").rstrip()
+    with pytest.raises(UserError, match=r"no results in .*: run them without --table-only"):
         ablation.main(dataclasses.replace(config, out=tmp_path))
 
 
@@ -96,7 +96,7 @@ def test_table_and_figure(tmp_path, one_process, monkeypatch, capsys, imported_h
     ablation.main(config)
     lines = (tmp_path / "ablation.md").read_text().splitlines()
     assert len(lines) == 5 and lines[3].startswith("| return, episodes | none |")
-    found = {v: ablation.read(config, v)["hopper-medium-replay"] for v in every}
+    found = {v: runs.by_seed(tmp_path / v.folder, quick=True)["hopper-medium-replay"] for v in every}
     plain, weighted = (ablation.scores(found[v], (3, 4)) for v in every)
     assert f"{np.mean(weighted - plain):+.1f}" in lines[4].split("|")[5] == lines[4].split("|")[7]  # one task: its mean
     assert ablation._mean_size(found[every[1]]) == pytest.approx(0.5, abs=0.05)
@@ -113,7 +113,8 @@ def test_a_table_keeps_the_groups_that_were_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation.sweep, "main", lambda plan: there.add("return, episodes"))
     run = SimpleNamespace(normalised_score=1.0, diagnostics={"bc_start": {"normalised_score": 0.0}, "training": {}})
     found = {"hopper-medium-replay": {7: run}}
-    monkeypatch.setattr(ablation, "read", lambda config, variant: found if variant.group in there else {})
+    group_of = {variant.folder: variant.group for variant in ablation.variants()}
+    monkeypatch.setattr(ablation.runs, "by_seed", lambda folder, quick: found if group_of[folder.name] in there else {})
     compared = []
     monkeypatch.setattr(ablation.runs, "require_alike", lambda variants: compared.append([v for v in variants if v]))
     config = ablation.AblationConfig(("hopper-medium-replay",), groups=("return, episodes",), out=tmp_path)

@@ -114,6 +114,11 @@ def test_a_video_of_a_kind_of_policy_that_a_method_file_knows(tmp_path, monkeypa
     assert seen[0].kind == "standing" and actions.tolist() == [[0.0] * 3] * 2
 
 
+def test_an_episode_whose_reset_seed_cannot_be_is_named_by_its_option():
+    with pytest.raises(UserError, match=r"^--episode must be \d+ at most, not 4294967295"):
+        video.main(video.VideoConfig(Path("hopper-medium-replay"), episode=2**32 - 1))
+
+
 @pytest.mark.parametrize(
     ("method", "options", "sentence"),
     [
@@ -246,7 +251,7 @@ def test_seeds_are_different_whole_numbers(seeds):
         iwsft_control.train("bc", iwsft_control.load(dataset=ID), seeds=seeds, quick=True, quiet=True)
 
 
-@pytest.mark.parametrize("episodes", [0, -1, 2.0])
+@pytest.mark.parametrize("episodes", [0, -1, 2.0, True, np.int64(0)])
 def test_episodes_are_a_whole_number(episodes):
     with pytest.raises(UserError, match="episodes must be a whole number above zero"):
         iwsft_control.evaluate(lambda o: np.zeros((len(o), 3)), "hopper-medium-replay", episodes=episodes)
@@ -282,13 +287,15 @@ def test_folders_may_be_text_and_an_environment_a_task(tmp_path):
     small_policy = PolicyConfig(hidden=(8,), bc_steps=20, batch_size=16)
     (run,) = iwsft_control.train("bc", data, quick=True, quiet=True, policy=small_policy, iql=IQLConfig(), **folders)
     assert list((tmp_path / "results").rglob("*.json")) and list((tmp_path / "stages").iterdir())
-    returns = iwsft_control.evaluate(run.policy, "hopper-medium-replay", episodes=2)
+    returns = iwsft_control.evaluate(run.policy, "hopper-medium-replay", episodes=np.int64(2))
     np.testing.assert_array_equal(returns, iwsft_control.evaluate(run.policy, "d4rl/Hopper-v2", episodes=2))
 
 
 @pytest.mark.parametrize("task", ["hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay"])
-def test_a_policy_comes_with_the_package(task, monkeypatch):
+def test_a_policy_comes_with_the_package(task, monkeypatch, tmp_path):
     """Found by its task, of the default method and of one seed, and it runs as its score says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / task).mkdir()  # as a run makes one in its folder of results
     policy = iwsft_control.load_policy(task)
     assert (policy.task, policy.method, policy.seed) == (task, "iw-sft-q", 10)
     environment = tasks.parse_task(task).environment

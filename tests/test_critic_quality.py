@@ -65,6 +65,13 @@ def test_bounds_are_those_of_the_critic():
         critic_quality.main(critic_quality.CriticQualityConfig(expectiles=(1.5,)))
 
 
+def test_a_discount_by_which_no_return_is_known():
+    with pytest.raises(UserError, match=r"no return of a held-out episode .* is known with --discounts 0\.9999"):
+        critic_quality.main(
+            critic_quality.CriticQualityConfig("halfcheetah-medium-replay", seeds=(3,), discounts=(0.9999,))
+        )
+
+
 def test_the_command(tmp_path, monkeypatch):
     small = critic_quality.critic.CriticConfig(hidden=(8,), batch_size=16)
     monkeypatch.setattr(critic_quality, "critics", lambda config: [("small", "critic", small)])

@@ -371,7 +371,9 @@ METHOD = dataclasses.replace(iql.METHOD, name={name!r}, option="mine", stream=No
     [
         ("my method", "", "", "'my method' is no name of a method"),
         ("../mine", "", "", "is no name of a method"),
-        ("mine", "place: Path = Path('x')", "", "MyConfig holds what a result file cannot .*Path"),
+        ("mine", "place: Path = Path('x')", "", "MyConfig holds what cannot be written or hashed .*Path"),
+        ("mine", "extra: Any = dataclasses.field(default_factory=list)", "", "MyConfig holds what cannot .*unhashable"),
+        ("mine", "def __post_init__(self): int('x')", "", r"MyConfig\(\) cannot be made \(ValueError: invalid literal"),
         ("mine", "", ", dependencies=('bc',)", "the dependencies of 'mine' must be a function"),
         ("mine", "", ", dependencies=lambda quality: 'bc'", "the dependencies of 'mine' must be a function"),
         ("mine", "", ", dependencies=lambda quality: {}[quality]", "the dependencies of 'mine' must be a function"),
@@ -514,6 +516,7 @@ def test_the_command_line_knows_the_options_of_a_method_file():
         (NO_STEPS.format("@dataclasses.dataclass(frozen=True)"), "MyConfig has no field batch_size, steps; add it"),
         (NO_STEPS.format("@dataclasses.dataclass"), "the config of 'mine' is no frozen dataclass"),
         ("METHOD = 3", "does not hold a Method record"),
+        ("METHODS = 3", "METHODS must be a tuple of Method records"),
         ("from iwsft_control.methods.iql import METHOD", "there is a method 'iql' already"),
     ],
 )

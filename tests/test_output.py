@@ -106,7 +106,8 @@ def test_an_option_given_twice_is_refused(monkeypatch, capsys, twice):
         run.cli()
     assert error.value.code == 2
     name = twice[0].partition("=")[0]
-    assert f"{name} is given twice; give it once, with all its values: {name} A B." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{name} is given twice; give it once (with all its values, where it takes several)." in said
 
 
 def test_help_shows_the_options_of_the_chosen_methods(monkeypatch):

@@ -83,7 +83,7 @@ def check_repeated(arguments: Sequence[str]) -> None:
     """
     names = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--") and a != "--"]
     twice = next((name for name in names if names.count(name) > 1), None)
-    require(twice is None, f"{twice} is given twice; give it once, with all its values: {twice} A B.")
+    require(twice is None, f"{twice} is given twice; give it once (with all its values, where it takes several).")
 
 
 def with_ranges(arguments: Sequence[str]) -> list[str]:

@@ -49,7 +49,8 @@ def record_video(
     """Play one episode and write it as a video: :func:`iwsft_control.api.record_video`, in an environment."""
     path = Path(path)
     for name, value in (("size", size), ("steps", 1 if steps is None else steps)):
-        require(isinstance(value, int) and value > 0, f"{name} must be a whole number above zero: {value!r}.")
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        require(whole and value > 0, f"{name} must be a whole number above zero: {value!r}.")
     known = isinstance(seed, int | np.integer) and 0 <= seed < 2**32
     require(known, f"seed must be a whole number between 0 and {2**32 - 1}: {seed!r}.")
     require(path.suffix in KINDS, f"{path} is not {' or '.join(KINDS)}; give a name that ends so.")

@@ -99,10 +99,16 @@ def check_config(method: Method, where: str) -> None:
         absent = field.init and field.default is field.default_factory is dataclasses.MISSING
         require(not absent, f"{where}: the field {field.name} of {kind.__name__} has no default; give it one.")
     try:
-        json.dumps(method.record(kind()))
+        made = kind()
+        json.dumps(method.record(made))
+        hash(made)  # its training is compiled once for each configuration
     except TypeError as error:
         raise UserError(
-            f"{where}: {kind.__name__} holds what a result file cannot ({error}); use numbers, text and tuples."
+            f"{where}: {kind.__name__} holds what cannot be written or hashed ({error}); use numbers, text and tuples."
+        ) from error
+    except Exception as error:  # whatever somebody else's code raises
+        raise UserError(
+            f"{where}: {kind.__name__}() cannot be made ({type(error).__name__}: {error}); mend it."
         ) from error
     for quality in ("q", "return") if method.by_quality else (None,):
         try:
@@ -162,6 +168,8 @@ def load_file(path: Path) -> None:
         line = f"line {lines[-1]}, " if lines else ""  # what does not parse says its line itself
         raise UserError(f"{path} cannot be imported ({line}{type(error).__name__}: {error}); mend it.") from error
     found = getattr(module, "METHODS", None) or [m for m in (getattr(module, "METHOD", None),) if m is not None]
+    several = isinstance(found, list | tuple)
+    require(several, f"{path}: METHODS must be a tuple of Method records; a single one is METHOD = Method(...).")
     require(bool(found), f"{path} holds no METHOD; end it with METHOD = Method(...).")
     add(found, str(path))
     _files.append(path)

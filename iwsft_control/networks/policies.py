@@ -305,7 +305,7 @@ def load_policy(path: str | Path) -> TrainedPolicy:
     require(named, f"a policy is loaded from a file, or by the name of a task, not from {path!r:.60}.")
     path = Path(path)
     own = SHIPPED / f"{path}.safetensors"
-    if not path.exists() and own.is_file():
+    if not path.is_file() and own.is_file():  # a folder of results has a task's name, too
         path = own
     if not path.exists():
         known = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.safetensors")))
