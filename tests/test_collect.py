@@ -163,6 +163,7 @@ def choose(record, chosen):
     pool.write(record / "pool", chosen)
 
 
+@pytest.mark.slow  # what only the makers of embedded data do
 def test_only_the_chosen_replay_is_packed(tiny, tmp_path):
     """By default the chosen replay's seed and updates are used; the embedded folder takes no other replay."""
     seed, updates = collect.CHOSEN["hopper"]
