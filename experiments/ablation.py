@@ -121,7 +121,7 @@ def main(config: AblationConfig) -> None:
     unknown = sorted(set(config.groups) - set(known))
     require(not unknown, f"no group {', '.join(unknown)}; choose of {'; '.join(known)}.")
     chosen = [v for v in every if not config.groups or v.group in config.groups]
-    out = config.out or Path("results") / ("quick/ablation" if config.quick else "ablation")
+    out = config.out or Path("results/quick" if config.quick else "results") / "ablation"
 
     def run(variant: Variant) -> None:
         console.console.print(f"{variant.group}: weights {variant.weights}")

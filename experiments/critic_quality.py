@@ -164,9 +164,10 @@ def main(config: CriticQualityConfig) -> None:
     data = api.load(None if config.dataset else config.env, dataset=config.dataset)
     learned, held_out = split(data)
     scale, rows = reward_scale(learned), Demonstrations(held_out.observations, held_out.actions)
-    for discount in config.discounts:
+    known = {discount: truth(held_out, scale, discount) for discount in config.discounts}
+    for discount, by_discount in known.items():
         require(
-            bool(truth(held_out, scale, discount).known.any()),
+            bool(by_discount.known.any()),
             f"no return of a held-out episode of {data.id} is known with --discounts {discount:g}: each is cut where "
             "more of it would count; give a smaller one.",
         )
@@ -176,7 +177,7 @@ def main(config: CriticQualityConfig) -> None:
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     with console.progress_bar() as bar:
         for label, name, chosen in critics(config):
-            known, method = truth(held_out, scale, chosen.discount), registry.get(name)
+            method = registry.get(name)
             # A training that other code began is begun anew.
             code = sources.code_version(store.code_of(Stage(name, None, config.seeds, settings.make())))[:8]
             for seed in config.seeds:
@@ -189,7 +190,7 @@ def main(config: CriticQualityConfig) -> None:
                 ):
                     bar.update(line, completed=steps)
                     q = np.asarray(critic.min_q(chosen.hidden, state.target, rows))
-                    found.setdefault((label, steps), []).append(judge(q, held_out, known))
+                    found.setdefault((label, steps), []).append(judge(q, held_out, known[chosen.discount]))
     write(config, data, found)
 
 

@@ -126,7 +126,7 @@ def main(config: TuningConfig) -> None:
     knobs = ROUNDS[config.round]
     unknown = sorted(set(config.knobs) - set(knobs))
     require(not unknown, f"no knob {', '.join(unknown)}; choose of {'; '.join(knobs)}.")
-    out = config.out or Path("results") / ("quick/tuning" if config.quick else "tuning") / config.round
+    out = config.out or Path("results/quick" if config.quick else "results") / "tuning" / config.round
 
     def run(name: str) -> None:
         console.console.print(name)

@@ -139,7 +139,7 @@ def main(config: VarianceConfig) -> None:
     bounds.check(config, "")
     checks.check_seeds((config.first_seed, config.first_seed + config.runs), "--first-seed")
     console.cache_compiled_programs()
-    out = config.out or Path("results") / ("quick/variance" if config.quick else "variance")
+    out = config.out or Path("results/quick" if config.quick else "results") / "variance"
     console.writable(out)
     data = api.load(None if config.dataset else config.env, dataset=config.dataset)
     chosen = settings.validate(settings.make(config.quick))

@@ -22,7 +22,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from iwsft_control.base import console, progress
-from iwsft_control.base.errors import UserError, in_python, require
+from iwsft_control.base.errors import UserError, in_python, is_whole, require
 from iwsft_control.base.files import cache_home
 from iwsft_control.benchmark import checks, export, jobs, settings, stages
 from iwsft_control.benchmark import store as store_module
@@ -215,8 +215,7 @@ def evaluate(
         PolicyError: an action is not finite, outside [-1, 1] or of another shape.
         UserError: neither a task nor an id, no such environment, what does not act, or no episode.
     """
-    whole = isinstance(episodes, int | np.integer) and not isinstance(episodes, bool)
-    require(whole and episodes > 0, f"episodes must be a whole number above zero: {episodes!r}.")
+    require(is_whole(episodes) and episodes > 0, f"episodes must be a whole number above zero: {episodes!r}.")
     return evaluation.evaluate(policy, _environment(data), int(episodes), recorder=recorder)
 
 

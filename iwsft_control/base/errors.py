@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 import re
+from typing import TypeGuard
 
 
 class UserError(Exception):
@@ -19,6 +21,11 @@ def require(condition: bool, sentence: str) -> None:
     """Raise a :class:`UserError` with ``sentence`` unless ``condition`` holds."""
     if not condition:
         raise UserError(sentence)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether something is a whole number, of Python or NumPy, and not a truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_finite(value: object) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from minari.serialization import serialize_space
 
 from iwsft_control.base import files
-from iwsft_control.base.errors import UserError, require
+from iwsft_control.base.errors import UserError, is_whole, require
 from iwsft_control.base.versions import version
 from iwsft_control.datasets import episodes as whole
 from iwsft_control.datasets import hdf5
@@ -196,7 +196,7 @@ def read(dataset_id: str, metadata: Mapping[str, Any], flatten: bool = False) ->
     data = minari_path(dataset_id) / "data"
     parts = observation_parts(dataset_id, metadata, flatten)
     kind, total = metadata.get("data_format", "hdf5"), metadata.get("total_episodes")
-    if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+    if not is_whole(total) or total < 1:
         raise UserError(f"{dataset_id} declares {total!s:.40} episodes; correct total_episodes in its metadata.")
     try:
         if kind == "hdf5":
@@ -298,7 +298,7 @@ def _boxes(space: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, in
             yield from _boxes(each, f"{name}/{key}" if name else key, depth + 1)
         return
     shape = space.get("shape") if isinstance(space, dict) and space.get("type") == "Box" else None
-    is_box = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
+    is_box = isinstance(shape, list) and all(is_whole(n) and n > 0 for n in shape)
     yield name, math.prod(shape) if is_box and shape is not None else None
 
 

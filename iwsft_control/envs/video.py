@@ -15,7 +15,7 @@ import numpy as np
 import threadpoolctl
 from gymnasium.envs.registration import EnvSpec
 
-from iwsft_control.base.errors import UserError, require
+from iwsft_control.base.errors import UserError, is_whole, require
 from iwsft_control.base.files import atomic_path
 from iwsft_control.envs.evaluation import FIRST_RESET_SEED, LANE, check_actions
 from iwsft_control.envs.specs import id_of
@@ -49,8 +49,7 @@ def record_video(
     """Play one episode and write it as a video: :func:`iwsft_control.api.record_video`, in an environment."""
     path = Path(path)
     for name, value in (("size", size), ("steps", 1 if steps is None else steps)):
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        require(whole and value > 0, f"{name} must be a whole number above zero: {value!r}.")
+        require(is_whole(value) and value > 0, f"{name} must be a whole number above zero: {value!r}.")
     known = isinstance(seed, int | np.integer) and 0 <= seed < 2**32
     require(known, f"seed must be a whole number between 0 and {2**32 - 1}: {seed!r}.")
     require(path.suffix in KINDS, f"{path} is not {' or '.join(KINDS)}; give a name that ends so.")

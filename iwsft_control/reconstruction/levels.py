@@ -77,17 +77,17 @@ def make(
         if run.best is not None:
             described |= {"expert": {"steps": run.best.steps, "trial_mean_return": run.best.mean_return}}
         level = facts.D4RL_MEDIUM_REPLAY[task.environment.name].transitions
-        replay = content_sha256(run.episodes(level)) if run.steps >= level else None  # of a short --expert-steps
-        if replay is not None:
+        if run.steps >= level:  # else of a short --expert-steps: no replay to compare
+            replay = content_sha256(run.episodes(level))
             described |= {"replay_sha256": replay}
-        if folder is None and replay not in (None, _embedded_sha256(task)):
-            identity = own
-            console.console.print(
-                f"The SAC run of these data is not that of the embedded {task.environment.name} data: a run is another "
-                "one with another seed or number of updates a step, and on another kind of processor."
-            )
-            if task.level == "medium-replay":
-                console.console.print(f"So they have an id of their own: --dataset {identity}")
+            if folder is None and replay != _embedded_sha256(task):
+                identity = own
+                console.console.print(
+                    f"The SAC run of these data is not that of the embedded {task.environment.name} data: a run is "
+                    "another one with another seed or number of updates a step, and on another kind of processor."
+                )
+                if task.level == "medium-replay":
+                    console.console.print(f"So they have an id of their own: --dataset {identity}")
     if folder is not None and chosen is not None:
         require(
             content_sha256(episodes) == chosen.sha256,
